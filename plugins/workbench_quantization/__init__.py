@@ -1,0 +1,17 @@
+"""Quantization: which layers of a trained network may go to few bits, and what that costs."""
+
+from workbench import MethodReference, hookimpl
+
+__all__ = ["workbench_methods"]
+
+
+@hookimpl
+def workbench_methods() -> list[MethodReference]:
+    """The methods of this family, imported on first use."""
+    return [
+        MethodReference(
+            "quantization.hawq",
+            "workbench_quantization.hawq:Hawq",
+            "Which layers may go to 4 or 2 bits, judged by the curvature of the loss",
+        )
+    ]

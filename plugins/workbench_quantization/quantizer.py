@@ -1,0 +1,169 @@
+"""Simulated ("fake") quantisation of weights and activations, with straight-through gradients.
+
+Weights: symmetric and signed, one range per output channel or per layer. Activations: unsigned with zero-point 0 where
+the tensor is never negative (after ReLU), symmetric and signed elsewhere. Follows quant_utils of the HAWQ-V3 code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Granularity = Literal["layer", "channel"]
+RangeRule = Literal["extremes", "percentile"]
+
+FULL_PRECISION = 32
+"""A width from which on nothing is quantised."""
+
+RANGE_MOMENTUM = 0.99
+"""Share of the old activation range that a training step keeps (HAWQ-V3)."""
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the quantised value. Backward: the gradient as it comes, as if nothing had been rounded."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor, quantised: Tensor) -> Tensor:
+        return quantised.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The weight dim that counts output channels: 1 for transposed convolutions, 0 for all else."""
+    return 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
+
+
+def weight_scale(weight: Tensor, bits: int, granularity: Granularity = "channel", axis: int = 0) -> Tensor:
+    """s = max|w| / (2^(b-1) - 1) per layer or per channel, shaped to broadcast against `weight`; 1 where all is zero."""
+    if granularity == "layer":
+        largest = weight.detach().abs().amax()
+    else:
+        others = [dim for dim in range(weight.ndim) if dim != axis]
+        largest = weight.detach().abs().amax(dim=others, keepdim=True)
+    return torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), torch.ones_like(largest))
+
+
+def quantise_weight(weight: Tensor, bits: int, granularity: Granularity = "channel", axis: int = 0) -> Tensor:
+    """Q_b(w) = s * clamp(round(w / s), -2^(b-1), 2^(b-1) - 1), same shape and dtype; straight-through gradient.
+
+    With 2 bits only the levels -1, 0, 1 occur: the lowest level, -2, is never reached because s is max|w| / 1.
+
+    Args:
+        weight: any shape; `axis` counts its output channels.
+        bits: 2 or more; from 32 on the weight is returned as it is.
+        granularity: one range for the layer or one per output channel.
+        axis: output channel dim.
+    """
+    if bits >= FULL_PRECISION:
+        return weight
+    scale = weight_scale(weight, bits, granularity, axis)
+    levels = torch.clamp(torch.round(weight.detach() / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return _StraightThrough.apply(weight, levels * scale)
+
+
+class FakeQuantise(nn.Module):
+    """Parametrization that shows a module `quantise_weight` of its weight, while the optimiser sees the original."""
+
+    def __init__(self, bits: int, granularity: Granularity, axis: int) -> None:
+        super().__init__()
+        self.bits, self.granularity, self.axis = bits, granularity, axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantised weight, straight-through."""
+        return quantise_weight(weight, self.bits, self.granularity, self.axis)
+
+
+def attach_weight_quantiser(layer: nn.Module, bits: int, granularity: Granularity) -> None:
+    """From now on the layer computes with its quantised weight and trains the original (straight-through)."""
+    parametrize.register_parametrization(layer, "weight", FakeQuantise(bits, granularity, channel_axis(layer)))
+
+
+def bake_weight_quantiser(layer: nn.Module) -> None:
+    """Undo `attach_weight_quantiser`, leaving the quantised values as the layer's weight."""
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+@contextlib.contextmanager
+def weights_replaced(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Give modules other weight values for the length of a block, then the old ones back."""
+    kept = {layer: layer.weight.detach().clone() for layer in weights}
+    try:
+        with torch.no_grad():
+            for layer, values in weights.items():
+                layer.weight.copy_(values)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, values in kept.items():
+                layer.weight.copy_(values)
+
+
+class ActivationQuantiser(nn.Module):
+    """Quantises an activation tensor with one range, learned by watching.
+
+    While `observing`, tensors pass unchanged and the range grows to their extremes (or to the mean over batches of their
+    0.1 and 99.9 percentiles). In train mode the range follows with momentum 0.99. Unsigned, 2^b - 1 levels and
+    zero-point 0 when nothing negative was seen; symmetric and signed otherwise.
+    """
+
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def __init__(self, bits: int, rule: RangeRule = "extremes") -> None:
+        super().__init__()
+        self.bits, self.rule = bits, rule
+        self.observing = False
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Quantised values, same shape, straight-through; unchanged while observing or from 32 bits on."""
+        if self.bits >= FULL_PRECISION:
+            return values
+        if self.observing or self.training:
+            self._observe(values.detach())
+        if self.observing:
+            return values
+        if self.low >= 0:
+            scale = self.high / (2**self.bits - 1)
+            lowest, highest = 0, 2**self.bits - 1
+        else:
+            scale = torch.maximum(-self.low, self.high) / (2 ** (self.bits - 1) - 1)
+            lowest, highest = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return _StraightThrough.apply(values, torch.clamp(torch.round(values.detach() / scale), lowest, highest) * scale)
+
+    def _observe(self, values: Tensor) -> None:
+        if self.rule == "extremes":
+            low, high = values.amin(), values.amax()
+        else:
+            flat = values.flatten()
+            rank = max(1, round(0.999 * flat.numel()))
+            high = flat.kthvalue(rank).values
+            low = flat.kthvalue(flat.numel() - rank + 1).values if flat.amin() < 0 else flat.new_zeros(())
+        if self.batches == 0:
+            self.low, self.high = low.clone(), high.clone()
+        elif self.training:
+            self.low = RANGE_MOMENTUM * self.low + (1 - RANGE_MOMENTUM) * low
+            self.high = RANGE_MOMENTUM * self.high + (1 - RANGE_MOMENTUM) * high
+        elif self.rule == "extremes":
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        else:
+            share = 1 / (int(self.batches) + 1)
+            self.low, self.high = self.low + (low - self.low) * share, self.high + (high - self.high) * share
+        self.batches += 1
+
+
+def attach_activation_quantiser(layer: nn.Module, quantiser: ActivationQuantiser) -> torch.utils.hooks.RemovableHandle:
+    """Quantise the first positional input of `layer` from now on; `handle.remove()` ends it."""
+    return layer.register_forward_pre_hook(lambda _module, inputs: (quantiser(inputs[0]), *inputs[1:]))

@@ -1,0 +1,66 @@
+"""Every hook a plugin may implement, on one page. Implement any of them in a module named by an entry point in group `workbench`.
+
+    from workbench import MethodReference, hookimpl
+
+    @hookimpl
+    def workbench_methods():
+        return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from workbench.method import Method, MethodReference
+
+NAMESPACE = "workbench"
+hookspec = pluggy.HookspecMarker(NAMESPACE)
+hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+__all__ = ["NAMESPACE", "hookimpl", "hookspec"]
+
+
+@hookspec
+def workbench_methods() -> Sequence[MethodReference | type[Method]]:  # type: ignore[empty-body]
+    """Methods this plugin offers: references (imported on first use) or classes."""
+
+
+@hookspec
+def workbench_datasets() -> Mapping[str, Callable[[], Any]]:  # type: ignore[empty-body]
+    """Data sets by name: a function that returns an xarray Dataset with the variables of `workbench.schema`."""
+
+
+@hookspec
+def workbench_models() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Model factories by name: a function of keyword arguments that returns an `nn.Module`."""
+
+
+@hookspec
+def workbench_commands() -> Sequence[click.Command]:  # type: ignore[empty-body]
+    """Commands to add to the `workbench` command line."""
+
+
+@hookspec
+def workbench_run_started(run_id: str, record: Mapping[str, Any]) -> None:
+    """A run began; `record` is its run record as plain JSON values."""
+
+
+@hookspec
+def workbench_run_progressed(run_id: str, done: float, total: float, message: str) -> None:
+    """A run reported progress (at most a few times a second)."""
+
+
+@hookspec
+def workbench_run_finished(run_id: str, record: Mapping[str, Any]) -> None:
+    """A run is complete in the store."""
+
+
+@hookspec
+def workbench_run_failed(run_id: str, record: Mapping[str, Any]) -> None:
+    """A run failed or was cancelled; `record["failure"]` says how."""

@@ -1,0 +1,278 @@
+"""Plugin discovery: finds plugins by entry point, isolates the broken ones with their reason, and knows every method.
+
+A plugin is a module named by an entry point in group `workbench` that implements hooks of `workbench.hookspecs`. One that
+fails to import, repeats an id or has a hook of the wrong signature is listed with its reason and never takes the host down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+import pluggy
+
+from workbench import hookspecs
+from workbench.errors import PluginError, UnknownMethodError
+from workbench.method import Method, MethodReference
+
+__all__ = ["Host", "PluginStatus"]
+
+SLOW_IMPORT = 2.0
+"""Seconds of import time above which a plugin is reported as slow."""
+
+
+@dataclass(frozen=True)
+class PluginStatus:
+    """What became of one plugin."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    state: Literal["loaded", "failed", "blocked"]
+    reason: str = ""
+    traceback: str = ""
+    seconds: float = 0.0
+    methods: tuple[str, ...] = ()
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    """Method ids that were refused, with the reason (a duplicate, a broken contract)."""
+
+
+class Host:
+    """Loads plugins and answers which methods, data sets, models and commands exist.
+
+    Args:
+        block: names of plugins (or distributions) to leave out; default: $WORKBENCH_BLOCK, separated by commas.
+        allow: if given, only these are loaded; default: $WORKBENCH_ALLOW.
+        found: entry points to load, for tests; default: all installed ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: Iterable[str] | None = None,
+        allow: Iterable[str] | None = None,
+        found: Iterable[EntryPoint] | None = None,
+    ) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.NAMESPACE)
+        self._manager.add_hookspecs(hookspecs)
+        self._block = frozenset(_names("WORKBENCH_BLOCK") or () if block is None else block)
+        self._allow = _names("WORKBENCH_ALLOW") if allow is None else frozenset(allow)
+        self._statuses: dict[str, PluginStatus] = {}
+        self._methods: dict[str, MethodReference | type[Method]] = {}
+        self._owners: dict[str, str] = {}
+        self._loaded: dict[str, type[Method]] = {}
+        self._unavailable: dict[str, str] = {}
+        for point in sorted(entry_points(group=hookspecs.NAMESPACE) if found is None else found, key=_own_first):
+            self._load(point)
+
+    # --- plugins ----------------------------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> list[PluginStatus]:
+        """Every plugin that was found, loaded or not."""
+        return list(self._statuses.values())
+
+    def _load(self, point: EntryPoint) -> None:
+        distribution = point.dist.name if point.dist is not None else ""
+        version = point.dist.version if point.dist is not None else ""
+        name = point.name if point.name not in self._statuses else f"{distribution}:{point.name}"
+        status = PluginStatus(name, point.value, distribution, version, "loaded")
+        if {point.name, distribution} & self._block:
+            self._statuses[name] = replace(status, state="blocked", reason="blocked by configuration")
+            return
+        if self._allow is not None and not {point.name, distribution} & self._allow:
+            self._statuses[name] = replace(status, state="blocked", reason="not on the allow list")
+            return
+        started = time.perf_counter()
+        try:
+            module = point.load()
+        except (Exception, SystemExit) as error:
+            self._statuses[name] = _failed(status, "import failed", error)
+            return
+        seconds = time.perf_counter() - started
+        reason = f"slow import: {seconds:.1f} s" if seconds > SLOW_IMPORT else ""
+        self.register_plugin(module, replace(status, seconds=seconds, reason=reason))
+
+    def register_plugin(self, plugin: object, status: PluginStatus) -> PluginStatus:
+        """Register a plugin object (a module or an instance with hook implementations) and collect its methods."""
+        self._statuses[status.name] = status
+        try:
+            self._manager.register(plugin, name=status.name)
+            self._manager.check_pending()
+        except Exception as error:
+            if self._manager.has_plugin(status.name):
+                self._manager.unregister(name=status.name)
+            self._statuses[status.name] = _failed(status, "breaks the hook specification", error)
+            return self._statuses[status.name]
+        try:
+            offered = [item for items in self._call(plugin, "workbench_methods") for item in items]
+        except Exception as error:
+            self._manager.unregister(name=status.name)
+            self._statuses[status.name] = _failed(status, "workbench_methods failed", error)
+            return self._statuses[status.name]
+        accepted, rejected = [], {}
+        for item in offered:
+            method_id = getattr(item, "id", None)
+            problem = self._problem(item)
+            if problem:
+                rejected[str(method_id or item)] = problem
+                continue
+            assert isinstance(method_id, str)
+            self._methods[method_id] = item
+            self._owners[method_id] = status.name
+            accepted.append(method_id)
+        self._statuses[status.name] = replace(status, methods=tuple(accepted), rejected=rejected)
+        return self._statuses[status.name]
+
+    def _problem(self, item: object) -> str:
+        if isinstance(item, type) and issubclass(item, Method):
+            missing = [name for name in ("id", "title") if not isinstance(getattr(item, name, None), str)]
+            if missing:
+                return f"the class lacks {' and '.join(missing)}"
+        elif not isinstance(item, MethodReference):
+            return f"neither a Method class nor a MethodReference: {item!r}"
+        if item.id.count(".") != 1 or not item.id.replace(".", "").replace("_", "").isalnum():
+            return f"id {item.id!r} is not of the form family.name"
+        if item.id in self._methods:
+            return f"id already taken by plugin {self._owners[item.id]!r}"
+        return ""
+
+    def _call(self, plugin: object, hook: str) -> list[Any]:
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        return list(self._manager.subset_hook_caller(hook, remove_plugins=others)())
+
+    # --- methods ----------------------------------------------------------------------------------------------------
+
+    @property
+    def methods(self) -> Mapping[str, MethodReference | type[Method]]:
+        """All methods by id, in order of id; none is imported."""
+        return dict(sorted(self._methods.items()))
+
+    def owner(self, method_id: str) -> PluginStatus | None:
+        """The plugin that offers a method; None for one registered in a session."""
+        return self._statuses.get(self._owners.get(method_id, ""))
+
+    def register(self, cls: type[Method]) -> type[Method]:
+        """Add or replace a method of this session, as written in a notebook cell.
+
+        Raises:
+            PluginError: the class lacks an id or title, or is abstract.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise PluginError(f"register takes a subclass of workbench.Method, got {cls!r}")
+        if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise PluginError(f"{cls.__name__} does not implement {' and '.join(abstract)}")
+        known = self._methods.pop(getattr(cls, "id", ""), None)
+        problem = self._problem(cls)
+        if problem:
+            if known is not None:
+                self._methods[cls.id] = known
+            raise PluginError(f"{cls.__name__}: {problem}")
+        self._methods[cls.id] = cls
+        self._owners.pop(cls.id, None)
+        self._loaded.pop(cls.id, None)
+        return cls
+
+    def method(self, method_id: str) -> type[Method]:
+        """The class of a method, imported on first use.
+
+        Raises:
+            UnknownMethodError: no plugin offers it; names the nearest.
+            PluginError: its module fails to import or breaks the contract.
+        """
+        if method_id in self._loaded:
+            return self._loaded[method_id]
+        item = self._methods.get(method_id)
+        if item is None:
+            raise UnknownMethodError(self._unknown(method_id))
+        if isinstance(item, MethodReference):
+            try:
+                item = item.load()
+            except PluginError:
+                raise
+            except Exception as error:
+                owner = self._owners.get(method_id, "?")
+                raise PluginError(
+                    f"method {method_id} (plugin {owner!r}) cannot be imported: {type(error).__name__}: {error}"
+                ) from error
+        self._loaded[method_id] = item
+        return item
+
+    def _unknown(self, method_id: str) -> str:
+        close = difflib.get_close_matches(method_id, self._methods, n=3, cutoff=0.5)
+        close = close or [known for known in self._methods if method_id.partition(".")[2] in known][:3]
+        hint = f"Did you mean {' or '.join(close)}?" if close else "See `workbench list`."
+        broken = [status.name for status in self._statuses.values() if status.state == "failed"]
+        note = f" Plugins that failed to load: {', '.join(broken)} (see `workbench plugins`)." if broken else ""
+        return f"unknown method {method_id!r}. {hint}{note}"
+
+    # --- other hooks ------------------------------------------------------------------------------------------------
+
+    def datasets(self) -> dict[str, Callable[[], Any]]:
+        """Registered data sets by name."""
+        return self._merge("workbench_datasets")
+
+    def models(self) -> dict[str, Callable[..., Any]]:
+        """Registered model factories by name."""
+        return self._merge("workbench_models")
+
+    def commands(self) -> Iterator[Any]:
+        """Click commands that plugins add."""
+        for plugin in self._plugins_with("workbench_commands"):
+            for commands in self._guarded(plugin, "workbench_commands"):
+                yield from commands
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call a life-cycle hook of every plugin; one that raises is noted and does not disturb the run."""
+        for plugin in self._plugins_with(hook):
+            others = [other for other in self._manager.get_plugins() if other is not plugin]
+            try:
+                self._manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+            except Exception as error:
+                name = self._manager.get_name(plugin) or repr(plugin)
+                self._statuses[name] = replace(
+                    self._statuses[name], reason=f"{hook} raised {type(error).__name__}: {error}",
+                    traceback=traceback.format_exc(),
+                )
+
+    def _plugins_with(self, hook: str) -> list[object]:
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return [implementation.plugin for implementation in reversed(implementations)]
+
+    def _guarded(self, plugin: object, hook: str) -> list[Any]:
+        try:
+            return self._call(plugin, hook)
+        except Exception as error:
+            name = self._manager.get_name(plugin) or ""
+            self._statuses[name] = _failed(self._statuses[name], f"{hook} failed", error)
+            return []
+
+    def _merge(self, hook: str) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for plugin in self._plugins_with(hook):
+            for mapping in self._guarded(plugin, hook):
+                for name, factory in mapping.items():
+                    merged.setdefault(name, factory)
+        return merged
+
+
+def _names(variable: str) -> frozenset[str] | None:
+    text = os.environ.get(variable)
+    return None if not text else frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def _own_first(point: EntryPoint) -> tuple[bool, str]:
+    # Our own families load first, so that a third party cannot take one of their ids.
+    return (point.dist is None or point.dist.name != "vision-workbench", point.name)
+
+
+def _failed(status: PluginStatus, what: str, error: BaseException) -> PluginStatus:
+    text = "".join(traceback.format_exception(error))
+    return replace(status, state="failed", reason=f"{what}: {type(error).__name__}: {error}", traceback=text)

@@ -1,0 +1,271 @@
+"""The contract of a method: what an author writes, and what the host hands to it.
+
+A method is one class (`Method`) around pure torch functions. It names its parameters (`Params`), the roles of its
+inputs (`DataRole`, `ModelRole`) and every array it stores (`Output`); `run` does the work and writes through `Out`,
+`report` turns the stored `Result` into a `Report`. Methods never open files, print, or pick a device or a seed.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import pydantic
+
+from workbench.errors import PluginError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import xarray as xr
+
+    from workbench.report import Report
+
+__all__ = [
+    "DataRole",
+    "Inputs",
+    "Method",
+    "MethodReference",
+    "ModelRole",
+    "Out",
+    "OutArray",
+    "Output",
+    "Paper",
+    "Params",
+    "Result",
+    "Role",
+]
+
+T = TypeVar("T")
+
+
+class Params(pydantic.BaseModel):
+    """Base of every method's parameters: frozen, no unknown names, finite numbers.
+
+    Give each field a description, a range (`ge`, `le`, `Literal`) and the paper's default:
+    `probes: int = Field(50, ge=2, le=10_000, description="Hutchinson probe vectors")`.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from. `code` is the official repository, as `owner/name (licence)`."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str = ""
+    venue: str = ""
+    code: str = ""
+
+    @property
+    def citation(self) -> str:
+        """One line: authors (year), title, venue, arXiv id."""
+        parts = [f"{self.authors} ({self.year}): {self.title}"]
+        parts += [self.venue] if self.venue else []
+        parts += [f"arXiv:{self.arxiv}"] if self.arxiv else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class DataRole:
+    """A data input. `variables` maps each required variable to its dims, e.g. `{"image": ("sample", "channel", "y", "x")}`.
+
+    The host checks names, dims, a common `sample` length, finiteness (unless `allow_nan`) and label ranges before the
+    run starts. `optional_variables` are handed on when present. An `optional` role may be left out.
+    """
+
+    description: str
+    variables: Mapping[str, tuple[str, ...]]
+    optional_variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: bool = False
+    allow_nan: bool = False
+
+
+@dataclass(frozen=True)
+class ModelRole:
+    """A model input: maps `image` (float32 in 0..1; sample, channel, y, x) to `logit` (sample, class) unless `task` differs.
+
+    `data` names the data role whose first samples the host feeds to the model to see that they fit.
+    """
+
+    description: str
+    task: str = "classifier"
+    data: str | None = "data"
+    optional: bool = False
+
+
+Role = DataRole | ModelRole
+
+
+@dataclass(frozen=True)
+class Output:
+    """One array a method stores. A dim of `"..."` stands for any number of dims named when the array is written."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    description: str
+    unit: str = ""
+    optional: bool = False
+
+
+class Inputs(Mapping[str, Any]):
+    """What a method receives: `inputs["data"]` is an xarray Dataset (read lazily), `inputs["model"]` an `nn.Module`.
+
+    Models are private copies in eval mode on the run's device, so a method may change them. Roles that were left out
+    are absent (`inputs.get("fit")` is None).
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, role: str) -> Any:
+        return self._values[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class OutArray(Protocol):
+    """A declared array: assign regions as they are computed, in any order, `array[start:stop] = tensor`."""
+
+    shape: tuple[int, ...]
+
+    def __setitem__(self, region: Any, values: Any) -> None: ...
+
+
+class Out(Protocol):
+    """Everything a running method may do to the world. See `workbench.execution.out` for the one implementation."""
+
+    device: torch.device
+    """Where to compute; models in `inputs` are already there."""
+    dtype: torch.dtype
+    """Precision policy of the run (float32 unless asked otherwise); part of the run's key."""
+    seed: int
+    """Seed of the run. torch's, numpy's and Python's global generators are seeded with it before `run`."""
+
+    def generator(self, name: str = "") -> torch.Generator:
+        """A CPU generator seeded by (seed, name): same name, same stream, independent of other names."""
+
+    def rng(self, name: str = "") -> np.random.Generator:
+        """The numpy counterpart of `generator`."""
+
+    def coordinate(self, dim: str, values: Sequence[Any] | np.ndarray) -> None:
+        """Label a dim (layer names, bit widths, thresholds). Once per dim, before or after arrays that use it."""
+
+    def array(
+        self, name: str, shape: Sequence[int], *, dims: Sequence[str] | None = None, dtype: Any = None
+    ) -> OutArray:
+        """Declare an output to be written region by region; dims and dtype default to those of its `Output`."""
+
+    def write(self, name: str, values: Any, *, dims: Sequence[str] | None = None) -> None:
+        """Write a whole output at once: torch tensor on any device, numpy array, number or (for strings) a list."""
+
+    def model(self, module: torch.nn.Module, *, name: str = "model") -> None:
+        """Store a model's state as labelled arrays, so that a later run can take this run as its `model`."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Append to time series (`loss`, `accuracy`, ...), kept in the run's `series` and shown live."""
+
+    def progress(self, done: float, total: float, message: str = "") -> None:
+        """Report progress; raises `CancelledError` when the user asked to stop."""
+
+    def track(self, items: Iterable[T], message: str = "", total: int | None = None) -> Iterator[T]:
+        """Iterate with progress and cancellation: `for batch in out.track(batches, "probing")`."""
+
+    def cancelled(self) -> bool:
+        """Whether the user asked to stop (for loops that clean up by themselves)."""
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Save what is needed to go on after a kill: nested dicts and lists of tensors, arrays, numbers, strings."""
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest checkpoint of an interrupted run with the same key, or None."""
+
+    def skip(self, reason: str) -> None:
+        """Stop because these inputs do not suit the method: raises `SkippedError`, nothing is stored."""
+
+
+class Result(Protocol):
+    """What `report` receives: a finished run, read lazily from the store."""
+
+    method_id: str
+    seed: int
+    device: str
+    seconds: float
+    inputs: Mapping[str, Any]
+    """Per role a small dict: `label` (how a person calls it), `digest`, and for data `sizes`."""
+
+    @property
+    def params(self) -> Any:
+        """The validated `Params` of the run."""
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """A stored output with its coordinates; only what is sliced is read."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    @property
+    def series(self) -> xr.Dataset:
+        """Logged time series over the dim `step`; a series not logged at a step is NaN there."""
+
+
+class Method(abc.ABC):
+    """Base of every method. Subclasses set the class attributes and implement `run` and `report`; nothing else is overridden."""
+
+    id: ClassVar[str]
+    """`family.name`, e.g. `quantization.hawq`."""
+    title: ClassVar[str]
+    """What it tells a practitioner, one line."""
+    paper: ClassVar[Paper | None] = None
+    version: ClassVar[str] = "1"
+    """Raise it when results change: it is part of every run's key."""
+    Params: ClassVar[type[Params]] = Params
+    inputs: ClassVar[Mapping[str, Role]] = {}
+    outputs: ClassVar[tuple[Output, ...]] = ()
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Optional packages: import name -> extra of the distribution that brings it, e.g. `{"kornia": "restoration"}`."""
+
+    @abc.abstractmethod
+    def run(self, inputs: Inputs, params: Any, out: Out) -> None:
+        """Do the work and write every declared output through `out`."""
+
+    @abc.abstractmethod
+    def report(self, result: Result) -> Report:
+        """Say what was found, as a pure function of what was stored."""
+
+
+@dataclass(frozen=True)
+class MethodReference:
+    """A method named without importing it, so that listing methods does not import torch.
+
+    `target` is `package.module:Class`; id and title repeat those of the class (a contract test compares them).
+    """
+
+    id: str
+    target: str
+    title: str
+
+    def load(self) -> type[Method]:
+        """Import the class.
+
+        Raises:
+            PluginError: the target is not a Method, or its id differs from this reference's.
+        """
+        from importlib import import_module
+
+        module_name, _, attribute = self.target.partition(":")
+        cls = getattr(import_module(module_name), attribute, None)
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise PluginError(f"{self.target} is not a workbench Method")
+        if cls.id != self.id:
+            raise PluginError(f"{self.target} calls itself {cls.id!r}, but its plugin lists it as {self.id!r}")
+        return cls

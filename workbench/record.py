@@ -1,0 +1,144 @@
+"""The run record: how a run came about. Plain JSON in the attributes of the run's zarr group; one writer, final once complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from workbench.fingerprint import digest_json
+
+__all__ = ["FORMAT_VERSION", "STALE_AFTER", "Failure", "RunRecord", "Status", "new_run_id", "now", "run_key"]
+
+FORMAT_VERSION = 1
+"""Version of the store's layout (contract 3). Stores of a newer version are refused."""
+
+STALE_AFTER = 60.0
+"""Seconds without a heartbeat after which a running run reads as interrupted."""
+
+Status = Literal["running", "complete", "failed", "cancelled", "interrupted"]
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_run_id(method_id: str) -> str:
+    """A fresh id: sorts by time, says the method, ends in eight random characters (`20261124-130501-hawq-4c1e09ab`)."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{stamp}-{method_id.rpartition('.')[2].replace('_', '-')}-{secrets.token_hex(4)}"
+
+
+def run_key(
+    *,
+    method: str,
+    version: str,
+    code: str | None,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int,
+    precision: str,
+) -> str:
+    """The identity of a run: digest of everything that decides its numbers (contract 3); the device is not part of it.
+
+    Args:
+        method: method id.
+        version: method version.
+        code: digest of the method's source where the version alone does not vouch for it, else None.
+        params: canonical parameters (JSON values).
+        inputs: role -> digest.
+        seed: seed of the run.
+        precision: dtype policy, e.g. `float32`.
+    """
+    return digest_json(
+        {
+            "method": method,
+            "version": version,
+            "code": code,
+            "params": dict(params),
+            "inputs": dict(inputs),
+            "seed": seed,
+            "precision": precision,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed or was cancelled."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything known about a run but its arrays. Instances are immutable; `replace` makes the next state."""
+
+    id: str
+    key: str | None
+    """None when an input has no digest: such a run is stored, but never served again."""
+    method: str
+    method_title: str
+    method_version: str
+    method_code: str | None
+    params: dict[str, Any]
+    inputs: dict[str, dict[str, Any]]
+    seed: int
+    precision: str
+    status: Status
+    user: str
+    host: str
+    pid: int
+    started: str
+    heartbeat: str
+    device: str
+    paper: dict[str, Any] | None = None
+    default_params: dict[str, Any] = field(default_factory=dict)
+    finished: str | None = None
+    seconds: float = 0.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per array path: dims, shape, dtype, bytes, description, unit and `files`, the number of chunk (or shard) files."""
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per stored model: factory, factory_arguments, mean, std, input_shape, classes."""
+    report: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None
+
+    def replace(self, **changes: Any) -> RunRecord:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format": FORMAT_VERSION} | {
+            item.name: getattr(self, item.name) for item in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
+        """Read a record; fields of later minor versions are ignored."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{name: item for name, item in value.items() if name in known})
+
+    @property
+    def month(self) -> str:
+        """The folder of the run, `YYYY-MM` of its start."""
+        return self.started[:7]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metric values by name, from the report saved with the run."""
+        special = {"__nan__": float("nan"), "__inf__": float("inf"), "__-inf__": float("-inf")}
+        if self.report is None:
+            return {}
+        return {
+            metric["name"]: special.get(metric["value"], metric["value"]) if isinstance(metric["value"], str) else metric["value"]
+            for metric in self.report["metrics"]
+        }

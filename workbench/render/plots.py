@@ -1,0 +1,202 @@
+"""What a view comes down to once its arrays were read: numbers, labels and axes, with no drawing library in sight.
+
+Both drawers take these and nothing else, so that an interactive figure and a static one cannot disagree. All numbers
+are float64 with NaN for "no value"; all texts are plain text, never markup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Axis",
+    "BarGroup",
+    "BarPlot",
+    "Curve",
+    "Distribution",
+    "HeatMapPlot",
+    "HistogramPlot",
+    "ImageGridPlot",
+    "LinePlot",
+    "PicturePlot",
+    "Plot",
+    "PointGroup",
+    "ReliabilityPanel",
+    "ReliabilityPlot",
+    "ScatterPlot",
+]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis. With `categories` the positions are 0, 1, 2, ... and these are their texts."""
+
+    label: str
+    log: bool = False
+    categories: tuple[str, ...] = ()
+    downwards: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Plot:
+    title: str
+    caption: str
+    """The view's caption, then what was left out or thinned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line: `x`, `y` (n,) and, where there is a band, its bounds `lower`, `upper` (n,)."""
+
+    name: str
+    x: Floats
+    y: Floats
+    lower: Floats | None = None
+    upper: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LinePlot(_Plot):
+    """Curves over a shared x axis."""
+
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+    markers: bool = False
+    legend: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class BarGroup:
+    """Bars of one colour: `values` (category,), `errors` half-lengths (category,) or None."""
+
+    name: str
+    values: Floats
+    errors: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BarPlot(_Plot):
+    """Grouped bars over categories."""
+
+    x: Axis
+    y: Axis
+    groups: tuple[BarGroup, ...]
+    legend: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMapPlot(_Plot):
+    """Cells `values` (y, x). `limits` are the ends of the colour scale, in the units of the values even if `log`."""
+
+    x: Axis
+    y: Axis
+    x_values: Floats
+    y_values: Floats
+    values: Floats
+    limits: tuple[float, float]
+    log: bool = False
+    diverging: bool = False
+    annotate: bool = False
+    label: str = ""
+    square: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Counts of one group per bin (bin,), and their sum."""
+
+    name: str
+    counts: NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramPlot(_Plot):
+    """Histograms over shared `edges` (bin + 1,). With `shares` heights are counts divided by the group's total."""
+
+    x: Axis
+    y: Axis
+    edges: Floats
+    distributions: tuple[Distribution, ...]
+    shares: bool = False
+    legend: str = ""
+
+    def heights(self, distribution: Distribution) -> Floats:
+        """What is drawn for one group (bin,)."""
+        counts = distribution.counts.astype(np.float64)
+        return counts / max(distribution.total, 1) if self.shares else counts
+
+
+@dataclass(frozen=True, eq=False)
+class PointGroup:
+    """Points of one colour or, where `color` holds numbers, of one colour scale. All arrays have shape (n,)."""
+
+    name: str
+    x: Floats
+    y: Floats
+    color: Floats | None = None
+    labels: tuple[str, ...] = ()
+    highlighted: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ScatterPlot(_Plot):
+    """Points in groups; `print_labels` when there are few enough to print their labels beside them."""
+
+    x: Axis
+    y: Axis
+    groups: tuple[PointGroup, ...]
+    legend: str = ""
+    color_limits: tuple[float, float] | None = None
+    identity: bool = False
+    print_labels: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGridPlot(_Plot):
+    """Pictures by row and column, each (y, x) or (y, x, 3), scaled to 0..1; (y, x) ones go through `color_map`."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Floats, ...], ...]
+    color_map: str = "gray"
+
+
+@dataclass(frozen=True, eq=False)
+class ReliabilityPanel:
+    """One reliability diagram: bins between `edges` (bin + 1,); all else (bin,), NaN where `count` is 0."""
+
+    name: str
+    edges: Floats
+    confidence: Floats
+    accuracy: Floats
+    count: Floats
+    lower: Floats
+    upper: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class ReliabilityPlot(_Plot):
+    """Reliability diagrams side by side."""
+
+    panels: tuple[ReliabilityPanel, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PicturePlot(_Plot):
+    """A picture drawn when the report was made."""
+
+    png: bytes = field(repr=False)
+
+
+Plot = LinePlot | BarPlot | HeatMapPlot | HistogramPlot | ScatterPlot | ImageGridPlot | ReliabilityPlot | PicturePlot

@@ -1,0 +1,269 @@
+"""A report is data: metrics, tables and views that name stored arrays. Drawing is the renderer's business.
+
+Everything here turns into JSON and back (`Report.to_json`, `Report.from_json`), because a report is saved with its run
+and must be readable on a machine that lacks the plugin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+__all__ = [
+    "Bar",
+    "FreeForm",
+    "HeatMap",
+    "Histogram",
+    "ImageGrid",
+    "Line",
+    "Metric",
+    "ReliabilityDiagram",
+    "Report",
+    "Scatter",
+    "Table",
+    "View",
+]
+
+Direction = Literal["higher", "lower", "neutral"]
+
+
+class _Data(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(_Data):
+    """One number of a report. `interval` is a confidence interval at `level`; `direction` says which way is better."""
+
+    name: str
+    value: float
+    unit: str = ""
+    direction: Direction = "neutral"
+    interval: tuple[float, float] | None = None
+    level: float = 0.95
+    description: str = ""
+
+
+class Table(_Data):
+    """A small table: cells are strings, numbers, booleans or None."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | bool | None, ...], ...]
+    caption: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _rectangular(self) -> Table:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.title!r}: a row has {len(row)} cells for {len(self.columns)} columns")
+        return self
+
+
+class _View(_Data):
+    title: str
+    caption: str = ""
+    select: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Coordinate labels (or positions, where a dim has no labels) that fix dims before drawing; a list keeps several."""
+
+
+class Line(_View):
+    """Curves of `y` (one or several arrays or series) over dim `x`; one curve per label of dim `by`.
+
+    `lower` and `upper` name arrays that bound a shaded band around a single `y`. Names starting with `series/` are
+    logged time series: `Line(title="Loss", y=("series/loss",), x="step")`.
+    """
+
+    kind: Literal["line"] = "line"
+    y: tuple[str, ...]
+    x: str
+    by: str | None = None
+    lower: str | None = None
+    upper: str | None = None
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    markers: bool = False
+
+
+class Bar(_View):
+    """One bar per label of dim `x`, grouped by the arrays in `y` or by dim `by`; `error` names an array of half-lengths."""
+
+    kind: Literal["bar"] = "bar"
+    y: tuple[str, ...]
+    x: str
+    by: str | None = None
+    error: str | None = None
+    x_label: str = ""
+    y_label: str = ""
+    log_y: bool = False
+
+
+class HeatMap(_View):
+    """Colours of a 2-d array `z` over dims `x` and `y` (after `select`)."""
+
+    kind: Literal["heat_map"] = "heat_map"
+    z: str
+    x: str
+    y: str
+    log: bool = False
+    diverging: bool = False
+    annotate: bool = False
+    z_label: str = ""
+
+
+class Histogram(_View):
+    """Distribution of all entries of each array in `values`; one histogram per label of `by`.
+
+    `by` is a dim of the array, or the name of another stored array over the same dim that holds group labels.
+    """
+
+    kind: Literal["histogram"] = "histogram"
+    values: tuple[str, ...]
+    by: str | None = None
+    bins: int = 40
+    x_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+
+class Scatter(_View):
+    """Points of array `y` against array `x` over a shared dim; `color` and `label` name arrays or dims over it."""
+
+    kind: Literal["scatter"] = "scatter"
+    x: str
+    y: str
+    color: str | None = None
+    label: str | None = None
+    highlight: str | None = None
+    """A boolean array: points to draw large."""
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    identity: bool = False
+    """Draw the line y = x."""
+
+
+class ImageGrid(_View):
+    """Pictures from arrays with dims (..., [channel,] y, x). One row per array in `images`, one column per label of `column`.
+
+    With a single array, `row` may name a dim to spread over rows. At most `limit` columns are drawn. `value_range`
+    None scales each picture by itself.
+    """
+
+    kind: Literal["image_grid"] = "image_grid"
+    images: tuple[str, ...]
+    column: str
+    row: str | None = None
+    limit: int = 12
+    value_range: tuple[float, float] | None = (0.0, 1.0)
+    color_map: str = "gray"
+    labels: str | None = None
+    """Array over dim `column` printed above each picture."""
+
+
+class ReliabilityDiagram(_View):
+    """Accuracy against confidence per bin, with counts. Arrays over dim `bin`; `by` draws one panel per label of a dim.
+
+    Bins of count 0 are left empty. `accuracy_lower` and `accuracy_upper` are interval bounds.
+    """
+
+    kind: Literal["reliability"] = "reliability"
+    confidence: str
+    accuracy: str
+    count: str
+    accuracy_lower: str | None = None
+    accuracy_upper: str | None = None
+    by: str | None = None
+
+
+class FreeForm(_View):
+    """The escape hatch: a matplotlib figure, drawn when the report is made and kept as a PNG (base64)."""
+
+    kind: Literal["free_form"] = "free_form"
+    png: str
+
+    @classmethod
+    def from_figure(cls, figure: Any, *, title: str, caption: str = "", dpi: int = 110) -> FreeForm:
+        """Keep a `matplotlib.figure.Figure`. Build it with `Figure()`, not pyplot, so that no global state is touched."""
+        import base64
+        import io
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+        return cls(title=title, caption=caption, png=base64.b64encode(buffer.getvalue()).decode())
+
+
+View = Line | Bar | HeatMap | Histogram | Scatter | ImageGrid | ReliabilityDiagram | FreeForm
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found. `summary` is one or two sentences a colleague would read first; `notes` are caveats."""
+
+    summary: str
+    metrics: Sequence[Metric] = ()
+    tables: Sequence[Table] = ()
+    views: Sequence[View] = ()
+    notes: Sequence[str] = field(default=())
+
+    _views: ClassVar[pydantic.TypeAdapter[Any]] = pydantic.TypeAdapter(
+        pydantic.RootModel[list[pydantic.SerializeAsAny[View]]]
+    )
+
+    def __post_init__(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled:
+            raise ValueError(f"metrics named twice in one report: {', '.join(sorted(doubled))}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; NaN and infinities become strings, because JSON has none."""
+        return _finite(
+            {
+                "summary": self.summary,
+                "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
+                "tables": [table.model_dump(mode="python") for table in self.tables],
+                "views": [view.model_dump(mode="json") for view in self.views],
+                "notes": list(self.notes),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """The inverse of `to_json`."""
+        return cls(
+            summary=value["summary"],
+            metrics=tuple(Metric(**_number_back(metric)) for metric in value["metrics"]),
+            tables=tuple(Table(**_number_back(table)) for table in value["tables"]),
+            views=tuple(cls._views.validate_python(value["views"]).root),
+            notes=tuple(value["notes"]),
+        )
+
+
+_SPECIAL = {"__nan__": math.nan, "__inf__": math.inf, "__-inf__": -math.inf}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "__nan__" if math.isnan(value) else ("__inf__" if value > 0 else "__-inf__")
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # numpy scalars in table cells
+        return _finite(value.item())
+    return value
+
+
+def _number_back(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _number_back(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_number_back(item) for item in value]
+    return _SPECIAL.get(value, value) if isinstance(value, str) else value

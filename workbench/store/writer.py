@@ -1,0 +1,427 @@
+"""Writing one run: arrays as they are computed, then one atomic step that makes the run complete.
+
+While a run is written, its root `zarr.json` says `running` and carries a heartbeat. `complete` replaces that file by one
+that lists every array with the number of its files; nothing is written after it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from workbench.errors import OutputError, StoreError
+from workbench.record import RunRecord, now
+from workbench.store.backend import Backend
+from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, plan
+from workbench.store.zarr_access import open_array
+
+__all__ = ["ArrayWriter", "RunWriter", "Source", "run_folder"]
+
+BUFFERED_BYTES = 32 * 1024 * 1024
+"""Arrays up to this size are kept in memory and written at the end; larger ones stream shard by shard."""
+OPEN_BUFFERS = 4
+"""Shards of one array that may be partly filled at a time before the oldest is written as it is."""
+
+
+def run_folder(record: RunRecord) -> str:
+    """Key of a run's group below the store's root."""
+    return f"runs/{record.month}/{record.id}"
+
+
+class Source(Protocol):
+    """Values that know how to copy themselves, e.g. from a GPU through pinned memory."""
+
+    shape: tuple[int, ...]
+
+    def part(self, start: int, stop: int) -> Source:
+        """Rows start..stop of the first axis."""
+
+    def copy_into(self, target: np.ndarray) -> Callable[[], None] | None:
+        """Copy to `target`; a returned function blocks until an asynchronous copy has arrived."""
+
+
+class _NumpySource:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape = values, values.shape
+
+    def part(self, start: int, stop: int) -> _NumpySource:
+        return _NumpySource(self.values[start:stop])
+
+    def copy_into(self, target: np.ndarray) -> None:
+        np.copyto(target, self.values, casting="same_kind")
+
+
+class _Buffer:
+    """Rows of one shard row that are being filled."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.filled = np.zeros(len(values), dtype=bool)
+        self.arrivals: list[Callable[[], None]] = []
+
+    def wait(self) -> None:
+        for arrival in self.arrivals:
+            arrival()
+        self.arrivals.clear()
+
+
+class ArrayWriter:
+    """One declared array, written in regions. Not thread-safe: one run, one thread."""
+
+    def __init__(
+        self,
+        run: RunWriter,
+        path: str,
+        layout: ArrayLayout,
+        allocate: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray],
+    ) -> None:
+        self.run, self.path, self.layout, self._allocate = run, path, layout, allocate
+        self.shape, self.dtype = layout.shape, layout.dtype
+        self._whole: np.ndarray | None = None
+        self._written: np.ndarray | None = None
+        """Which elements (small arrays) or rows (streamed ones) have been written."""
+        self._direct = 0
+        """Elements written by regions that do not span whole rows of a streamed array."""
+        self._zarr: Any = None
+        self._buffers: OrderedDict[int, _Buffer] = OrderedDict()
+        self._streams = math.prod(self.shape) * max(self.dtype.itemsize, 1) > BUFFERED_BYTES and self.dtype.kind != "O"
+        if self._streams:
+            self._written = np.zeros(self.shape[0], dtype=bool)
+            run.backend.write_new_chunk(f"{run.folder}/{path}/zarr.json", dump(run.documents[path]))
+            self._zarr = open_array(run.backend, f"{run.folder}/{path}", writable=True)
+        else:
+            self._whole = np.empty(self.shape, dtype=self.dtype)
+            self._written = np.zeros(self.shape, dtype=bool)
+
+    def write(self, region: tuple[slice, ...], source: Source) -> None:
+        """Write `source` to `region` (slices of step 1, one per dim)."""
+        self.run.raise_background_error()
+        expected = tuple(part.stop - part.start for part in region)
+        if tuple(source.shape) != expected:
+            raise OutputError(f"output {self.path!r}: region {_spell(region)} has shape {expected}, got {source.shape}")
+        assert self._written is not None
+        if not self._streams:
+            assert self._whole is not None
+            arrival = source.copy_into(self._whole[region] if region else self._whole)
+            if arrival is not None:
+                arrival()
+            self._written[region] = True
+        elif all(part.stop - part.start == size for part, size in zip(region[1:], self.shape[1:], strict=True)):
+            self._write_rows(region[0].start, region[0].stop, source)
+        else:
+            values = np.empty(expected, dtype=self.dtype)
+            arrival = source.copy_into(values)
+            if arrival is not None:
+                arrival()
+            self._direct += values.size
+            self.run.submit(lambda: self._zarr.__setitem__(region, values))
+
+    def _write_rows(self, start: int, stop: int, source: Source) -> None:
+        assert self._written is not None
+        depth = self.layout.file_shape[0]
+        first = start
+        while start < stop:
+            index = start // depth
+            end = min(stop, (index + 1) * depth)
+            low = index * depth
+            buffer = self._buffers.get(index)
+            if buffer is None:
+                if len(self._buffers) >= OPEN_BUFFERS:
+                    self._flush(next(iter(self._buffers)))
+                height = min(depth, self.shape[0] - low)
+                buffer = self._buffers[index] = _Buffer(self._allocate((height, *self.shape[1:]), self.dtype))
+            arrival = source.part(start - first, end - first).copy_into(buffer.values[start - low : end - low])
+            if arrival is not None:
+                buffer.arrivals.append(arrival)
+            buffer.filled[start - low : end - low] = True
+            self._written[start:end] = True
+            if buffer.filled.all():
+                self._flush(index)
+            start = end
+
+    def _flush(self, index: int) -> None:
+        buffer = self._buffers.pop(index)
+        low = index * self.layout.file_shape[0]
+
+        def write() -> None:
+            buffer.wait()
+            if buffer.filled.all():
+                self._zarr[low : low + len(buffer.values)] = buffer.values
+                return
+            edges = np.flatnonzero(np.diff(np.concatenate(([0], buffer.filled.view(np.int8), [0]))))
+            for start, stop in edges.reshape(-1, 2):
+                self._zarr[low + int(start) : low + int(stop)] = buffer.values[start:stop]
+
+        self.run.submit(write)
+
+    def missing(self) -> str | None:
+        """The first region never written, or None."""
+        assert self._written is not None
+        if self._written.all():
+            return None
+        if self._direct + int(self._written.sum()) * math.prod(self.shape[1:]) >= math.prod(self.shape) and self._direct:
+            return None
+        where = tuple(int(index) for index in np.argwhere(~self._written)[0])
+        return f"[{', '.join(map(str, where))}{', ...' if self._streams and len(self.shape) > 1 else ''}]"
+
+    def finish(self) -> None:
+        """Hand everything still in memory to the writing thread."""
+        for index in list(self._buffers):
+            self._flush(index)
+        if self._whole is not None:
+            self.run.write_whole(self.path, self.layout, self._whole)
+            self._whole = None
+
+
+class RunWriter:
+    """Writes one run; made by `Store.begin`."""
+
+    def __init__(self, backend: Backend, record: RunRecord) -> None:
+        self.backend = backend
+        self.record = record
+        self.folder = run_folder(record)
+        self.documents: dict[str, dict[str, Any]] = {}
+        """zarr documents of every array and group below the root, by path."""
+        self._arrays: dict[str, ArrayWriter] = {}
+        self._layouts: dict[str, ArrayLayout] = {}
+        self._sizes: dict[tuple[str, str], tuple[int, str]] = {}
+        self._coordinates: list[str] = []
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._slots = threading.BoundedSemaphore(2)
+        self._failure: BaseException | None = None
+        self._pending: list[Future[None]] = []
+        try:
+            self._write_root()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    # --- arrays -----------------------------------------------------------------------------------------------------
+
+    def declare(
+        self,
+        path: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        dims: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        allocate: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray] = np.empty,
+        auxiliary: bool = False,
+    ) -> ArrayWriter:
+        """Declare an array to be written in regions. `auxiliary` marks a coordinate that is not its dim's own labels.
+
+        Raises:
+            OutputError: the array was declared before, or one of its dims has another length in this group.
+        """
+        layout = self._register(path, tuple(int(size) for size in shape), dtype, dims, attributes or {}, auxiliary)
+        self._arrays[path] = ArrayWriter(self, path, layout, allocate)
+        return self._arrays[path]
+
+    def put(
+        self,
+        path: str,
+        values: np.ndarray,
+        dims: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        auxiliary: bool = False,
+    ) -> None:
+        """Write a whole array at once."""
+        layout = self._register(path, values.shape, values.dtype, dims, attributes or {}, auxiliary)
+        self.write_whole(path, layout, values)
+
+    def _register(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        dims: Sequence[str],
+        attributes: Mapping[str, Any],
+        auxiliary: bool,
+    ) -> ArrayLayout:
+        if path in self.documents:
+            raise OutputError(f"output {path!r} was written twice")
+        group, _, name = path.rpartition("/")
+        if len(set(dims)) != len(dims):
+            raise OutputError(f"output {path!r}: dims ({', '.join(dims)}) name one dim twice")
+        for dim, size in zip(dims, shape, strict=True):
+            known, owner = self._sizes.setdefault((group, dim), (size, path))
+            if known != size:
+                raise OutputError(
+                    f"output {path!r}: dim {dim!r} has length {size}, but {known} in {owner!r}; "
+                    "a dim has one length in a run"
+                )
+        if group:
+            self._ensure_group(group)
+        layout = plan(shape, dtype)
+        if auxiliary:
+            self._coordinates.append(name)
+        self.documents[path] = array_document(layout, dims, attributes)
+        self._layouts[path] = layout
+        return layout
+
+    def _ensure_group(self, group: str) -> None:
+        parts = group.split("/")
+        for end in range(1, len(parts) + 1):
+            path = "/".join(parts[:end])
+            if path not in self.documents:
+                document = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+                self.documents[path] = document
+                self.backend.write_new_chunk(f"{self.folder}/{path}/zarr.json", dump(document))
+
+    def write_whole(self, path: str, layout: ArrayLayout, values: np.ndarray) -> None:
+        """Write all of an array: by hand if it is one chunk, else through zarr."""
+        key = f"{self.folder}/{path}"
+        try:
+            self.backend.write_new_chunk(f"{key}/zarr.json", dump(self.documents[path]))
+            if layout.shard is None and layout.files == 1:
+                name = "/".join(["c", *("0" for _ in layout.shape)])
+                self.backend.write_new_chunk(f"{key}/{name}", encode_chunk(layout, values))
+            elif layout.files:
+                open_array(self.backend, key, writable=True)[...] = values
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    # --- background writing -----------------------------------------------------------------------------------------
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run `work` on the writing thread; at most two pieces wait, so memory stays bounded."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="workbench-writer")
+        self._slots.acquire()
+
+        def guarded() -> None:
+            try:
+                if self._failure is None:
+                    work()
+            except BaseException as error:
+                self._failure = error
+            finally:
+                self._slots.release()
+
+        self._pending = [future for future in self._pending if not future.done()]
+        self._pending.append(self._pool.submit(guarded))
+
+    def raise_background_error(self) -> None:
+        """Raise what went wrong on the writing thread, if anything did."""
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise self._unwritable(error) if isinstance(error, OSError) else error
+
+    def drain(self) -> None:
+        """Wait until everything handed to the writing thread lies in the store."""
+        for future in self._pending:
+            future.result()
+        self._pending.clear()
+        self.raise_background_error()
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(f"the store {self.backend.url} cannot be written: {error.strerror or error}")
+
+    # --- the record -------------------------------------------------------------------------------------------------
+
+    def update(self, **changes: Any) -> None:
+        """Rewrite the running record (heartbeat, progress). Safe to call from another thread."""
+        with self._lock:
+            if self.record.status == "running":
+                self.record = self.record.replace(heartbeat=now(), **changes)
+                self._write_root()
+
+    def flush(self) -> None:
+        """Write everything declared so far to the store."""
+        for array in self._arrays.values():
+            array.finish()
+        self.drain()
+        self._arrays = {}
+
+    def missing_regions(self) -> dict[str, str]:
+        """Declared arrays that were not written completely, with the first gap of each. Call before `flush`."""
+        gaps = {path: array.missing() for path, array in self._arrays.items()}
+        return {path: gap for path, gap in gaps.items() if gap is not None}
+
+    def complete(self, **changes: Any) -> RunRecord:
+        """Make the run complete: one atomic step, after which nothing is written."""
+        return self._close("complete", changes)
+
+    def fail(self, **changes: Any) -> RunRecord:
+        """Close the run as failed; what was written stays readable."""
+        return self._close("failed", changes)
+
+    def cancel(self, **changes: Any) -> RunRecord:
+        """Close the run as cancelled; what was written stays readable."""
+        return self._close("cancelled", changes)
+
+    def abandon(self) -> None:
+        """Remove every trace of the run."""
+        self._shutdown()
+        with self._lock:
+            self.record = self.record.replace(status="cancelled")
+            self.backend.delete(self.folder)
+
+    def _close(self, status: str, changes: Mapping[str, Any]) -> RunRecord:
+        if status == "complete":
+            self.flush()
+        self._shutdown()
+        with self._lock:
+            self.record = self.record.replace(status=status, finished=now(), heartbeat=now(), progress={}, **changes)
+            self.record = self.record.replace(arrays=self._inventory())
+            try:
+                self._write_root()
+            except OSError as error:
+                if status == "complete":
+                    raise self._unwritable(error) from error
+                # Most likely the disk is full: what this run wrote is no result, so it may make room for its record.
+                for path in list(self._layouts):
+                    self.backend.delete(f"{self.folder}/{path}")
+                self.documents = {}
+                self.record = self.record.replace(arrays={})
+                self._write_root()
+        return self.record
+
+    def _shutdown(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+
+    def _inventory(self) -> dict[str, dict[str, Any]]:
+        return {
+            path: {
+                "dims": self.documents[path]["dimension_names"],
+                "shape": list(layout.shape),
+                "dtype": "string" if layout.dtype.kind == "O" else layout.dtype.name,
+                "bytes": math.prod(layout.shape) * layout.dtype.itemsize,
+                "files": layout.files,
+                "description": self.documents[path]["attributes"].get("description", ""),
+                "units": self.documents[path]["attributes"].get("units", ""),
+                "coordinate": path in self._coordinates or self.documents[path]["dimension_names"] == [_name(path)],
+            }
+            for path, layout in self._layouts.items()
+        }
+
+    def _write_root(self) -> None:
+        attributes: dict[str, Any] = {"workbench": self.record.to_json()}
+        if self._coordinates:
+            attributes["coordinates"] = " ".join(self._coordinates)
+        document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        if self.record.status != "running":
+            document["consolidated_metadata"] = {
+                "kind": "inline",
+                "must_understand": False,
+                "metadata": self.documents,
+            }
+        self.backend.write(f"{self.folder}/zarr.json", dump(document))
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _spell(region: tuple[slice, ...]) -> str:
+    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"

@@ -1,0 +1,43 @@
+"""Subjects: the data and the models that methods are run on.
+
+`data` turns what people hold in a notebook into labelled arrays and checks them, `loaders` reads the formats people
+have, `models` wraps and identifies networks, `networks` and `builtin` bring the ones that ship with the workbench.
+Names below are imported when first used, so that importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.subjects.data import as_dataset, check_dataset, check_model_fits, dataset_digest
+    from workbench.subjects.loaders import open_data
+    from workbench.subjects.models import Model, load_model, load_state, model_digest, model_state
+
+__all__ = [
+    "Model",
+    "as_dataset",
+    "check_dataset",
+    "check_model_fits",
+    "dataset_digest",
+    "load_model",
+    "load_state",
+    "model_digest",
+    "model_state",
+    "open_data",
+]
+
+_HOME = {
+    "data": ("as_dataset", "check_dataset", "check_model_fits", "dataset_digest"),
+    "loaders": ("open_data",),
+    "models": ("Model", "load_model", "load_state", "model_digest", "model_state"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
