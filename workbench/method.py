@@ -158,8 +158,8 @@ class Out(Protocol):
     def rng(self, name: str = "") -> np.random.Generator:
         """The numpy counterpart of `generator`."""
 
-    def coordinate(self, dim: str, values: Sequence[Any] | np.ndarray) -> None:
-        """Label a dim (layer names, bit widths, thresholds). Once per dim, before or after arrays that use it."""
+    def coordinate(self, name: str, values: Sequence[Any] | np.ndarray, *, dim: str | None = None) -> None:
+        """Label a dim (layer names, bit widths, thresholds), or with `dim` add a second labelling of it under `name`."""
 
     def array(
         self, name: str, shape: Sequence[int], *, dims: Sequence[str] | None = None, dtype: Any = None

@@ -44,7 +44,9 @@ def require_feasible(cost: np.ndarray, budget: float) -> None:
     """Raise InputError when even the lowest width everywhere costs more than `budget`."""
     low, high = budget_range(cost)
     if low > budget + _SLACK * max(1.0, abs(budget)):
-        raise InputError("budget", expected=f"at least {low:.6g} (all at the lowest width; highest {high:.6g})", got=f"{budget:.6g}")
+        raise InputError(
+            "budget", expected=f"at least {low:.6g} (all at the lowest width; highest {high:.6g})", got=f"{budget:.6g}"
+        )
 
 
 def allocate_program(objective: np.ndarray, cost: np.ndarray, budget: float, ties: Ties = ()) -> np.ndarray:

@@ -141,7 +141,9 @@ class ActivationQuantiser(nn.Module):
             scale = torch.maximum(-self.low, self.high) / (2 ** (self.bits - 1) - 1)
             lowest, highest = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return _StraightThrough.apply(values, torch.clamp(torch.round(values.detach() / scale), lowest, highest) * scale)
+        return _StraightThrough.apply(
+            values, torch.clamp(torch.round(values.detach() / scale), lowest, highest) * scale
+        )
 
     def _observe(self, values: Tensor) -> None:
         if self.rule == "extremes":

@@ -9,7 +9,7 @@ def workbench_methods() -> list[MethodReference]:
     return [
         MethodReference(
             "restoration.ms_ssim",
-            "workbench_restoration.ms_ssim:MultiScaleSimilarity",
+            "workbench_restoration.ms_ssim:MSSSIM",
             "Pixel loss or structural loss: what (MS-)SSIM training changes in reconstructions, codes and upscaling",
         ),
     ]

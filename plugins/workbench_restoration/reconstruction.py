@@ -122,11 +122,12 @@ def train_at_best_rate(
     weight: float = 1.0,
     transform: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
     share: tuple[int, int] = (0, 1),
+    stream: str = "training",
 ) -> Trained:
     """Train a copy of `network` at each rate for the full budget and keep the one that validates best.
 
-    Every call with one `out` starts from the given weights and sees the same batches in the same order, so that
-    networks differ by their loss alone.
+    Every call with one `out` and `stream` starts from the given weights and sees the same batches in the same order, so
+    that networks differ by their loss alone.
 
     Args:
         network: untrained, on `out.device`; it is not changed.
@@ -140,6 +141,7 @@ def train_at_best_rate(
         weight: C of an expected-loss VAE.
         transform: augmentation of a batch.
         share: (index of the first of these trainings, number of trainings of the whole run), for progress.
+        stream: name of the random stream of batches, augmentation and codes; repetitions take another.
 
     Raises:
         InputError: the training diverged at every rate.
@@ -156,7 +158,7 @@ def train_at_best_rate(
                 image,
                 nothing,
                 recipe(rate),
-                generator=out.generator("training"),
+                generator=out.generator(stream),
                 transform=transform,
                 loss=lambda value, _: value.mean(),
                 validation=(validation, nothing_more),

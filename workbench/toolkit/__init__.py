@@ -1,7 +1,7 @@
 """Torch helpers for method authors; import every name from here: `from workbench.toolkit import predict`.
 
 Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `augment`, `mixing`), curvature
-and cost (`curvature`, `counting`), probabilities and statistics (`probability`, `reliability`, `statistics`). A module is imported when one
+and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `reliability`, `statistics`). A module is imported when one
 of its names is first used.
 """
 
@@ -16,15 +16,9 @@ if TYPE_CHECKING:
         Eigenpairs,
         Hessian,
         SpectralDensity,
-        TraceEstimate,
-        activation_trace_probes,
-        block_trace_probes,
-        empirical_fisher_samples,
         lanczos,
         spectral_density,
         top_eigenpairs,
-        trace_estimate,
-        trace_probes,
     )
     from workbench.toolkit.features import Pool, capture, find_layer, last_linear, layer_names
     from workbench.toolkit.inference import evaluating, model_device, predict, predict_all
@@ -61,6 +55,7 @@ if TYPE_CHECKING:
         reliability_diagram,
         top_label,
     )
+    from workbench.toolkit.recipe import Recipe, learning_rate, make_optimizer
     from workbench.toolkit.reliability import (
         Binning,
         CalibrationBand,
@@ -80,34 +75,20 @@ if TYPE_CHECKING:
     from workbench.toolkit.splits import kfold_indices, split_indices
     from workbench.toolkit.statistics import Interval, bootstrap_interval, mean_interval, wilson_interval
     from workbench.toolkit.tensors import ArrayLike, image_batches, to_tensor
-    from workbench.toolkit.training import (
-        FitResult,
-        Loss,
-        Recipe,
-        Transform,
-        fit,
-        learning_rate,
-        numpy_generator,
-        soft_cross_entropy,
+    from workbench.toolkit.traces import (
+        TraceEstimate,
+        activation_trace_probes,
+        block_trace_probes,
+        empirical_fisher_samples,
+        trace_estimate,
+        trace_probes,
     )
+    from workbench.toolkit.training import FitResult, Loss, Transform, fit, numpy_generator, soft_cross_entropy
 
 _HOME = {
     "augment": ("flip_crop", "random_crop", "random_flip"),
     "counting": ("LayerCount", "count_operations", "total_count"),
-    "curvature": (
-        "Eigenpairs",
-        "Hessian",
-        "SpectralDensity",
-        "TraceEstimate",
-        "activation_trace_probes",
-        "block_trace_probes",
-        "empirical_fisher_samples",
-        "lanczos",
-        "spectral_density",
-        "top_eigenpairs",
-        "trace_estimate",
-        "trace_probes",
-    ),
+    "curvature": ("Eigenpairs", "Hessian", "SpectralDensity", "lanczos", "spectral_density", "top_eigenpairs"),
     "features": ("Pool", "capture", "find_layer", "last_linear", "layer_names"),
     "inference": ("evaluating", "model_device", "predict", "predict_all"),
     "mixing": (
@@ -143,6 +124,7 @@ _HOME = {
         "reliability_diagram",
         "top_label",
     ),
+    "recipe": ("Recipe", "learning_rate", "make_optimizer"),
     "reliability": (
         "Binning",
         "CalibrationBand",
@@ -161,16 +143,15 @@ _HOME = {
     ),
     "splits": ("kfold_indices", "split_indices"),
     "tensors": ("ArrayLike", "image_batches", "to_tensor"),
-    "training": (
-        "FitResult",
-        "Loss",
-        "Recipe",
-        "Transform",
-        "fit",
-        "learning_rate",
-        "numpy_generator",
-        "soft_cross_entropy",
+    "traces": (
+        "TraceEstimate",
+        "activation_trace_probes",
+        "block_trace_probes",
+        "empirical_fisher_samples",
+        "trace_estimate",
+        "trace_probes",
     ),
+    "training": ("FitResult", "Loss", "Transform", "fit", "numpy_generator", "soft_cross_entropy"),
     "statistics": ("Interval", "bootstrap_interval", "mean_interval", "wilson_interval"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -234,6 +215,7 @@ __all__ = [
     "last_linear",
     "layer_names",
     "learning_rate",
+    "make_optimizer",
     "mask_batch",
     "maximum_calibration_error",
     "mean_entropy",

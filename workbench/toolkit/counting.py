@@ -56,7 +56,9 @@ def count_operations(module: nn.Module, input_shape: Sequence[int]) -> tuple[Lay
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             module(sample)
     except RuntimeError as error:
-        raise InputError("input_shape", expected="a shape the model accepts", got=f"{tuple(input_shape)}: {error}") from error
+        raise InputError(
+            "input_shape", expected="a shape the model accepts", got=f"{tuple(input_shape)}: {error}"
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for name, child in module.named_modules():

@@ -1,9 +1,9 @@
-"""Curvature of a loss: Hessian-vector products, top eigenpairs, traces and spectra, without ever forming the Hessian.
+"""Curvature of a loss: Hessian-vector products, top eigenpairs and spectra, without ever forming the Hessian.
 
 A `Hessian` is the second derivative of a mean loss with respect to some parameter tensors, all others held fixed.
-`top_eigenpairs` is power iteration with deflation, `trace_probes` and `trace_estimate` are Hutchinson's estimator,
-`spectral_density` is stochastic Lanczos quadrature. Sources: Dong et al. 2019 (HAWQ), Yao et al. 2020 (PyHessian),
-Ghorbani et al. 2019 (quadrature), Golub and Meurant 2010 (Lanczos).
+`top_eigenpairs` is power iteration with deflation, `spectral_density` is stochastic Lanczos quadrature; traces are in
+`traces`. Sources: Dong et al. 2019 (HAWQ), Yao et al. 2020 (PyHessian), Ghorbani et al. 2019 (quadrature), Golub and
+Meurant 2010 (Lanczos).
 
 Models must be in eval mode: batch statistics of train-mode BatchNorm couple the samples and change the Hessian.
 """
@@ -11,9 +11,9 @@ Models must be in eval mode: batch statistics of train-mode BatchNorm couple the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,9 @@ __all__ = [
     "Eigenpairs",
     "Hessian",
     "SpectralDensity",
-    "TraceEstimate",
-    "activation_trace_probes",
-    "block_trace_probes",
-    "empirical_fisher_samples",
     "lanczos",
     "spectral_density",
     "top_eigenpairs",
-    "trace_estimate",
-    "trace_probes",
 ]
 
 Loss = Callable[[Any], Tensor]
@@ -79,7 +73,7 @@ class Hessian:
                 )
         if not batches:
             raise InputError("batches", expected="at least one batch", got="none")
-        counts = [_batch_size(batch) for batch in batches] if sizes is None else list(sizes)
+        counts = [batch_size(batch) for batch in batches] if sizes is None else list(sizes)
         if len(counts) != len(batches):
             raise InputError("sizes", expected=f"one size for each of {len(batches)} batches", got=f"{len(counts)}")
         self.loss = loss
@@ -189,7 +183,7 @@ def top_eigenpairs(
         for iteration in range(iterations):
             vector = _normalised(_orthogonal(direction, vectors))
             direction = hessian.product(vector)
-            value = _dot(vector, direction)
+            value = dot(vector, direction)
             history[index, iteration] = value
             if previous is not None and abs(value - previous) / (abs(previous) + 1e-6) < tolerance:
                 converged[index] = True
@@ -205,160 +199,18 @@ def top_eigenpairs(
     return Eigenpairs(values, vectors, residuals, history, converged)
 
 
-def trace_probes(
-    hessian: Hessian, probes: int, generator: torch.Generator, *, groups: Sequence[Sequence[int]] | None = None
-) -> Iterator[Tensor]:
-    """Hutchinson probes z'Hz with z = +-1 (Rademacher), one product per probe.
-
-    Each probe yields a float64 vector (group,): the parts z_g'(Hz)_g of each group of parameters (positions in
-    `hessian.parameters`; by default every tensor is a group). The expectation of a part is the trace of the group's
-    diagonal block; products between groups add variance but no bias.
-    """
-    groups = [[position] for position in range(len(hessian.parameters))] if groups is None else groups
-    for _ in range(probes):
-        vectors = [_rademacher(parameter, generator) for parameter in hessian.parameters]
-        products = hessian.product(vectors)
-        yield torch.tensor(
-            [_dot([vectors[i] for i in group], [products[i] for i in group]) for group in groups], dtype=torch.float64
-        )
-
-
-def block_trace_probes(
-    loss: Loss,
-    blocks: Sequence[Sequence[Tensor]],
-    batches: Sequence[Any],
-    probes: int,
-    generator: torch.Generator,
-    *,
-    mode: Literal["joint", "per_layer"] = "joint",
-    sizes: Sequence[int] | None = None,
-    reuse_graph: bool = False,
-) -> Iterator[Tensor]:
-    """Hutchinson probes of the diagonal blocks of the Hessian, one float64 vector (block,) per probe.
-
-    `joint` draws one probe over all blocks and needs one product per probe; the off-diagonal blocks add variance.
-    `per_layer` draws a probe for each block alone and needs one product per probe and block, without that variance.
-    """
-    flat = [parameter for block in blocks for parameter in block]
-    if mode == "joint":
-        ends = np.cumsum([0, *(len(block) for block in blocks)])
-        groups = [list(range(start, stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
-        joint = Hessian(loss, flat, batches, sizes=sizes, reuse_graph=reuse_graph)
-        yield from trace_probes(joint, probes, generator, groups=groups)
-        return
-    # No graph is kept here: every block would hold its own at the same time.
-    singles = [Hessian(loss, block, batches, sizes=sizes) for block in blocks]
-    streams = [trace_probes(single, probes, generator, groups=[range(len(single.parameters))]) for single in singles]
-    for parts in zip(*streams, strict=True):
-        yield torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class TraceEstimate:
-    """Mean of raw probes and its standard error, both (block,) float64; `probes` is (block, probe)."""
-
-    mean: Tensor
-    standard_error: Tensor
-    probes: Tensor
-
-
-def trace_estimate(probes: Iterable[Tensor]) -> TraceEstimate:
-    """Collect probes, each (block,), into mean and standard error (sample standard deviation / sqrt of the number)."""
-    values = torch.stack(list(probes), dim=1)
-    count = values.shape[1]
-    if count < 2:
-        raise InputError("probes", expected="at least 2 probes for a standard error", got=str(count))
-    return TraceEstimate(values.mean(1), values.std(1, correction=1) / math.sqrt(count), values)
-
-
-def empirical_fisher_samples(
-    loss: Loss, blocks: Sequence[Sequence[Tensor]], batches: Sequence[Sequence[Tensor]]
-) -> Iterator[Tensor]:
-    """Squared gradient norm of each block for every single sample: float64 (block,) per sample.
-
-    Their mean is the trace of the empirical Fisher matrix (gradients of the true labels' loss). It is zero where the
-    loss of every sample is, and equals the Hessian's trace only in expectation for a calibrated model.
-    """
-    flat = [parameter for block in blocks for parameter in block]
-    ends = np.cumsum([0, *(len(block) for block in blocks)])
-    for batch in batches:
-        for position in range(_batch_size(batch)):
-            sample = tuple(tensor[position : position + 1] for tensor in batch)
-            with torch.enable_grad():
-                gradients = torch.autograd.grad(loss(sample), flat, materialize_grads=True)
-            yield torch.tensor(
-                [
-                    _dot(gradients[start:stop], gradients[start:stop])
-                    for start, stop in zip(ends[:-1], ends[1:], strict=True)
-                ],
-                dtype=torch.float64,
-            )
-
-
-def activation_trace_probes(
-    loss: Loss,
-    layers: Sequence[torch.nn.Module],
-    batches: Sequence[Any],
-    probes: int,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Hutchinson probes of the Hessian with respect to each layer's output activations (HAWQ-V2), (layer,) per probe.
-
-    In eval mode samples do not interact, so the Hessian is block-diagonal over the batch: one probe drawn for the
-    whole batch is a probe for every sample. The value is the trace of one sample's Hessian, averaged over samples.
-
-    Args:
-        loss: mean loss over one batch. At least one parameter of each layer, or its input, must require a gradient.
-        layers: modules with a tensor as output, called once per forward pass.
-    """
-    captured: dict[int, Tensor] = {}
-
-    def capture(key: int) -> Callable[..., Tensor]:
-        def hook(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            captured[key] = output
-            return output.clone()  # an in-place activation that follows must not overwrite what was captured
-
-        return hook
-
-    handles = [layer.register_forward_hook(capture(key)) for key, layer in enumerate(layers)]
-    try:
-        sizes = [_batch_size(batch) for batch in batches]
-        for _ in range(probes):
-            total = torch.zeros(len(layers), dtype=torch.float64)
-            for batch, size in zip(batches, sizes, strict=True):
-                captured.clear()
-                with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-                    value = loss(batch)
-                    outputs = [captured[key] for key in range(len(layers))]
-                    # Each activation is differentiated by itself: later activations are functions of earlier ones.
-                    gradients = torch.autograd.grad(value, outputs, create_graph=True)
-                for key, (output, gradient) in enumerate(zip(outputs, gradients, strict=True)):
-                    if not gradient.requires_grad:
-                        continue
-                    probe = _rademacher(output, generator)
-                    (product,) = torch.autograd.grad(
-                        gradient, output, grad_outputs=probe, retain_graph=True, materialize_grads=True
-                    )
-                    # The batch mean divides each sample's Hessian by the batch size; the sum over samples is the mean.
-                    total[key] += _dot([probe], [product]) * size / sum(sizes)
-            yield total
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def lanczos(hessian: Hessian, steps: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Lanczos tridiagonalisation from a random unit vector, fully re-orthogonalised (twice, against rounding).
 
     Returns:
         diagonal (m,) and off-diagonal (m - 1,) in float64; m <= steps, fewer when the Krylov space is exhausted.
     """
-    vectors = [_normalised(_rademacher_like(hessian, generator))]
+    vectors = [_normalised(_start(hessian, generator))]
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     for step in range(min(steps, hessian.size)):
         product = hessian.product(vectors[-1])
-        diagonal.append(_dot(vectors[-1], product))
+        diagonal.append(dot(vectors[-1], product))
         rest = _orthogonal(_orthogonal(product, vectors), vectors)
         length = _norm(rest)
         scale = max(abs(value) for value in (*diagonal, *off_diagonal))
@@ -420,17 +272,17 @@ def spectral_density(
     return SpectralDensity(grid, density, nodes, weights)
 
 
-def _batch_size(batch: Any) -> int:
+def batch_size(batch: Any) -> int:
     return len(batch) if isinstance(batch, Tensor) else len(batch[0])
 
 
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     """Inner product, summed in float64: float32 sums over 1e5 entries lose digits that residuals need."""
     return float(sum(torch.sum(a.double() * b.double()) for a, b in zip(left, right, strict=True)))
 
 
 def _norm(vectors: Sequence[Tensor]) -> float:
-    return math.sqrt(_dot(vectors, vectors))
+    return math.sqrt(dot(vectors, vectors))
 
 
 def _normalised(vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -442,7 +294,7 @@ def _orthogonal(vectors: Sequence[Tensor], basis: Sequence[Sequence[Tensor]]) ->
     """`vectors` less its projections on the unit vectors of `basis`, one after the other (modified Gram-Schmidt)."""
     rest = list(vectors)
     for unit in basis:
-        overlap = _dot(rest, unit)
+        overlap = dot(rest, unit)
         rest = [part - overlap * direction for part, direction in zip(rest, unit, strict=True)]
     return rest
 
@@ -451,9 +303,9 @@ def _gaussian(hessian: Hessian, generator: torch.Generator) -> list[Tensor]:
     return [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in hessian.parameters]
 
 
-def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
+def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=generator, dtype=like.dtype) * 2 - 1).to(like.device)
 
 
-def _rademacher_like(hessian: Hessian, generator: torch.Generator) -> list[Tensor]:
-    return [_rademacher(parameter, generator) for parameter in hessian.parameters]
+def _start(hessian: Hessian, generator: torch.Generator) -> list[Tensor]:
+    return [rademacher(parameter, generator) for parameter in hessian.parameters]

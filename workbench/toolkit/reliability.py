@@ -15,7 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+
 from workbench.errors import InputError
+from workbench.toolkit.statistics import wilson_interval
 
 __all__ = [
     "Binning",
@@ -32,7 +34,6 @@ __all__ = [
     "kolmogorov_smirnov_error",
     "murphy_parts",
     "reliability_bins",
-    "wilson_interval",
 ]
 
 Binning = Literal["width", "mass"]
@@ -119,24 +120,6 @@ def reliability_bins(
                 lower[index], upper[index] = part[0], part[-1]
     low, high = wilson_interval(np.rint(np.nan_to_num(accuracy * count)), count, level=level)
     return ReliabilityBins(lower, upper, count.astype(np.int64), confidence, accuracy, low, high)
-
-
-def wilson_interval(success: ArrayLike, count: ArrayLike, *, level: float = 0.95) -> tuple[Float, Float]:
-    """Wilson's score interval of a binomial proportion, without continuity correction; NaN where the count is 0.
-
-    Args:
-        success: number of successes, any shape.
-        count: number of trials, same shape.
-        level: confidence in (0, 1).
-    """
-    k, n = np.asarray(success, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    z = special.ndtri(0.5 + level / 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centre = (k + z**2 / 2) / (n + z**2)
-        half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-        low = np.where(n > 0, np.clip(centre - half, 0.0, 1.0), np.nan)
-        high = np.where(n > 0, np.clip(centre + half, 0.0, 1.0), np.nan)
-    return low, high
 
 
 def binned_calibration_error(
