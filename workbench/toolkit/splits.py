@@ -87,7 +87,7 @@ def kfold_indices(
         raise InputError("folds", expected=f"2 to {len(order)} (the number of samples)", got=str(folds))
     # Dealing the samples out class by class, like cards, gives every fold its share of each class.
     held = [np.sort(order[fold::folds]) for fold in range(folds)]
-    return [(np.setdiff1d(order, fold, assume_unique=True), fold) for fold in held]
+    return [(np.setdiff1d(np.arange(len(order)), fold, assume_unique=True), fold) for fold in held]
 
 
 def _shuffled_groups(label_or_n: Any, seed: int, stratify: bool) -> tuple[list[np.ndarray], np.random.Generator]:
