@@ -197,12 +197,25 @@ class Out(Protocol):
 class Result(Protocol):
     """What `report` receives: a finished run, read lazily from the store."""
 
-    method_id: str
-    seed: int
-    device: str
-    seconds: float
-    inputs: Mapping[str, Any]
-    """Per role a small dict: `label` (how a person calls it), `digest`, and for data `sizes`."""
+    @property
+    def method_id(self) -> str:
+        """Id of the method that made the run."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+
+    @property
+    def device(self) -> str:
+        """Device the run was computed on."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the computation; 0 while the run is not complete."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Per role a small dict: `label` (how a person calls it), `digest`, and for data `sizes`."""
 
     @property
     def params(self) -> Any:

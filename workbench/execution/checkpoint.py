@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from workbench.errors import IntegrityError, OutputError
 
 __all__ = ["CHECKPOINT", "pack", "unpack"]
@@ -56,7 +55,7 @@ def _encode(value: Any, tensors: dict[str, Any], path: str) -> Any:
 
     if isinstance(value, torch.Tensor | np.ndarray):
         is_array = isinstance(value, np.ndarray)
-        tensor = torch.from_numpy(np.ascontiguousarray(value)) if is_array else value.detach().cpu()
+        tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
         name = str(len(tensors))
         # A copy of its own: safetensors refuses tensors that share memory.
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)

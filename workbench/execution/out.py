@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-
 from workbench.errors import OutputError, SkippedError
 from workbench.execution.checkpoint import CHECKPOINT, pack, unpack
 from workbench.execution.device import stream_seed

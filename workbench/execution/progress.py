@@ -94,6 +94,7 @@ class ProgressBar:
 
 
 def _make_bar(title: str) -> Any:
+    import sys
     import warnings
 
     with warnings.catch_warnings():
@@ -101,7 +102,9 @@ def _make_bar(title: str) -> Any:
         from tqdm.auto import tqdm
 
     layout = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
-    return tqdm(total=1, desc=title, leave=False, bar_format=layout, dynamic_ncols=True)
+    # Redrawing a line makes sense on a terminal and in a notebook, not in a log file.
+    shown = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return tqdm(total=1, desc=title, leave=False, bar_format=layout, dynamic_ncols=True, disable=not shown)
 
 
 class Throttle:

@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from workbench.execution.device import describe_device
 
 if TYPE_CHECKING:
     import torch
-
     from workbench.host import PluginStatus
 
 __all__ = ["PeakMemory", "project_commit", "provenance"]
@@ -35,9 +35,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+FRESH = 20.0
+"""Seconds for which the state of the git project is taken to be what it was: asking git takes longer than a small run."""
+
+
 def project_commit(folder: str) -> dict[str, Any] | None:
     """Commit of the git project that holds `folder`, and whether it has uncommitted changes; None outside of one."""
+    return _project_commit(folder, int(time.monotonic() / FRESH))
+
+
+@functools.lru_cache(maxsize=8)
+def _project_commit(folder: str, period: int) -> dict[str, Any] | None:
     command = ["git", "-C", folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -47,6 +47,9 @@ class Backend(Protocol):
     def delete(self, key: str) -> None:
         """Remove everything below `key`; nothing happens if there is nothing."""
 
+    def delete_object(self, key: str) -> None:
+        """Remove one object; nothing happens if there is none."""
+
     def zarr_store(self, key: str, *, read_only: bool) -> Any:
         """A zarr store rooted at `key`."""
 
@@ -127,6 +130,10 @@ class LocalBackend:
     def delete(self, key: str) -> None:
         """See Backend."""
         shutil.rmtree(self.path(key), ignore_errors=True)
+
+    def delete_object(self, key: str) -> None:
+        """See Backend."""
+        self.path(key).unlink(missing_ok=True)
 
     def zarr_store(self, key: str, *, read_only: bool) -> Any:
         """See Backend."""

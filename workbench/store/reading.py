@@ -179,7 +179,7 @@ class StoredRun:
             dtype = np.dtype(object if entry["dtype"] == "string" else entry["dtype"])
             return xr.Variable(entry["dims"], np.empty(entry["shape"], dtype=dtype), _attributes(entry))
         guarded = _backend_array()(self, path)
-        lazy = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(guarded))
+        lazy = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(guarded))  # type: ignore[arg-type]
         return xr.Variable(entry["dims"], lazy, _attributes(entry))
 
     def _coordinates(self, group: str, dims: tuple[Any, ...]) -> dict[str, Any]:

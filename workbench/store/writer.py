@@ -371,7 +371,7 @@ class RunWriter:
         self._shutdown()
         with self._lock:
             self.record = self.record.replace(status=status, finished=now(), heartbeat=now(), progress={}, **changes)
-            self.record = self.record.replace(arrays=self._inventory())
+            self.record = self.record.replace(arrays=self.inventory())
             try:
                 self._write_root()
             except OSError as error:
@@ -390,7 +390,8 @@ class RunWriter:
             self._pool.shutdown(wait=True)
             self._pool = None
 
-    def _inventory(self) -> dict[str, dict[str, Any]]:
+    def inventory(self) -> dict[str, dict[str, Any]]:
+        """What the record says of every array declared so far."""
         return {
             path: {
                 "dims": self.documents[path]["dimension_names"],

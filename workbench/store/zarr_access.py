@@ -30,7 +30,7 @@ def open_array(backend: Backend, key: str, *, writable: bool) -> Any:
 
     store = backend.zarr_store(key, read_only=not writable)
     mode: Any = "r+" if writable else "r"
-    settings = {"array.write_empty_chunks": True}
+    settings: dict[str, Any] = {"array.write_empty_chunks": True}
     pipeline = _pipeline()
     if pipeline is not None:
         settings["codec_pipeline.path"] = pipeline

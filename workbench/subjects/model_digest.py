@@ -29,7 +29,7 @@ from torch import nn
 
 from workbench.fingerprint import combine, digest_array, digest_bytes, digest_json
 
-__all__ = ["model_digest", "tensor_to_numpy"]
+__all__ = ["class_digest", "model_digest", "tensor_to_numpy"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -58,6 +58,14 @@ def model_digest(module: nn.Module) -> str | None:
     """
     try:
         return _Digester().module(module)
+    except (_Undigestible, RecursionError):
+        return None
+
+
+def class_digest(cls: type) -> str | None:
+    """SHA-256 of the code of a class and of everything it reaches, or None where that cannot be told."""
+    try:
+        return _Digester().cls(cls)
     except (_Undigestible, RecursionError):
         return None
 

@@ -1,0 +1,428 @@
+"""The facade that notebooks and the command line use: open a store, run methods, find, report and compare runs.
+
+bench = workbench.open()
+run = bench.run("calibration.temperature", data="run:latest")
+run.report()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError, PluginError, RunNotFoundError
+from workbench.host import Host, PluginStatus
+from workbench.method import Method, MethodReference
+from workbench.record import RunRecord, Status, run_key
+from workbench.store import Store, StoredRun
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+    from torch import nn
+
+    from workbench.execution.progress import CancelToken, Progress
+    from workbench.render import RenderedReport
+    from workbench.report import Report
+
+__all__ = ["Methods", "Run", "Workbench", "open"]
+
+DEFAULT_STORE = "store"
+SEED_LIMIT = 2**63
+
+
+def open(url: str | os.PathLike[str] | None = None, *, host: Host | None = None) -> Workbench:
+    """Open a store; it is created by the first run.
+
+    Args:
+        url: folder of the store; default: $WORKBENCH_STORE, else `./store`.
+        host: plugins to use; default: all installed ones.
+
+    Raises:
+        StoreError: the place is not a store or cannot be read.
+        FormatVersionError: it was written by a newer version of the workbench.
+    """
+    return Workbench(Store(url or os.environ.get("WORKBENCH_STORE") or DEFAULT_STORE), host or Host())
+
+
+class Methods(Mapping[str, "MethodReference | type[Method]"]):
+    """All methods by id; shows itself as a table."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._methods = host.methods
+
+    def __getitem__(self, method_id: str) -> MethodReference | type[Method]:
+        return self._methods[method_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{method_id:<{width}}  {item.title}" for method_id, item in self.items())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td><code>{escape(i)}</code></td><td>{escape(m.title)}</td></tr>" for i, m in self.items())
+        return f"<table><thead><tr><th>method</th><th>what it tells</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+class Workbench:
+    """A store and the methods to run on it. Made by `workbench.open`."""
+
+    def __init__(self, store: Store, host: Host) -> None:
+        self.store, self.host = store, host
+
+    def __repr__(self) -> str:
+        return f"Workbench(store={self.store.url!r}, methods={len(self.host.methods)})"
+
+    # --- methods and subjects ---------------------------------------------------------------------------------------
+
+    @property
+    def methods(self) -> Methods:
+        """Every method that can be run, by id."""
+        return Methods(self.host)
+
+    @property
+    def plugins(self) -> list[PluginStatus]:
+        """Every plugin that was found; broken ones with the reason."""
+        return self.host.plugins
+
+    def register(self, cls: type[Method]) -> type[Method]:
+        """Add a method written in a notebook cell (again after an edit: the key of its runs changes with the code).
+
+        Can be used as a decorator.
+
+        Raises:
+            PluginError: the class breaks the contract.
+        """
+        return self.host.register(cls)
+
+    def data(self, spec: str) -> xr.Dataset:
+        """A data set by name (`digits`, `photos(size=64)[:16]`) or path."""
+        return self.dataset(spec, role="data")[0].copy(deep=True)
+
+    def model(self, spec: str, *, data: xr.Dataset | None = None) -> nn.Module:
+        """A model by name (`small-cnn`), name and weights (`resnet20@weights.safetensors`) or `run:ID`."""
+        from workbench.execution.inputs import RUN_PREFIX
+
+        if spec.startswith(RUN_PREFIX):
+            return Run(self, self.stored_run(spec.removeprefix(RUN_PREFIX))).model()
+        return self.network(spec, example=data, role="model")
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        method: str | type[Method],
+        /,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        force: bool = False,
+        progress: bool | Progress = True,
+        cancel: CancelToken | None = None,
+        **inputs_and_parameters: Any,
+    ) -> Run:
+        """Run a method, or return the run from the store if the same was computed before.
+
+        Args:
+            method: its id, or its class.
+            seed: of everything random in the run.
+            device: where to compute; default: cuda, else mps, else cpu. Not part of the run's identity.
+            precision: float32, float16, bfloat16 or float64; part of the identity.
+            force: compute even if the store has it.
+            progress: show a bar, or an object that shows progress.
+            cancel: a token that stops the run from another thread.
+            inputs_and_parameters: roles and parameters of the method by name. Data: arrays, Datasets, names, paths,
+                runs or arrays of runs. Models: modules, names, runs.
+
+        Raises:
+            UnknownMethodError, InputError, MissingDependencyError: before any work starts.
+            SkippedError, CancelledError, RunFailedError, StoreError: see `workbench.execution.lifecycle.execute`.
+        """
+        from workbench.execution import inputs as preparation
+        from workbench.execution.code import method_code
+        from workbench.execution.device import PRECISIONS
+        from workbench.execution.lifecycle import Job, execute
+
+        cls = self.register(method) if isinstance(method, type) else self.host.method(method)
+        roles, params = preparation.sort_arguments(cls, inputs_and_parameters)
+        validated = preparation.validate_params(cls, params)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+            raise InputError("seed", expected=f"an integer in 0..{SEED_LIMIT - 1}", got=repr(seed))
+        if precision not in PRECISIONS:
+            raise InputError("precision", expected=f"one of {', '.join(PRECISIONS)}", got=repr(precision))
+        preparation.check_requirements(cls)
+        resolved = preparation.resolve(cls, roles, self)
+        code = method_code(cls)
+        digests = {name: item.digest for name, item in resolved.items()}
+        known = {name: digest for name, digest in digests.items() if digest is not None}
+        key = None
+        if len(known) == len(digests):
+            key = run_key(
+                method=cls.id,
+                version=cls.version,
+                code=code,
+                params=validated.model_dump(mode="json"),
+                inputs=known,
+                seed=seed,
+                precision=precision,
+            )
+        if key is not None and not force and (found := self.store.find(key)) is not None:
+            return Run(self, found, served=True)
+        preparation.check(cls, resolved)
+        job = Job(cls, validated, resolved, seed, precision, code, key, device)
+        shown = _bar(cls.id) if progress is True else (progress or None)
+        return Run(self, execute(job, self.store, self.host, progress=shown, cancel=cancel))
+
+    # --- finding ----------------------------------------------------------------------------------------------------
+
+    def runs(self, where: str = "", *, limit: int | None = None, offset: int = 0) -> Runs:
+        """Runs that meet a query, newest first: `family = quantization and accuracy > 0.9 and user = me`.
+
+        Raises:
+            InputError: the query is not understood.
+        """
+        return Runs(Run(self, stored) for stored in self.store.runs(where, limit=limit, offset=offset))
+
+    def __getitem__(self, run_id: str) -> Run:
+        """A run by its id, any unambiguous part of it, or `latest`.
+
+        Raises:
+            RunNotFoundError: none or several match.
+        """
+        return Run(self, self.store.run(run_id))
+
+    def delete(self, run: str | Run) -> None:
+        """Remove a run from the store for good."""
+        self.store.delete(run if isinstance(run, str) else run.id)
+
+    def compare(self, runs: Sequence[Run | str], *, variables: Sequence[str] = ()) -> xr.Dataset:
+        """Runs side by side: every metric, every parameter that differs and the arrays asked for, over the dim `run`.
+
+        Args:
+            runs: runs or run ids.
+            variables: stored arrays to line up; each must have the same dims and sizes in all runs.
+
+        Returns:
+            a Dataset over `run` (coordinate: run ids) with one variable per metric (NaN where a run lacks it), its
+            interval as NAME_lower and NAME_upper where one was stored, and coordinates `method`, `seed` and one per
+            parameter or input that differs.
+
+        Raises:
+            InputError: there are no runs, or an array does not line up.
+        """
+        from workbench.comparison import compare_runs
+
+        return compare_runs([self[run] if isinstance(run, str) else run for run in runs], variables)
+
+    # --- where subjects come from (`execution.inputs.Sources`) --------------------------------------------------------
+
+    def dataset(self, spec: str, *, role: str) -> tuple[xr.Dataset, str | None]:
+        """See `workbench.execution.inputs.Sources`."""
+        from workbench.subjects import open_data
+        from workbench.subjects.builtin import DATASETS
+
+        return open_data(spec, datasets={**self.host.datasets(), **DATASETS}, role=role), None
+
+    def network(self, spec: str, *, example: xr.Dataset | None, role: str) -> nn.Module:
+        """See `workbench.execution.inputs.Sources`."""
+        from workbench.subjects import load_model
+
+        return load_model(spec, factories=self._factories(), example=example)
+
+    def stored_run(self, run_id: str) -> StoredRun:
+        """See `workbench.execution.inputs.Sources`."""
+        return self.store.run(run_id)
+
+    def stored_model(self, run: StoredRun, name: str, into: nn.Module | None = None) -> nn.Module:
+        """See `workbench.execution.inputs.Sources`."""
+        from workbench.subjects import load_state
+
+        arrays = run.model_state(name)
+        return load_state(arrays, run.record.models[name], factories=self._factories(), into=into)
+
+    def _factories(self) -> dict[str, Any]:
+        from workbench.subjects.builtin import FACTORIES
+
+        return {**self.host.models(), **FACTORIES}
+
+
+def _bar(title: str) -> Progress:
+    from workbench.execution.progress import ProgressBar
+
+    return ProgressBar(title)
+
+
+class Runs(list["Run"]):
+    """A list of runs that shows itself as a table."""
+
+    def _repr_html_(self) -> str:
+        from workbench.render import runs_html
+
+        return runs_html([run.info for run in self])
+
+
+class Run:
+    """A run: its record, its arrays (read lazily), its report, and what it was made from."""
+
+    def __init__(self, bench: Workbench, stored: StoredRun, *, served: bool = False) -> None:
+        self._bench, self.stored, self.served = bench, stored, served
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Unique id in the store."""
+        return self.stored.id
+
+    @property
+    def key(self) -> str | None:
+        """Identity of the computation; None if an input could not be identified."""
+        return self.record.key
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything known about the run but its arrays."""
+        return self.stored.record
+
+    @property
+    def method(self) -> str:
+        """Id of the method."""
+        return self.record.method
+
+    @property
+    def status(self) -> Status:
+        """running, complete, failed, cancelled or interrupted; asked anew as long as the run is running."""
+        if self.record.status == "running":
+            self.stored = self._bench.store.run(self.id)
+        return self.stored.status
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.record.seed
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metric values of the report by name."""
+        return self.record.metrics
+
+    @property
+    def params(self) -> Any:
+        """The validated parameters; a plain dict where the method is not at hand or has changed its parameters."""
+        try:
+            return self._bench.host.method(self.method).Params(**self.record.params)
+        except (PluginError, LookupError, ValueError):
+            return dict(self.record.params)
+
+    @property
+    def inputs(self) -> dict[str, list[Run]]:
+        """Per role the runs it was made from (none for inputs that are no runs)."""
+        found: dict[str, list[Run]] = {}
+        for role, entry in self.record.inputs.items():
+            found[role] = []
+            for run_id in entry.get("runs", ()):
+                try:
+                    found[role].append(self._bench[run_id])
+                except RunNotFoundError:
+                    continue  # deleted since; the record still names it
+        return found
+
+    @property
+    def traceback(self) -> str:
+        """Where a failed run failed; empty otherwise."""
+        return str((self.record.failure or {}).get("traceback", ""))
+
+    # --- arrays -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """A stored array with its coordinates; only what is sliced is read.
+
+        Raises:
+            OutputError: there is none of this name; IntegrityError (on reading): chunks are damaged or missing.
+        """
+        return self.stored[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the stored outputs."""
+        return self.stored.outputs
+
+    @property
+    def series(self) -> xr.Dataset:
+        """Logged time series over `step`."""
+        return self.stored.series
+
+    @property
+    def tree(self) -> xr.DataTree:
+        """Everything stored, lazily."""
+        return self.stored.tree
+
+    def model(self, name: str = "model", *, into: nn.Module | None = None) -> nn.Module:
+        """A model the run stored, in eval mode.
+
+        Args:
+            name: which one.
+            into: a module to load the state into, for networks that no registered factory builds.
+
+        Raises:
+            OutputError: the run stored no such model. InputError: it cannot be rebuilt without `into`.
+        """
+        return self._bench.stored_model(self.stored, name, into)
+
+    # --- what it found ----------------------------------------------------------------------------------------------
+
+    def report(self) -> RenderedReport:
+        """The report saved with the run; displays itself in a notebook, `.save(path)` writes one HTML page.
+
+        Raises:
+            RunNotFoundError: the run is not complete, so it has no report.
+        """
+        from workbench.render import RenderedReport
+
+        return RenderedReport(self.report_data(), self.stored, self.info)
+
+    def report_data(self) -> Report:
+        """The report as data: metrics, tables, views."""
+        from workbench.report import Report
+
+        if self.record.report is None:
+            raise RunNotFoundError(f"run {self.id} is {self.status} and has no report")
+        return Report.from_json(self.record.report)
+
+    @property
+    def info(self) -> Any:
+        """What pages and panels show of the run (`workbench.render.RunInfo`)."""
+        from workbench.render import RunInfo
+
+        return RunInfo.from_record(self.record, status=self.stored.status, served=self.served)
+
+    @property
+    def path(self) -> Path | str:
+        """Where the run lies: `xarray.open_datatree(run.path)` reads it without this package."""
+        from workbench.store.writer import run_folder
+
+        return Path(self._bench.store.url) / run_folder(self.record)
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value:.4g}" for name, value in list(self.metrics.items())[:4]]
+        origin = ", from the store" if self.served else ""
+        return f"<Run {self.id} {self.stored.status}{origin}{': ' if parts else ''}{', '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        from workbench.render import run_html
+
+        return run_html(self.info)

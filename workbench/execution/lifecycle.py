@@ -1,0 +1,286 @@
+"""One life of a run, whoever executes it: begin, beat, compute, report, complete; or fail, cancel, skip without a trace.
+
+    running -> complete | failed | cancelled          a killed process leaves `running`, which later reads as interrupted
+
+Nothing of a run counts before `complete`, which is one atomic step of the store.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import socket
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import CancelledError, RunFailedError, SkippedError, StoreError
+from workbench.execution.checkpoint import CHECKPOINT
+from workbench.execution.device import precision_dtype, resolve_device, seed_everything
+from workbench.execution.inputs import Resolved
+from workbench.execution.progress import CancelToken, NoProgress, Progress, Throttle
+from workbench.execution.provenance import PeakMemory, project_commit, provenance
+from workbench.host import Host
+from workbench.method import Inputs, Method
+from workbench.record import Failure, RunRecord, new_run_id, now
+from workbench.store import RunWriter, Store, StoredRun
+from workbench.store.store import current_user
+from workbench.store.writer import run_folder
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Job", "execute"]
+
+HEARTBEAT = 10.0
+"""Seconds between signs of life of a running run; well below `record.STALE_AFTER`."""
+NOTIFY = 0.25
+"""Least seconds between two progress notifications."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a run: what to compute, on what, from which random numbers."""
+
+    method: type[Method]
+    params: Any
+    inputs: Mapping[str, Resolved]
+    seed: int
+    precision: str
+    code: str | None
+    key: str | None
+    device: str | torch.device | None = None
+
+
+def execute(
+    job: Job, store: Store, host: Host, *, progress: Progress | None = None, cancel: CancelToken | None = None
+) -> StoredRun:
+    """Compute a job and store it.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        SkippedError: the method declined; nothing is stored.
+        CancelledError: somebody asked to stop (or pressed Ctrl-C); the run is kept with status `cancelled`.
+        RunFailedError: the method raised; the run is kept with status `failed` and the traceback.
+        StoreError: the store cannot be written.
+    """
+    progress, cancel = progress or NoProgress(), cancel or CancelToken()
+    device = resolve_device(job.device)
+    memory = PeakMemory(device)
+    owner = host.owner(job.method.id)
+    facts = provenance(device, owner) | {"project": project_commit(os.getcwd())}
+    record = _first_record(job, str(device), facts)
+    writer = store.begin(record)
+    host.notify("workbench_run_started", run_id=record.id, record=record.to_json())
+    life = _Life(writer, memory, host, progress)
+    started = time.perf_counter()
+    try:
+        with life.beating(), _quietly(facts), _own_random_numbers(job.seed):
+            report = _compute(job, writer, store, life, cancel, device)
+        seconds = time.perf_counter() - started
+        done = writer.complete(seconds=seconds, report=report, provenance=facts | {"memory": memory.summary()})
+        writer.backend.delete_object(f"{writer.folder}/{CHECKPOINT}")
+    except SkippedError:
+        writer.abandon()
+        raise
+    except BaseException as error:
+        raise _closed(error, job, writer, store, host, time.perf_counter() - started, facts | {"memory": memory.summary()})
+    finally:
+        progress.close()
+    store.index.put(done)
+    host.notify("workbench_run_finished", run_id=done.id, record=done.to_json())
+    return StoredRun(store.backend, done, job.params)
+
+
+def _first_record(job: Job, device: str, facts: Mapping[str, Any]) -> RunRecord:
+    method, moment = job.method, now()
+    paper = method.paper
+    return RunRecord(
+        id=new_run_id(method.id),
+        key=job.key,
+        method=method.id,
+        method_title=method.title,
+        method_version=method.version,
+        method_code=job.code,
+        params=job.params.model_dump(mode="json"),
+        default_params=_defaults(method),
+        inputs={name: resolved.record() for name, resolved in job.inputs.items()},
+        seed=job.seed,
+        precision=job.precision,
+        status="running",
+        user=current_user(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=moment,
+        heartbeat=moment,
+        device=device,
+        paper=None if paper is None else {**vars(paper), "citation": paper.citation},
+        provenance=dict(facts),
+    )
+
+
+def _defaults(method: type[Method]) -> dict[str, Any]:
+    fields = method.Params.model_fields
+    required = {name for name, info in fields.items() if info.is_required()}
+    dumped = method.Params.model_construct().model_dump(mode="json", exclude=required)
+    return {name: dumped[name] for name in fields if name in dumped}
+
+
+def _compute(
+    job: Job, writer: RunWriter, store: Store, life: _Life, cancel: CancelToken, device: torch.device
+) -> dict[str, Any]:
+    from workbench.execution.out import RunOut
+
+    dtype = precision_dtype(job.precision)
+    out = RunOut(
+        job.method,
+        writer,
+        device=device,
+        dtype=dtype,
+        cancel=cancel,
+        on_progress=life.on_progress,
+        on_values=life.on_values,
+        restorable=lambda: _checkpointed(store, job.key, writer.record.id),
+    )
+    values = {name: _handed_over(resolved, device, dtype) for name, resolved in job.inputs.items()}
+    method = job.method()
+    method.run(Inputs(values), job.params, out)
+    out.finish()
+    unfinished = writer.record.replace(arrays=writer.inventory())
+    return method.report(StoredRun(store.backend, unfinished, job.params)).to_json()
+
+
+def _handed_over(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> Any:
+    """A private copy of a model in eval mode on the device; data as they are."""
+    import torch
+
+    if resolved.kind == "data":
+        return resolved.value
+    model = copy.deepcopy(resolved.value).to(device).eval()
+    return model.double() if dtype is torch.float64 else model
+
+
+def _checkpointed(store: Store, key: str | None, running: str) -> str | None:
+    """Folder of the newest unfinished run with this key that left a checkpoint."""
+    if key is None:
+        return None
+    for run in store.runs_with_key(key):
+        folder = run_folder(run.record)
+        if run.id != running and run.status in ("interrupted", "cancelled", "failed"):
+            if store.backend.exists(f"{folder}/{CHECKPOINT}"):
+                return folder
+    return None
+
+
+def _closed(
+    error: BaseException,
+    job: Job,
+    writer: RunWriter,
+    store: Store,
+    host: Host,
+    seconds: float,
+    facts: dict[str, Any],
+) -> BaseException:
+    """Record how a run ended badly and return what to raise."""
+    cancelled = isinstance(error, CancelledError | KeyboardInterrupt)
+    text = "".join(traceback.format_exception(error))
+    failure = vars(Failure(type(error).__name__, str(error), text))
+    try:
+        close = writer.cancel if cancelled else writer.fail
+        record = close(seconds=seconds, failure=failure, provenance=facts)
+    except (OSError, StoreError):
+        record = writer.record  # not even the record fits: it reads as interrupted once its heartbeat is stale
+    store.index.put(record)
+    host.notify("workbench_run_failed", run_id=record.id, record=record.to_json())
+    if cancelled:
+        wrapped: BaseException = CancelledError(f"{job.method.id} was cancelled (kept as run {record.id})")
+    elif isinstance(error, StoreError) or not isinstance(error, Exception):
+        return error
+    else:
+        wrapped = RunFailedError(job.method.id, record.id, error)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+class _Life:
+    """Signs of life of one run: heartbeat, progress to the record, to the bar and to plugins."""
+
+    def __init__(self, writer: RunWriter, memory: PeakMemory, host: Host, progress: Progress) -> None:
+        self._writer, self._memory, self._host, self._progress = writer, memory, host, progress
+        self._state: dict[str, Any] = {}
+        self._notify: Callable[[float, float, str], None] = Throttle(self._tell, NOTIFY)
+
+    def on_progress(self, done: float, total: float, message: str) -> None:
+        self._state = self._state | {"done": done, "total": total, "message": message}
+        self._progress.show(done, total, message)
+        self._notify(done, total, message)
+
+    def on_values(self, step: int, values: dict[str, float]) -> None:
+        self._state = self._state | {"step": step, "values": values}
+        self._progress.values(step, values)
+
+    def _tell(self, done: float, total: float, message: str) -> None:
+        self._host.notify(
+            "workbench_run_progressed", run_id=self._writer.record.id, done=done, total=total, message=message
+        )
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat in the background for as long as the block runs."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT):
+                self._memory.sample()
+                try:
+                    self._writer.update(progress=self._state)
+                except OSError:
+                    continue  # an unreachable store shows when the run writes; the next beat may succeed
+
+        thread = threading.Thread(target=beat, name="workbench-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+@contextmanager
+def _quietly(facts: dict[str, Any]) -> Iterator[None]:
+    """Keep warnings of libraries for the record instead of printing them in the user's face."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            texts = dict.fromkeys(f"{type(item.message).__name__}: {item.message}" for item in caught)
+            if texts:
+                facts["warnings"] = list(texts)[:50]
+
+
+@contextmanager
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Seed the global generators for the run and give the user back theirs afterwards."""
+    import numpy as np
+    import torch
+
+    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+        if on_cuda is not None:
+            torch.cuda.set_rng_state_all(on_cuda)
