@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from workbench.errors import InputError
 
 __all__ = ["flip_crop", "random_crop", "random_flip"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
+
 from workbench.errors import InputError
 
 __all__ = ["Pool", "capture", "find_layer", "last_linear", "layer_names"]

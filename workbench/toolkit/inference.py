@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
 from workbench.errors import InputError
 from workbench.toolkit.features import Pool, capture, find_layer
 from workbench.toolkit.tensors import ArrayLike, image_batches

@@ -88,7 +88,9 @@ def mix(image: torch.Tensor, partner: torch.Tensor, share: float | torch.Tensor)
 
 
 def mix_points(image: torch.Tensor, partner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convex combination of d + 1 images (d-Mixup): `weight[:, 0] * image + sum_j weight[:, j] * image[partner[:, j - 1]]`.
+    """Convex combination of d + 1 images (d-Mixup).
+
+    `weight[:, 0] * image + sum_j weight[:, j] * image[partner[:, j - 1]]`, j from 1 to d.
 
     Args:
         image: (sample, channel, *space) floats.

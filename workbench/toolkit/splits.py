@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from workbench.errors import InputError
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def wilson_interval(success: ArrayLike, count: ArrayLike, *, level: float = 0.95
     _check_level(level)
     k, n = np.asarray(success, dtype=np.float64), np.asarray(count, dtype=np.float64)
     if not ((k >= 0) & (k <= n)).all():
-        raise InputError("success", expected="0 to count", got=f"{success} of {count}")
+        raise InputError("success", expected="0 to count", got=f"{success!r} of {count!r}")
     z = special.ndtri(0.5 + level / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         centre = (k + z**2 / 2) / (n + z**2)

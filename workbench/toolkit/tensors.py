@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from workbench.errors import InputError
 
 if TYPE_CHECKING:

@@ -124,7 +124,8 @@ def fit(
         resume: a checkpoint to go on from, instead of `out.restore()`.
         on_epoch: called with (finished epochs, model, this epoch's history) after each epoch; not for restored epochs.
         name: tells several trainings of one run apart: prefix `name_` of the logged series, and part of the checkpoint.
-        checkpoint_seconds: least time between two checkpoints; 0 keeps one after every epoch.
+        checkpoint_seconds: least time between two checkpoints; 0 keeps one after every epoch. Slow stores are spared:
+            at most a tenth of the time goes into checkpoints (unless this is 0).
 
     Raises:
         InputError: sizes or types do not fit, nothing is trainable, or the training diverged.
@@ -140,7 +141,7 @@ def fit(
     for epoch in range(done):
         _log(out, name, epoch + 1, {key: values[epoch] for key, values in history.items()})
     device = model_device(model)
-    saved = time.monotonic()
+    keeper = _Keeper(out, checkpoint_seconds)
     for epoch in range(done, recipe.epochs):
         row = {"learning_rate": learning_rate(recipe, epoch)}
         for group in optimizer.param_groups:
@@ -149,13 +150,14 @@ def fit(
             # Dropout and the like draw from torch's global generator. Seeding it from ours makes it part of the seed
             # and spares the checkpoint its state.
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            sums = torch.zeros(2, dtype=torch.float64, device=device)
+            sums: list[Tensor] = []
             for index in _batches(torch.randperm(len(image), generator=generator), recipe, epoch, out, name):
                 picture, target = _take(image, index, device), label[index.to(label.device)].to(device)
                 if transform is not None:
                     picture, target = transform(picture, target, generator)
-                sums += _step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp)
-            loss_mean, accuracy = (sums / len(image)).tolist()
+                sums.append(_step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp))
+            # In float64 on the CPU: not every device has it.
+            loss_mean, accuracy = (torch.stack(sums).cpu().double().sum(0) / len(image)).tolist()
             row |= {"loss": loss_mean, "accuracy": accuracy} if _has_accuracy(label) else {"loss": loss_mean}
             _check_finite(row, epoch, recipe)
             if validation is not None:
@@ -163,9 +165,8 @@ def fit(
         for key, value in row.items():
             history.setdefault(key, []).append(value)
         _log(out, name, epoch + 1, row)
-        if out is not None and time.monotonic() - saved >= checkpoint_seconds:
-            out.checkpoint(_checkpoint(identity, epoch + 1, model, optimizer, generator, history))
-            saved = time.monotonic()
+        if keeper.due(last=epoch + 1 == recipe.epochs):
+            keeper.keep(_checkpoint(identity, epoch + 1, model, optimizer, generator, history))
         if on_epoch is not None:
             on_epoch(epoch + 1, model, row)
     if out is not None:
@@ -195,7 +196,7 @@ def _step(
         nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
     optimizer.step()
     with torch.no_grad():
-        return torch.stack([value.detach().double() * len(picture), _hits(output, target).double()])
+        return torch.stack([value.detach() * len(picture), _hits(output, target).to(value.dtype)])
 
 
 def _validate(
@@ -263,6 +264,34 @@ def _hits(output: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 1:
         return (predicted == target).sum()
     return target.gather(1, predicted[:, None]).sum()
+
+
+class _Keeper:
+    """When to keep a checkpoint: not more often than asked for, and for at most a tenth of the time."""
+
+    def __init__(self, out: Out | None, seconds: float) -> None:
+        self._out, self._seconds = out, seconds
+        self._begun = self._saved = time.monotonic()
+        self._cost = 0.0
+
+    def due(self, *, last: bool) -> bool:
+        """Whether to keep one now; after the last epoch of a long training always, as the caller's work goes on."""
+        if self._out is None:
+            return False
+        if self._seconds <= 0:
+            return True
+        now = time.monotonic()
+        if last:
+            return now - self._begun >= self._seconds
+        return now - self._saved >= max(self._seconds, 10 * self._cost)
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Save it and remember how long that took."""
+        assert self._out is not None
+        start = time.monotonic()
+        self._out.checkpoint(state)
+        self._saved = time.monotonic()
+        self._cost = self._saved - start
 
 
 def _checkpoint(
