@@ -152,7 +152,7 @@ def fit(
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             sums: list[Tensor] = []
             for index in _batches(torch.randperm(len(image), generator=generator), recipe, epoch, out, name):
-                picture, target = _take(image, index, device), label[index.to(label.device)].to(device)
+                picture, target = _take(image, index, model), label[index.to(label.device)].to(device)
                 if transform is not None:
                     picture, target = transform(picture, target, generator)
                 sums.append(_step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp))
@@ -208,7 +208,7 @@ def _validate(
         for index in torch.arange(len(image)).chunk(math.ceil(len(image) / batch_size)):
             target = label[index.to(label.device)].to(device)
             with _autocast(device, amp):
-                output = model(_take(image, index, device))
+                output = model(_take(image, index, model))
             output = output.float() if amp else output
             loss_sum += float(objective(output, target)) * len(index)
             correct += float(_hits(output, target))
@@ -220,9 +220,11 @@ def _autocast(device: torch.device, amp: bool) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
 
 
-def _take(image: Tensor, index: Tensor, device: torch.device) -> Tensor:
-    picture = image[index.to(image.device)].to(device)
-    return picture.float().div_(255) if picture.dtype == torch.uint8 else picture
+def _take(image: Tensor, index: Tensor, model: nn.Module) -> Tensor:
+    """The pictures at `index` as the model wants them: on its device, in its precision, in 0..1."""
+    picture = image[index.to(image.device)].to(model_device(model))
+    picture = picture.float().div_(255) if picture.dtype == torch.uint8 else picture
+    return picture.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), picture.dtype))
 
 
 def _batches(order: Tensor, recipe: Recipe, epoch: int, out: Out | None, name: str) -> Iterator[Tensor]:
