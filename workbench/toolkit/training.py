@@ -140,7 +140,7 @@ def fit(
     done = _restore(state, identity, model, optimizer, generator, history, strict=resume is not None)
     for epoch in range(done):
         _log(out, name, epoch + 1, {key: values[epoch] for key, values in history.items()})
-    device = model_device(model)
+    device, counts_hits = model_device(model), _has_accuracy(label)
     keeper = _Keeper(out, checkpoint_seconds)
     for epoch in range(done, recipe.epochs):
         row = {"learning_rate": learning_rate(recipe, epoch)}
@@ -158,7 +158,7 @@ def fit(
                 sums.append(_step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp))
             # In float64 on the CPU: not every device has it.
             loss_mean, accuracy = (torch.stack(sums).cpu().double().sum(0) / len(image)).tolist()
-            row |= {"loss": loss_mean, "accuracy": accuracy} if _has_accuracy(label) else {"loss": loss_mean}
+            row |= {"loss": loss_mean, "accuracy": accuracy} if counts_hits else {"loss": loss_mean}
             _check_finite(row, epoch, recipe)
             if validation is not None:
                 row |= _validate(model, *validation, objective, recipe.batch_size, amp)
@@ -254,13 +254,20 @@ def _check_finite(row: Mapping[str, float], epoch: int, recipe: Recipe) -> None:
         )
 
 
-def _has_accuracy(label: Tensor) -> bool:
+def _looks_like_classes(label: Tensor) -> bool:
     return label.ndim == (2 if label.is_floating_point() else 1)
+
+
+def _has_accuracy(label: Tensor) -> bool:
+    """Whether these are classes or class probabilities, not the targets of a regression."""
+    if not label.is_floating_point():
+        return label.ndim == 1
+    return label.ndim == 2 and bool((label >= 0).all()) and bool(((label.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _hits(output: Tensor, target: Tensor) -> Tensor:
     """Target mass on the predicted classes: the number of hits for hard labels, the usual count for mixed ones."""
-    if not _has_accuracy(target) or output.ndim != 2:
+    if not _looks_like_classes(target) or output.ndim != 2:
         return output.new_zeros(())
     predicted = output.argmax(dim=1)
     if target.ndim == 1:
@@ -373,7 +380,7 @@ def _check(
             )
         if not (pictures.is_floating_point() or pictures.dtype == torch.uint8):
             raise InputError(f"{role}image", expected="float or uint8", got=str(pictures.dtype))
-        if loss is None and not _has_accuracy(labels):
+        if loss is None and not _looks_like_classes(labels):
             raise InputError(
                 f"{role}label",
                 expected="int64 (sample,) or float (sample, class)",
