@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.render.display import RenderedReport
-    from workbench.render.html import IndexCard, RunInfo, index_html, report_html, run_html, runs_html
+    from workbench.render.html import IndexCard, index_html, report_html, run_html, runs_html
+    from workbench.render.info import RunInfo
 
 _HOME = {
     "IndexCard": "html",
     "RenderedReport": "display",
-    "RunInfo": "html",
+    "RunInfo": "info",
     "index_html": "html",
     "report_html": "html",
     "run_html": "html",

@@ -184,6 +184,12 @@ class ReliabilityPanel:
     lower: Floats
     upper: Floats
 
+    @property
+    def gap(self) -> float:
+        """Mean of |accuracy - confidence| over the bins, weighted by count: the calibration error of these bins."""
+        total = self.count.sum()
+        return float(np.nansum(self.count * np.abs(self.accuracy - self.confidence)) / total) if total > 0 else np.nan
+
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityPlot(_Plot):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["bytes_text", "cell_texts", "duration_text", "label_text", "number_text", "plain_name", "shorten"]
+__all__ = ["bytes_text", "cell_texts", "duration_text", "label_text", "number_text", "plain_name", "power_text", "shorten", "shorten_all", "value_text"]
 
 
 def plain_name(name: str) -> str:
@@ -20,6 +20,23 @@ def shorten(text: str, most: int = 28) -> str:
         return text
     head = (most - 1) // 2
     return f"{text[:head]}…{text[-(most - 1 - head) :]}"
+
+
+def shorten_all(texts: Sequence[str], most: int = 28) -> list[str]:
+    """Labels that stay distinct when shortened: what all begin or end with goes first (`features.` and `.weight`)."""
+    if all(len(text) <= most for text in texts):
+        return list(texts)
+    parts = [text.split(".") for text in texts]
+    start, stop = 0, 0
+    if len(texts) > 1:
+        room = min(map(len, parts)) - 1  # one part of each must stay
+        while start < room and len({part[start] for part in parts}) == 1:
+            start += 1
+        while stop < room - start and len({part[-1 - stop] for part in parts}) == 1:
+            stop += 1
+    cut = [".".join(part[start : len(part) - stop]) for part in parts]
+    short = [shorten(text, most) for text in cut]
+    return short if len(set(short)) == len(set(texts)) else [shorten(text, 2 * most) for text in cut]
 
 
 def number_text(value: float | int | bool | None, digits: int = 4) -> str:
@@ -44,6 +61,25 @@ def number_text(value: float | int | bool | None, digits: int = 4) -> str:
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def value_text(value: float, digits: int = 4) -> str:
+    """A number from an array, where whole numbers are most likely counts: `134`, `0.8123`."""
+    whole = math.isfinite(value) and value == round(value) and abs(value) < 1e7
+    return number_text(int(value) if whole else float(value), digits)
+
+
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def power_text(value: float) -> str:
+    """A tick of a logarithmic axis: `0.01`, `20`, `10⁵`, `3×10⁻⁷`."""
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 99_999:
+        return f"{value:g}".replace("-", "−")
+    mantissa, _, exponent = f"{value:.6e}".partition("e")
+    factor = f"{float(mantissa):g}"
+    raised = f"10{str(int(exponent)).translate(_RAISED)}"
+    return raised if factor == "1" else f"{factor}×{raised}".replace("-", "−")
 
 
 def cell_texts(values: Sequence[Any]) -> list[str]:

@@ -1,0 +1,36 @@
+"""Colours and type sizes of every figure and page, in one place.
+
+Categories use the palette of Okabe and Ito (2008, "Color Universal Design"), which people with any of the common kinds
+of colour blindness can tell apart; its yellow and its pale blue come last because they are faint on white. Scales are
+perceptually uniform: cividis (made for colour-blind readers) for amounts, and blue - grey - red around zero.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CARD", "COLORS", "DASHES", "DIVERGING", "GRID", "INK", "MUTED", "SEQUENTIAL", "color", "dash"]
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
+"""Colours of groups, in order of use."""
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Line styles (in plotly's words): the next one each time the colours are used up."""
+
+SEQUENTIAL = "cividis"
+DIVERGING = "RdBu_r"
+"""Colour scales: names that matplotlib and plotly share."""
+
+INK = "#1f2430"
+MUTED = "#667085"
+GRID = "#e4e7ec"
+CARD = "#ffffff"
+"""Text, secondary text, grid lines and background of figures on a white card."""
+
+
+def color(index: int) -> str:
+    """Colour of group number `index`."""
+    return COLORS[index % len(COLORS)]
+
+
+def dash(index: int) -> str:
+    """Line style of curve number `index`."""
+    return DASHES[index // len(COLORS) % len(DASHES)]
