@@ -15,6 +15,6 @@ def workbench_methods() -> list[MethodReference]:
         MethodReference(
             "detection.logit_scores",
             "workbench_detection.logit_scores:LogitScores",
-            "MSP, max-logit and energy scores from stored logits",
+            "MSP, max-logit, energy, entropy and GradNorm: what a classifier's own outputs say about foreign inputs",
         ),
     ]

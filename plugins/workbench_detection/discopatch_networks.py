@@ -7,7 +7,9 @@ which is the same number without the loss of precision when D saturates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,9 +18,15 @@ from torch.nn import functional
 
 Norm = Literal["batch", "group", "instance", "running"]
 Negatives = Literal["both", "reconstructions", "generations"]
+ReconstructionLoss = Literal["mse", "ms_ssim"]
 
 EPSILON = 1e-5
 GROUPS = 32
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the five scales of MS-SSIM, Wang et al. (2003)."""
+WINDOW, SIGMA = 7, 1.5
+"""Gaussian window of MS-SSIM, as in the official code."""
 
 
 def grouped_batch_norm(
@@ -26,7 +34,7 @@ def grouped_batch_norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Batch normalisation in which every `group_size` consecutive patches have statistics of their own.
 
-    It gives what `nn.BatchNorm2d(track_running_stats=False)` gives when each group is fed alone (card, step 5): mean
+    It gives what `nn.BatchNorm2d(track_running_stats=False)` gives when each group is fed alone: mean
     and biased variance over (patch, y, x) of the group, then the learnt scale and shift.
 
     Args:
@@ -59,7 +67,7 @@ class Encoder(nn.Sequential):
 
 
 class VariationalAutoencoder(nn.Module):
-    """The generator: a convolutional VAE on patches (card, step 2).
+    """The generator: a convolutional VAE on patches.
 
     Args:
         channels: image channels.
@@ -79,7 +87,7 @@ class VariationalAutoencoder(nn.Module):
         self.expand = nn.Linear(latent, widths[-1] * side * side)
         upwards = [*reversed(widths), widths[0]]
         blocks: list[nn.Module] = []
-        for before, after in zip(upwards, upwards[1:], strict=False):
+        for before, after in pairwise(upwards):
             blocks += [
                 nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1),
                 nn.BatchNorm2d(after),
@@ -103,7 +111,7 @@ class VariationalAutoencoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Real patch or not, from the statistics of a batch (card, step 3).
+    """Real patch or not, from the statistics of a batch.
 
     Args:
         channels: image channels.
@@ -169,6 +177,51 @@ def kullback_leibler(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Te
     return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
 
 
+def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Multi-scale structural similarity of pictures in 0..1, (patch, channel, y, x) twice to (patch,).
+
+    Wang et al. (2003) with a 7 px Gaussian window and no padding, mean over channels. As many of the five scales are
+    used as the pictures have room for, their exponents scaled to the usual sum: 2 for patches of 16 px, 4 for 64 px.
+    """
+    side = min(first.shape[-2:])
+    levels = max(1, min(len(SCALE_WEIGHTS), int(math.log2(max(side, WINDOW) / WINDOW)) + 1))
+    exponents = [weight * sum(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS[:levels]) for weight in SCALE_WEIGHTS[:levels]]
+    product = torch.ones(first.shape[:2], dtype=first.dtype, device=first.device)
+    for level, exponent in enumerate(exponents):
+        if level:
+            first, second = functional.avg_pool2d(first, 2), functional.avg_pool2d(second, 2)
+        similarity, contrast = _similarity(first, second)
+        # A power of a number near 0 has no usable gradient; below, the product counts as (almost) dissimilar.
+        product = product * (similarity if level == levels - 1 else contrast).clamp_min(1e-4) ** exponent
+    return product.mean(1)
+
+
+def _similarity(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM and its contrast-structure factor, each averaged over the positions of the window: (patch, channel)."""
+    channels = first.shape[1]
+    offset = torch.arange(WINDOW, dtype=first.dtype, device=first.device) - WINDOW // 2
+    gaussian = torch.exp(-(offset**2) / (2 * SIGMA**2))
+    gaussian = gaussian / gaussian.sum()
+    window = torch.outer(gaussian, gaussian).expand(channels, 1, WINDOW, WINDOW)
+
+    def average(values: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(values, window, groups=channels)
+
+    mean_1, mean_2 = average(first), average(second)
+    variance_1, variance_2 = average(first**2) - mean_1**2, average(second**2) - mean_2**2
+    covariance = average(first * second) - mean_1 * mean_2
+    contrast = (2 * covariance + 0.03**2) / (variance_1 + variance_2 + 0.03**2)
+    luminance = (2 * mean_1 * mean_2 + 0.01**2) / (mean_1**2 + mean_2**2 + 0.01**2)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+def reconstruction_error(patches: torch.Tensor, reconstruction: torch.Tensor, loss: ReconstructionLoss) -> torch.Tensor:
+    """MSE of patches in -1..1 (mean over all entries), or 1 - MS-SSIM of the same in 0..1."""
+    if loss == "mse":
+        return functional.mse_loss(reconstruction, patches)
+    return 1 - ms_ssim(reconstruction * 0.5 + 0.5, patches * 0.5 + 0.5).mean()
+
+
 def generator_loss(
     patches: torch.Tensor,
     reconstruction: torch.Tensor,
@@ -180,9 +233,11 @@ def generator_loss(
     kl_weight: float,
     reconstruction_weight: float,
     generation_weight: float,
+    loss: ReconstructionLoss = "mse",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of the VAE step and its parts (card, step 4): MSE + k_w KL + w_r BCE(D(x^), 1) + w_g BCE(D(G(z)), 1)."""
-    vae = functional.mse_loss(reconstruction, patches) + kl_weight * kullback_leibler(mean, log_variance)
+    """Loss of the VAE step and its parts: MSE + k_w KL + w_r BCE(D(x^), 1) + w_g BCE(D(G(z)), 1)."""
+    error = reconstruction_error(patches, reconstruction, loss)
+    vae = error + kl_weight * kullback_leibler(mean, log_variance)
     reconstruction_adversarial = real_loss(logit_reconstruction)
     generation_adversarial = real_loss(logit_generation)
     total = vae + reconstruction_weight * reconstruction_adversarial + generation_weight * generation_adversarial
@@ -192,11 +247,15 @@ def generator_loss(
 def discriminator_loss(
     logit_real: torch.Tensor, logit_generation: torch.Tensor, logit_reconstruction: torch.Tensor, negatives: Negatives
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of the D step and its parts (card, step 4): 1/2 [BCE(D(x), 1) + 1/2 BCE(D(G(z)), 0) + 1/2 BCE(D(x^), 0)].
+    """Loss of the D step and its parts: 1/2 [BCE(D(x), 1) + 1/2 BCE(D(G(z)), 0) + 1/2 BCE(D(x^), 0)].
 
     The ablations with one kind of negatives give that kind the weight of both.
     """
-    real, generation, reconstruction = real_loss(logit_real), fake_loss(logit_generation), fake_loss(logit_reconstruction)
+    real, generation, reconstruction = (
+        real_loss(logit_real),
+        fake_loss(logit_generation),
+        fake_loss(logit_reconstruction),
+    )
     share = {"both": (0.5, 0.5), "generations": (1.0, 0.0), "reconstructions": (0.0, 1.0)}[negatives]
     total = 0.5 * (real + share[0] * generation + share[1] * reconstruction)
     return total, {"d_real": real, "d_gen": generation, "d_recon": reconstruction}

@@ -5,27 +5,39 @@ Pure functions of tensors and networks; the method around them is in `discopatch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from workbench import InputError, Out
+from workbench.toolkit import evaluating
+
 from workbench_detection.discopatch_networks import (
     Discriminator,
     Negatives,
     Norm,
+    ReconstructionLoss,
     VariationalAutoencoder,
     discriminator_loss,
     generator_loss,
 )
+from workbench_detection.shifts import eight_bit
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 PATCHES_PER_FORWARD = 4096
+IN_MEMORY = 2 << 30
+"""Bytes of training images that are read once and kept; beyond, each step reads its own."""
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that fixes the networks and their training; see `discopatch.DisCoPatch.Params` for the words."""
+    """Everything that fixes the networks and their training; see `discopatch.Parameters` for the words."""
 
     patch: int
     patches_train: int
@@ -40,9 +52,12 @@ class Settings:
     generation_weight: float = 1e-3
     norm: Norm = "batch"
     negatives: Negatives = "both"
+    reconstruction_loss: ReconstructionLoss = "mse"
 
 
-def patch_positions(shape: tuple[int, ...], height: int, width: int, patch: int, rng: np.random.Generator) -> np.ndarray:
+def patch_positions(
+    shape: tuple[int, ...], height: int, width: int, patch: int, rng: np.random.Generator
+) -> np.ndarray:
     """Upper left corners (x, y), uniform over all positions where a patch fits; (*shape, 2) int16."""
     across = rng.integers(0, width - patch + 1, size=shape)
     down = rng.integers(0, height - patch + 1, size=shape)
@@ -58,18 +73,23 @@ def crop_patches(images: torch.Tensor, positions: np.ndarray, patch: int) -> tor
 
 
 class Trainer:
-    """The two networks with their two Adams (card, step 4).
+    """The two networks with their two Adams.
 
     Args:
         channels: image channels.
         settings: networks, losses and learning rate.
         device: where to compute.
+        dtype: in which precision.
     """
 
-    def __init__(self, channels: int, settings: Settings, device: torch.device) -> None:
-        self.settings = settings
-        self.vae = VariationalAutoencoder(channels, settings.patch, settings.widths, settings.latent).to(device)
-        self.discriminator = Discriminator(channels, settings.patch, settings.widths, settings.norm).to(device)
+    def __init__(
+        self, channels: int, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.settings, self.device, self.dtype = settings, device, dtype
+        self.vae = VariationalAutoencoder(channels, settings.patch, settings.widths, settings.latent)
+        self.discriminator = Discriminator(channels, settings.patch, settings.widths, settings.norm)
+        self.vae.to(device, dtype)
+        self.discriminator.to(device, dtype)
         self.vae_optimizer = torch.optim.Adam(self.vae.parameters(), lr=settings.learning_rate)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.learning_rate)
 
@@ -107,6 +127,7 @@ class Trainer:
             kl_weight=settings.kl_weight,
             reconstruction_weight=settings.reconstruction_weight,
             generation_weight=settings.generation_weight,
+            loss=settings.reconstruction_loss,
         )
         self.vae_optimizer.zero_grad()
         loss.backward()
@@ -160,32 +181,30 @@ def _tensors(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in values.items()}
 
 
-@torch.no_grad()
 def patch_probabilities(
     discriminator: Discriminator, images: torch.Tensor, positions: np.ndarray, *, group: bool = True
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """D of every patch, sigmoid applied, (image, patch), and the batch-norm statistics of each image (card, step 5).
+    """D of every patch, sigmoid applied, (image, patch), and the batch-norm statistics of each image.
 
     Args:
         discriminator: trained; batch norm always takes the statistics of what it is given.
         images: in -1..1, (image, channel, y, x).
         positions: corners (x, y) of the patches, (image, patch, 2).
-        group: normalise the patches of each image by themselves; False pools all of `images` (the card's warning).
+        group: normalise the patches of each image by themselves; False pools all of `images`.
 
     Returns:
         D per patch, and per layer the images' means and variances (image, channel); none unless grouped batch norm.
     """
     count = positions.shape[1]
-    discriminator.eval()
     block = max(1, PATCHES_PER_FORWARD // count) if group else len(images)
     probabilities, statistics = [], []
-    for start in range(0, len(images), block):
-        part = slice(start, start + block)
-        patches = crop_patches(images[part], positions[part], discriminator.patch)
-        logit, layers = discriminator.score(patches, count if group else None)
-        probabilities.append(torch.sigmoid(logit).unflatten(0, (-1, count)))
-        statistics.append(layers)
-    discriminator.train()
+    with evaluating(discriminator):
+        for start in range(0, len(images), block):
+            part = slice(start, start + block)
+            patches = crop_patches(images[part], positions[part], discriminator.patch)
+            logit, layers = discriminator.score(patches, count if group else None)
+            probabilities.append(torch.sigmoid(logit).unflatten(0, (-1, count)))
+            statistics.append(layers)
     joined = [
         (torch.cat([mean for mean, _ in layer]), torch.cat([variance for _, variance in layer]))
         for layer in zip(*statistics, strict=True)
@@ -207,6 +226,54 @@ def heat_map(patch_score: np.ndarray, positions: np.ndarray, patch: int, height:
     return np.divide(total, count, out=np.full((height, width), float(np.mean(patch_score))), where=count > 0)
 
 
-def blocks(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover `count` items."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def network_input(images: np.ndarray, trainer: Trainer) -> torch.Tensor:
+    """Images in 0..1 as the networks take them: -1..1, on their device, in their precision."""
+    return torch.as_tensor(images).to(trainer.device, trainer.dtype) * 2 - 1
+
+
+def fit(trainer: Trainer, images: xr.DataArray, out: Out) -> None:
+    """Train for `settings.steps` steps, or what is left of them after the newest checkpoint of an interrupted run.
+
+    The images, crops and noise of a step are drawn from streams named after the step, so that a run that was
+    interrupted ends as one that was not.
+
+    Args:
+        trainer: the networks; changed.
+        images: in-distribution, (sample, channel, y, x), uint8 or float in 0..1; read step by step where they are many.
+        out: the run.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    settings = trainer.settings
+    if images.nbytes <= IN_MEMORY:
+        images = images.compute()
+    restored = out.restore()
+    done = 0
+    if restored is not None:
+        trainer.load(restored["trainer"])
+        done = int(restored["step"])
+    height, width = images.sizes["y"], images.sizes["x"]
+    count, wanted = images.sizes["sample"], settings.images_per_batch
+    saved = time.monotonic()
+    for step in range(done, settings.steps):
+        out.progress(step, settings.steps, "training")
+        rng, generator = out.rng(f"step {step}"), out.generator(f"step {step}")
+        chosen = np.sort(rng.choice(count, wanted, replace=count < wanted))
+        batch = network_input(eight_bit(images.isel(sample=chosen).to_numpy()), trainer)
+        positions = patch_positions((wanted, settings.patches_train), height, width, settings.patch, rng)
+        patches = crop_patches(batch, positions, settings.patch)
+        noise, code = torch.randn(2, len(patches), settings.latent, generator=generator).to(patches)
+        values = trainer.step(patches, noise, code)
+        if not all(math.isfinite(value) for value in values.values()):
+            raise InputError(
+                "learning_rate",
+                expected="a training that stays finite",
+                got=f"losses of {values} at step {step + 1} with {settings.learning_rate:g}",
+                hint="Try a smaller learning rate.",
+            )
+        out.log(step + 1, **values)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            out.checkpoint({"step": step + 1, "trainer": trainer.state()})
+            saved = time.monotonic()
+    out.progress(settings.steps, settings.steps, "trained")

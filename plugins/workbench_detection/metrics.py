@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics
-
 from workbench import InputError
 
 Area = Literal["step", "trapezoid"]
