@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-
 from workbench.errors import InputError
 
 Ties = Sequence[Sequence[int]]

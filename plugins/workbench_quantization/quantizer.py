@@ -7,7 +7,7 @@ the tensor is never negative (after ReLU), symmetric and signed elsewhere. Follo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -42,7 +42,7 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def weight_scale(weight: Tensor, bits: int, granularity: Granularity = "channel", axis: int = 0) -> Tensor:
-    """s = max|w| / (2^(b-1) - 1) per layer or per channel, shaped to broadcast against `weight`; 1 where all is zero."""
+    """The step s = max|w| / (2^(b-1) - 1) per layer or per channel, shaped to broadcast against `weight`; 1 where all is zero."""
     if granularity == "layer":
         largest = weight.detach().abs().amax()
     else:
@@ -169,3 +169,49 @@ class ActivationQuantiser(nn.Module):
 def attach_activation_quantiser(layer: nn.Module, quantiser: ActivationQuantiser) -> torch.utils.hooks.RemovableHandle:
     """Quantise the first positional input of `layer` from now on; `handle.remove()` ends it."""
     return layer.register_forward_pre_hook(lambda _module, inputs: (quantiser(inputs[0]), *inputs[1:]))
+
+
+class InputQuantisers(nn.Module):
+    """Quantisers of the inputs of several layers, one each, attached from construction until `remove`.
+
+    They pass everything through until `set_bits` gives them a width. Being a module, they follow train and eval mode
+    when a training wrapper holds them.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], rule: RangeRule = "extremes") -> None:
+        super().__init__()
+        self.quantisers = nn.ModuleList([ActivationQuantiser(FULL_PRECISION, rule) for _ in layers])
+        device = next((parameter.device for layer in layers for parameter in layer.parameters()), None)
+        self.to(device)
+        self._handles = [
+            attach_activation_quantiser(layer, quantiser)  # type: ignore[arg-type]
+            for layer, quantiser in zip(layers, self.quantisers, strict=True)
+        ]
+        self.eval()
+
+    def set_bits(self, bits: Sequence[int]) -> None:
+        """One width per layer; ranges stay as they were observed."""
+        for quantiser, width in zip(self.quantisers, bits, strict=True):
+            quantiser.bits = int(width)
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """Inside the block tensors pass unchanged and ranges are learned, also of layers at full precision."""
+        before = [quantiser.bits for quantiser in self.quantisers]
+        for quantiser in self.quantisers:
+            quantiser.observing, quantiser.bits = True, FULL_PRECISION - 1
+        try:
+            yield
+        finally:
+            for quantiser, bits in zip(self.quantisers, before, strict=True):
+                quantiser.observing, quantiser.bits = False, bits
+
+    @property
+    def ranges(self) -> Tensor:
+        """(layer, 2): lowest and highest value of each range."""
+        return torch.stack([torch.stack([quantiser.low, quantiser.high]) for quantiser in self.quantisers])
+
+    def remove(self) -> None:
+        """Detach from the layers."""
+        for handle in self._handles:
+            handle.remove()
