@@ -6,12 +6,14 @@ Values are Python literals; bare words are strings: `photos(size=64)[:16]`, `res
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["split_arguments", "split_slice"]
+__all__ = ["check_call", "split_arguments", "split_slice"]
 
 _ARGUMENTS = re.compile(r"^(?P<name>.*?)\((?P<body>\s*(?:[A-Za-z_]\w*\s*=.*)?)\)$", re.DOTALL)
 _SLICE = re.compile(r"^(?P<name>.*)\[(?P<body>\s*-?\d*\s*(?::\s*-?\d*\s*){1,2})\]$", re.DOTALL)
@@ -49,3 +51,21 @@ def split_slice(spec: str) -> tuple[str, slice | None]:
         return spec, None
     parts = [int(part) if part.strip() else None for part in match["body"].split(":")]
     return match["name"], slice(*parts)
+
+
+def check_call(function: Callable[..., Any], name: str, arguments: Mapping[str, Any], argument: str) -> None:
+    """See that a registered function takes these arguments.
+
+    Raises:
+        InputError: shows what it takes.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+        takes = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        reason = str(error).removeprefix("got ")
+        hint = f"{reason[:1].upper()}{reason[1:]}."
+        raise InputError(argument, expected=f"{name}{takes}", got=f"{name}({given})", hint=hint) from error

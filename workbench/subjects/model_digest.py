@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pydantic
 import torch
 from torch import nn
 
@@ -111,7 +112,7 @@ class _Digester:
             raise _Undigestible("hooks")
         if "forward" in state or "__call__" in state or isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise _Undigestible("its computation is not that of its class")
-        ignored = getattr(type(module), "_labels", frozenset()) if _is_core(type(module)) else frozenset()
+        ignored: frozenset[str] = getattr(type(module), "_labels", frozenset()) if _is_core(type(module)) else frozenset()
         parts = {"class": self.cls(type(module)), "repr": digest_json(repr(module))}
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             parts[f"state {name}"] = "none" if tensor is None else self.tensor(tensor)
@@ -158,13 +159,22 @@ class _Digester:
             return digest_json([_release(cls.__module__), _source(cls)])
         if origin == "python":
             return "python"
+        if origin == "core":
+            # The text of the file, not compiled code: the same on every version of Python. What was put in later counts.
+            functions = {name: value for name, value in vars(cls).items() if isinstance(value, types.FunctionType)}
+            foreign = {n: self.value(f) for n, f in functions.items() if not _is_core(f) and not _is_pydantic(f)}
+            return combine({"file": self._file(cls.__module__)} | foreign)
         parts = {}
         for name, value in vars(cls).items():
             if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType) or name.startswith("_abc_"):
                 continue
             if name.startswith("__") and name.endswith("__") and not isinstance(value, types.FunctionType):
                 continue
+            if isinstance(value, types.FunctionType) and _is_pydantic(value):
+                continue
             parts[name] = self.value(value)
+        if issubclass(cls, pydantic.BaseModel):
+            parts["fields"] = digest_json(_schema(cls))
         if origin == "file":
             parts["file"] = self._file(cls.__module__)
         return combine(parts)
@@ -183,6 +193,8 @@ class _Digester:
             name = f"{function.__module__}.{function.__qualname__}"
             return digest_json([name, _release(function.__module__) if origin == "library" else origin])
         code = function.__code__
+        if origin == "core" and not function.__closure__:
+            return digest_json([function.__qualname__, self._file(function.__module__)])
         parts = {
             "code": _code(code),
             "defaults": self.value(function.__defaults__),
@@ -195,7 +207,7 @@ class _Digester:
             if name in function.__globals__:
                 value = function.__globals__[name]
                 parts[f"global {name}"] = self.value(value)
-                if isinstance(value, types.ModuleType) and _origin(value.__name__) in ("file", "main", "core"):
+                if isinstance(value, types.ModuleType) and _origin(value.__name__) in ("file", "main"):
                     parts[f"used of {name}"] = self._used(value, code)
         if origin == "file":
             parts["file"] = self._file(function.__module__)
@@ -231,6 +243,11 @@ class _Digester:
             return _numpy(value)
         if isinstance(value, types.ModuleType):
             return digest_json(["module", value.__name__])
+        # These two remember themselves; remembering them here as well would look like a cycle.
+        if isinstance(value, type):
+            return self.cls(value)
+        if isinstance(value, types.FunctionType):
+            return self.function(value)
         return self._once(value, lambda: self._composite(value))
 
     def _composite(self, value: Any) -> str:
@@ -246,10 +263,6 @@ class _Digester:
             return combine({"class": self.cls(kind), "items": digest_json([self.value(item) for item in value])})
         if kind in (set, frozenset):
             return digest_json([kind.__qualname__, sorted(self.value(item) for item in value)])
-        if isinstance(value, type):
-            return self.cls(value)
-        if isinstance(value, types.FunctionType):
-            return self.function(value)
         if isinstance(value, staticmethod | classmethod):
             return combine({kind.__qualname__: self.value(value.__func__)})
         if isinstance(value, property):
@@ -264,6 +277,8 @@ class _Digester:
             return self._builtin(value)
         if isinstance(value, types.GenericAlias | types.UnionType) or kind.__module__ == "typing":
             return digest_json(repr(value))
+        if kind.__module__ == "dataclasses":  # the marker of a default made anew
+            return digest_json(kind.__qualname__)
         if isinstance(value, logging.Logger):
             return digest_json(["logger", value.name])
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -313,8 +328,13 @@ def _global_hooks() -> tuple[Any, ...]:
     )
 
 
-def _is_core(cls: type) -> bool:
-    return _origin(cls.__module__) == "core"
+def _is_pydantic(function: types.FunctionType) -> bool:
+    """Whether pydantic itself put this function into a class; the class's schema stands for it."""
+    return function.__module__.startswith("pydantic.")
+
+
+def _is_core(code: type | types.FunctionType) -> bool:
+    return _origin(code.__module__) == "core"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -340,6 +360,13 @@ def _release(module_name: str) -> str:
     for distribution in importlib.metadata.packages_distributions().get(top, []):
         return f"{distribution} {importlib.metadata.version(distribution)}"
     return top
+
+
+def _schema(cls: type[pydantic.BaseModel]) -> Any:
+    try:
+        return cls.model_json_schema()
+    except Exception as error:  # a field of a type that JSON cannot describe
+        raise _Undigestible(f"the fields of {cls.__qualname__}") from error
 
 
 def _source(cls: type) -> str:

@@ -1,0 +1,189 @@
+"""Published models by the name their library gives them: `timm:NAME`, `torchvision:NAME`, `transformers:NAME`.
+
+Each library is imported only when asked for. A model keeps what its library needs to build the architecture again
+without downloading anything, so that a stored state can be loaded where the weights are not at hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from workbench.errors import InputError, MissingDependencyError
+
+__all__ = ["HUBS", "build_hub"]
+
+EXTRAS = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
+
+
+def build_hub(
+    spec: str, arguments: Mapping[str, Any], *, pretrained: bool, n_classes: int | None = None, argument: str = "model"
+) -> nn.Module:
+    """A `Model` of the library named before the colon.
+
+    Args:
+        spec: `LIBRARY:NAME`; for transformers NAME may be a folder.
+        arguments: handed to the library's constructor; `pretrained=False` asks for initial weights.
+        pretrained: whether to load the published weights unless `arguments` say otherwise.
+        n_classes: outputs of a model with initial weights, unless the arguments say otherwise.
+        argument: what the model is called, for messages.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+        InputError: it has no such model, or the weights cannot be had.
+    """
+    library, _, name = spec.partition(":")
+    options = dict(arguments)
+    wanted = bool(options.pop("pretrained", pretrained))
+    if n_classes is not None and not wanted and "config" not in options:
+        options.setdefault("num_labels" if library == "transformers" else "num_classes", n_classes)
+    try:
+        module = importlib.import_module(library)
+    except Exception as error:  # a broken installation raises anything, torchvision beside another torch RuntimeError
+        raise MissingDependencyError(
+            f"{spec} needs {library}, which cannot be imported ({type(error).__name__}: {error}). "
+            f"Install it with: pip install 'vision-workbench[{EXTRAS[library]}]'"
+        ) from error
+    return HUBS[library](module, name, options, wanted, argument)
+
+
+def _model(network: nn.Module, **metadata: Any) -> nn.Module:
+    from workbench.subjects.models import Model  # the module that imports this one
+
+    return Model(network, **metadata)
+
+
+def _timm(timm: Any, name: str, options: Mapping[str, Any], pretrained: bool, argument: str) -> nn.Module:
+    if "/" not in name and not timm.is_model(name):
+        raise _unknown(argument, f"timm:{name}", timm.list_models())
+    network = _built(lambda: timm.create_model(name, pretrained=pretrained, **options), f"timm:{name}", argument)
+    data = timm.data.resolve_data_config({}, model=network)
+    return _model(
+        network,
+        mean=data["mean"],
+        std=data["std"],
+        input_shape=data["input_size"],
+        factory=f"timm:{name}",
+        factory_arguments=options,
+    )
+
+
+def _torchvision(torchvision: Any, name: str, options: Mapping[str, Any], pretrained: bool, argument: str) -> nn.Module:
+    models = torchvision.models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown(argument, f"torchvision:{name}", known)
+    published = models.get_model_weights(name).DEFAULT
+    weights = published if pretrained else None
+    network = _built(lambda: models.get_model(name, weights=weights, **options), f"torchvision:{name}", argument)
+    transform = published.transforms()
+    size, classes = int(transform.crop_size[0]), published.meta["categories"] if pretrained else ()
+    return _model(
+        network,
+        mean=transform.mean,
+        std=transform.std,
+        input_shape=(3, size, size),
+        classes=classes,
+        factory=f"torchvision:{name}",
+        factory_arguments=options,
+    )
+
+
+class LogitsOf(nn.Module):
+    """An image classifier of transformers as a function of pictures: (n, channel, y, x) -> logits (n, class)."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits alone."""
+        logits: Tensor = self.classifier(pixel_values=pixel_values).logits
+        return logits
+
+
+def _transformers(library: Any, name: str, options: Mapping[str, Any], pretrained: bool, argument: str) -> nn.Module:
+    spec, auto = f"transformers:{name}", library.AutoModelForImageClassification
+    processing: Mapping[str, Any] = {}
+    if "config" in options:  # a stored model: built from what its configuration was
+        stored = dict(options["config"])
+        config = _built(lambda: library.AutoConfig.for_model(**stored), spec, argument)
+        network = _built(lambda: auto.from_config(config), spec, argument)
+    elif pretrained:
+        network = _built(lambda: auto.from_pretrained(name, **options), spec, argument)
+        try:
+            processing, _ = library.ImageProcessingMixin.get_image_processor_dict(name)
+        except OSError as error:
+            raise InputError(
+                argument, expected=f"a preprocessor_config.json with {spec}", got="none",
+                hint="Without it nobody knows how its pictures are normalised.",
+            ) from error
+    else:
+        config = _built(lambda: library.AutoConfig.from_pretrained(name, **options), spec, argument)
+        network = _built(lambda: auto.from_config(config), spec, argument)
+    configuration = _json(network.config.to_dict())
+    normalised = processing.get("do_normalize", bool(processing))
+    names = network.config.id2label
+    return _model(
+        LogitsOf(network),
+        mean=processing["image_mean"] if normalised else (),
+        std=processing["image_std"] if normalised else (),
+        input_shape=_transformers_shape(network.config, processing),
+        classes=[names[i] for i in sorted(names)],
+        factory=spec,
+        factory_arguments={"config": configuration},
+    )
+
+
+def _transformers_shape(config: Any, processing: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    size = processing.get("crop_size") or processing.get("size") or getattr(config, "image_size", None)
+    if isinstance(size, Mapping):
+        size = size.get("height") or size.get("shortest_edge")
+    return (int(getattr(config, "num_channels", 3)), int(size), int(size)) if isinstance(size, int) else None
+
+
+def _json(value: Any) -> Any:
+    """The JSON values of a configuration: dtypes and the like are left out, keys become text."""
+    if isinstance(value, Mapping):
+        kept = {str(key): _json(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+def _built(build: Callable[[], Any], spec: str, argument: str) -> Any:
+    try:
+        return build()
+    except TypeError as error:
+        raise InputError(argument, expected=f"arguments that {spec} accepts", got=str(error)) from error
+    except Exception as error:  # no network, no such repository, a damaged download: each library has its own
+        reason = str(error).strip().splitlines()[:1]
+        raise InputError(
+            argument,
+            expected=f"{spec} with its published weights",
+            got=f"{type(error).__name__}: {reason[0] if reason else ''}",
+            hint=f"Without a connection give a file ({spec}@FILE) or take initial weights ({spec}(pretrained=False)).",
+        ) from error
+
+
+def _unknown(argument: str, spec: str, known: Sequence[str]) -> InputError:
+    library, _, name = spec.partition(":")
+    near = difflib.get_close_matches(name, known, n=3)
+    return InputError(
+        argument,
+        expected=f"one of {len(known)} models of {library}",
+        got=repr(name),
+        hint=f"Did you mean {' or '.join(near)}?" if near else "",
+    )
+
+
+HUBS: Mapping[str, Callable[[Any, str, Mapping[str, Any], bool, str], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
