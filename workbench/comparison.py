@@ -63,11 +63,19 @@ def _aligned(runs: Sequence[Comparable], name: str) -> xr.DataArray:
 
     for run in runs:
         if name not in run:
-            raise InputError("variables", expected=f"arrays that every run stored, {name!r} among them", got=f"run {run.record.id} without it")
+            raise InputError(
+                "variables",
+                expected=f"arrays that every run stored, {name!r} among them",
+                got=f"run {run.record.id} without it",
+            )
     try:
-        joined: xr.DataArray = xr.concat([run[name] for run in runs], dim="run", join="exact", coords="minimal", compat="override")
+        joined: xr.DataArray = xr.concat(
+            [run[name] for run in runs], dim="run", join="exact", coords="minimal", compat="override"
+        )
     except ValueError as error:
-        raise InputError("variables", expected=f"{name!r} of the same dims, sizes and labels in every run", got=str(error)) from error
+        raise InputError(
+            "variables", expected=f"{name!r} of the same dims, sizes and labels in every run", got=str(error)
+        ) from error
     return joined.assign_coords(run=[run.record.id for run in runs])
 
 

@@ -90,7 +90,9 @@ def _parameters(method: type[Method]) -> tuple[ParameterDescription, ...]:
     for name, entry in schema.get("properties", {}).items():
         kind, limits = _type(entry, definitions)
         found.append(
-            ParameterDescription(name, kind, limits, entry.get("default"), name in required, entry.get("description", ""))
+            ParameterDescription(
+                name, kind, limits, entry.get("default"), name in required, entry.get("description", "")
+            )
         )
     return tuple(found)
 

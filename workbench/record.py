@@ -23,7 +23,7 @@ Status = Literal["running", "complete", "failed", "cancelled", "interrupted"]
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601 with milliseconds."""
+    """The moment in UTC, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -55,7 +55,9 @@ def _encode(value: Any, tensors: dict[str, Any], path: str) -> Any:
 
     if isinstance(value, torch.Tensor | np.ndarray):
         is_array = isinstance(value, np.ndarray)
-        tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        tensor = (
+            value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        )
         name = str(len(tensors))
         # A copy of its own: safetensors refuses tensors that share memory.
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)

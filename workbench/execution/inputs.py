@@ -101,7 +101,9 @@ def sort_arguments(method: type[Method], given: Mapping[str, Any]) -> tuple[dict
             )
     for name, role in method.inputs.items():
         if not role.optional and name not in roles:
-            raise InputError(name, expected=_describe(role), got="nothing", hint=f"{method.id} needs it: {role.description}")
+            raise InputError(
+                name, expected=_describe(role), got="nothing", hint=f"{method.id} needs it: {role.description}"
+            )
     return roles, params
 
 
@@ -175,8 +177,12 @@ def _data(name: str, role: DataRole, value: Any, sources: Sources) -> Resolved:
         return Resolved("data", dataset, identity, f"run {stored.id}", runs, _sizes(dataset))
     elif (origin := _origin(value)) is not None:
         dataset = as_dataset(_renamed(value, role), variables=role.variables, role=name)
-        identity = combine({"variable": _output_identity(origin), "as": digest_json(sorted(map(str, dataset.data_vars)))})
-        return Resolved("data", dataset, identity, f"{origin.run.id}[{origin.variable}]", (origin.run.id,), _sizes(dataset))
+        identity = combine(
+            {"variable": _output_identity(origin), "as": digest_json(sorted(map(str, dataset.data_vars)))}
+        )
+        return Resolved(
+            "data", dataset, identity, f"{origin.run.id}[{origin.variable}]", (origin.run.id,), _sizes(dataset)
+        )
     else:
         dataset = as_dataset(_renamed(value, role), variables=role.variables, role=name)
         label = _data_label(value, dataset)
@@ -274,7 +280,7 @@ def _sizes(dataset: xr.Dataset) -> dict[str, int]:
 
 def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) -> Resolved:
     from torch import nn
-    from workbench.subjects import model_digest
+    from workbench.subjects.model_digest import model_digest
 
     if isinstance(value, str) and value.startswith(RUN_PREFIX):
         value = _model_run(value, name, sources)
@@ -292,7 +298,9 @@ def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) 
         return Resolved("model", module, model_digest(module), value)
     if isinstance(value, nn.Module):
         label = getattr(value, "label", None)
-        return Resolved("model", value, model_digest(value), label if isinstance(label, str) and label else type(value).__name__)
+        return Resolved(
+            "model", value, model_digest(value), label if isinstance(label, str) and label else type(value).__name__
+        )
     raise InputError(
         name,
         expected="an nn.Module, a registered name, a name with weights (NAME@FILE) or a run that stored a model",

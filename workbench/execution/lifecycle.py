@@ -92,7 +92,11 @@ def execute(
         writer.abandon()
         raise
     except BaseException as error:
-        raise _closed(error, job, writer, store, host, time.perf_counter() - started, facts | {"memory": memory.summary()})
+        facts |= {"memory": memory.summary()}
+        ending = _closed(error, job, writer, store, host, time.perf_counter() - started, facts)
+        if ending is error:
+            raise
+        raise ending from error
     finally:
         progress.close()
     store.index.put(done)
@@ -174,9 +178,9 @@ def _checkpointed(store: Store, key: str | None, running: str) -> str | None:
         return None
     for run in store.runs_with_key(key):
         folder = run_folder(run.record)
-        if run.id != running and run.status in ("interrupted", "cancelled", "failed"):
-            if store.backend.exists(f"{folder}/{CHECKPOINT}"):
-                return folder
+        ended = run.id != running and run.status in ("interrupted", "cancelled", "failed")
+        if ended and store.backend.exists(f"{folder}/{CHECKPOINT}"):
+            return folder
     return None
 
 
@@ -206,7 +210,6 @@ def _closed(
         return error
     else:
         wrapped = RunFailedError(job.method.id, record.id, error)
-    wrapped.__cause__ = error
     return wrapped
 
 
@@ -273,14 +276,15 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
     import numpy as np
     import torch
 
-    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    # Libraries that a method calls may draw from the global generators, the old ones of numpy included.
+    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     seed_everything(seed)
     try:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
         if on_cuda is not None:
             torch.cuda.set_rng_state_all(on_cuda)

@@ -206,11 +206,9 @@ class RunOut:
     def track(self, items: Iterable[T], message: str = "", total: int | None = None) -> Iterator[T]:
         """See Out."""
         count = total if total is not None else (len(items) if isinstance(items, Sized) else 0)
-        done = 0
         self.progress(0, count or 1, message)
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
-            done += 1
             self.progress(done, max(count, done), message)
 
     def cancelled(self) -> bool:
@@ -281,7 +279,9 @@ def _to_numpy(values: Any) -> Any:
 def _source(values: Any, name: str, dtype: np.dtype[Any]) -> Any:
     if isinstance(values, torch.Tensor):
         source: Any = TensorSource(values)
-        came = np.dtype(str((values.float() if values.dtype is torch.bfloat16 else values).dtype).removeprefix("torch."))
+        came = np.dtype(
+            str((values.float() if values.dtype is torch.bfloat16 else values).dtype).removeprefix("torch.")
+        )
     else:
         source = _NumpyValues(np.asarray(_to_numpy(values)))
         came = source.values.dtype

@@ -63,7 +63,7 @@ def provenance(device: torch.device, plugin: PluginStatus | None) -> dict[str, A
     import torch
 
     return {
-        "versions": dict(_versions()),
+        "versions": _versions() | {"torch": torch.__version__},
         "plugin": None if plugin is None else {"name": plugin.distribution or plugin.name, "version": plugin.version},
         "platform": platform.platform(),
         "host": socket.gethostname(),

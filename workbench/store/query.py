@@ -5,8 +5,8 @@
     not params.criterion = eig
 
 A comparison is NAME OP VALUE with OP one of = != < <= > >= ~ (contains). Names: id, method, family, status, user, host,
-device, started, finished, seconds, seed, key, input (labels of the inputs), any metric, and params.NAME. `*` in a value of = or !=
-stands for any text; `me` as a value of user is the person asking. Values with spaces are quoted.
+device, started, finished, seconds, seed, key, input (labels of the inputs), any metric, and params.NAME. `*` in a value
+of = or != stands for any text; `me` as a value of user is the person asking. Values with spaces are quoted.
 """
 
 from __future__ import annotations
