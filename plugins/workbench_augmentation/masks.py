@@ -22,6 +22,8 @@ from scipy import ndimage, stats
 from workbench import InputError
 
 Spectrum = Literal["isotropic", "official_code"]
+TRIES = 1000
+"""Rectangles tried by Random Erasing; the paper tries for ever, which never ends on pictures that are very narrow."""
 
 
 class MaskDraw(NamedTuple):
@@ -115,7 +117,7 @@ def binarise(grey: np.ndarray, lam: float, round_up: bool, max_soft: float = 0.0
 
 
 def beta_parameters(alpha: float, reformulate: bool) -> tuple[float, float]:
-    """Step 1: lam ~ Beta(alpha, alpha); the reformulated variant, whose loss uses the first label only, Beta(alpha + 1, alpha)."""
+    """Step 1: lam ~ Beta(alpha, alpha); reformulated (the loss uses the first label only) Beta(alpha + 1, alpha)."""
     return (alpha + 1.0, alpha) if reformulate else (alpha, alpha)
 
 
@@ -183,13 +185,14 @@ def random_erasing_box(
     height, width = space
     if rng.random() >= probability:
         return None
-    while True:
+    for _ in range(TRIES):
         target = rng.uniform(*area) * height * width
         ratio = rng.uniform(*aspect)
         rows, columns = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         top, left = int(rng.integers(height)), int(rng.integers(width))
         if top + rows <= height and left + columns <= width:
             return slice(top, top + rows), slice(left, left + columns)
+    return None
 
 
 def power_spectrum(images: np.ndarray) -> np.ndarray:

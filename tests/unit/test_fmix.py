@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 from workbench.errors import InputError
+
 from workbench_augmentation import masks
 
 SHAPES = [(40,), (41,), (32, 32), (17, 25), (9, 7, 5), (8, 8, 8)]
@@ -97,35 +98,35 @@ def test_components_and_boundary_of_a_drawn_shape():
 # with these arguments: lambda, sum of the mask, sum of mask * pixel index, four grey values, and the permutation of 8.
 OFFICIAL = [
     (
-        dict(shape=(32, 32), alpha=1.0, decay=3, max_soft=0.0, reformulate=False),
+        {"shape": (32, 32), "alpha": 1.0, "decay": 3, "max_soft": 0.0, "reformulate": False},
         0,
         (0.44912526447830964, 460.0, 213958.0, 581.841400804773),
         (0.868304972280124, 0.9046996201940178, 0.45873325054529296, 0.8394620869386348),
         [3, 6, 0, 4, 1, 5, 7, 2],
     ),
     (
-        dict(shape=(9, 7), alpha=0.5, decay=2, max_soft=0.2, reformulate=False),
+        {"shape": (9, 7), "alpha": 0.5, "decay": 2, "max_soft": 0.2, "reformulate": False},
         1,
         (0.25103016220472346, 15.0, 451.21739130434787, 27.122084362216782),
         (0.03278318792418826, 1.0, 0.3761243970359115, 0.2615781504999394),
         [1, 6, 5, 7, 3, 2, 4, 0],
     ),
     (
-        dict(shape=(16,), alpha=1.0, decay=3, max_soft=0.0, reformulate=True),
+        {"shape": (16,), "alpha": 1.0, "decay": 3, "max_soft": 0.0, "reformulate": True},
         2,
         (0.6745357067636081, 11.0, 99.0, 8.0),
         (0.015120675923021623, 0.18883338531870753, 0.9848793240769784, 0.10405983349474501),
         [3, 6, 0, 5, 2, 4, 7, 1],
     ),
     (
-        dict(shape=(6, 9, 12), alpha=1.0, decay=3, max_soft=0.3, reformulate=False),
+        {"shape": (6, 9, 12), "alpha": 1.0, "decay": 3, "max_soft": 0.3, "reformulate": False},
         3,
         (0.3628452076929192, 235.0, 77756.60465116278, 355.8879167113039),
         (0.0, 0.4873806154467488, 0.843260419657819, 0.44163666623882325),
         [4, 7, 2, 6, 0, 1, 5, 3],
     ),
     (
-        dict(shape=(5, 8), alpha=2.0, decay=1.5, max_soft=0.5, reformulate=True),
+        {"shape": (5, 8), "alpha": 2.0, "decay": 1.5, "max_soft": 0.5, "reformulate": True},
         4,
         (0.5340919783384254, 21.0, 406.3142857142857, 19.289645744623716),
         (0.241898971756338, 0.4622300626777426, 0.03394780884307412, 0.6824769843204216),
