@@ -16,7 +16,6 @@ import functools
 import torch
 from torch import Tensor
 from torch.nn import functional
-
 from workbench import InputError
 
 __all__ = [
@@ -77,10 +76,12 @@ def ssim_maps(
     C2 = (k2 L)^2 and the moments taken under the Gaussian window. Their product is the SSIM map.
 
     Args:
-        image, target: (sample, channel, y, x), at least `window` pixels a side.
+        image: (sample, channel, y, x), at least `window` pixels a side.
+        target: the same shape.
         window: side of the window in pixels, odd.
         sigma: standard deviation of the window in pixels.
-        k1, k2: stabilisers.
+        k1: stabiliser of the luminance term.
+        k2: stabiliser of the contrast-structure term.
         data_range: L.
 
     Returns:
@@ -137,10 +138,15 @@ def ms_ssim(
     from below, because early reconstructions can have negative covariance and a fractional power of it is not a number.
 
     Args:
-        image, target: (sample, channel, y, x).
+        image: (sample, channel, y, x).
+        target: the same shape.
         scales: M, 1 to 5; None takes as many as the image has room for (`scales_that_fit`). With fewer than five, the
             first M weights are renormalised to sum to 1.
-        window, sigma, k1, k2, data_range: as in `ssim_maps`.
+        window: as in `ssim_maps`, and so are the others.
+        sigma: of the window.
+        k1: stabiliser.
+        k2: stabiliser.
+        data_range: L.
 
     Raises:
         InputError: shapes differ, or the images have no room for that many scales.

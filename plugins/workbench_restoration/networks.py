@@ -6,11 +6,11 @@ in 0..1, codes (sample, latent). Decoders end in a sigmoid, so that the luminanc
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
 from torch import Tensor, nn
-
 from workbench import InputError
 
 __all__ = ["SRCNN", "Architecture", "Autoencoder", "ExpectedLossVAE", "build_autoencoder", "gaussian_divergence"]
@@ -74,7 +74,9 @@ def build_autoencoder(
 
     Args:
         architecture: see `Architecture`.
-        channels, height, width: of the images; the convolutional ones need sides that are multiples of 8.
+        channels: of the images.
+        height: of the images; a multiple of 8 for the convolutional networks.
+        width: of the images, likewise.
         code: entries of the code.
         variational: build an `ExpectedLossVAE`, whose encoder gives a mean and a log variance.
 
@@ -116,11 +118,11 @@ def _convolutional(
     grid = (filters[-1], height // stride, width // stride)
     widths = (channels, *filters)
     encoder = nn.Sequential()
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         encoder.extend([nn.Conv2d(before, after, **down), nn.ReLU()])
     encoder.extend([nn.Flatten(), nn.Linear(math.prod(grid), head)])
     decoder = nn.Sequential(nn.Linear(code, math.prod(grid)), nn.ReLU(), nn.Unflatten(1, grid))
-    for before, after in zip(widths[:0:-1], widths[-2::-1], strict=True):
+    for before, after in itertools.pairwise(reversed(widths)):
         decoder.extend([nn.ConvTranspose2d(before, after, **up), nn.ReLU()])
     decoder[-1] = nn.Sigmoid()
     return encoder, decoder
@@ -131,6 +133,9 @@ class SRCNN(nn.Sequential):
 
     64 and 32 channels, 8,129 parameters. Borders are replicated, so that the output has the input's size.
     """
+
+    reach = 6
+    """Pixels on each side that an output pixel looks at: 4 by the 9x9 and 2 by the 5x5 kernel."""
 
     def __init__(self, channels: int = 1) -> None:
         replicate = {"padding": "same", "padding_mode": "replicate"}

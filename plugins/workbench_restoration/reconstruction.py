@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-
 from workbench import InputError, Out
 from workbench.toolkit import Recipe, fit, image_batches
+
 from workbench_restoration import metrics
 from workbench_restoration.networks import SRCNN, Autoencoder, ExpectedLossVAE, gaussian_divergence
 from workbench_restoration.resize import crop_to_multiple, downscale, upscale
@@ -27,6 +27,7 @@ __all__ = [
     "LossName",
     "Objective",
     "Trained",
+    "Trainings",
     "divergence",
     "enlarged_pair",
     "random_patches",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 LossName = Literal["mse", "mae", "ssim", "ms_ssim", "mix"]
+
+CHECKPOINT_SECONDS = 30.0
+"""Least time between two checkpoints inside one training."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Objective(nn.Module):
     """A network with what is minimised over it: pictures (sample, channel, y, x) to one number each, (sample,).
 
     Autoencoder: loss(decode(encode(x)), x). Expected-loss VAE: KL(q(z | x) || N(0, I)) + weight loss(decode(z), x) with
-    one z ~ q(z | x) per image. SRCNN: the picture holds the enlarged image in channel 0 and the sharp one in channel 1.
+    one z ~ q(z | x) per image. SRCNN: the picture holds the enlarged image in channel 0 and the sharp one in channel 1;
+    only pixels whose whole neighbourhood lies in the patch are compared.
     """
 
     def __init__(self, network: nn.Module, loss: ImageLoss, weight: float = 1.0) -> None:
@@ -91,7 +96,8 @@ class Objective(nn.Module):
             return gaussian_divergence(mean, log_variance) + self.weight * loss
         if isinstance(self.network, SRCNN):
             enlarged, clean = image.split(1, dim=1)
-            return self.loss(self.network(enlarged), clean)
+            reach = self.network.reach
+            return self.loss(metrics.crop_border(self.network(enlarged), reach), metrics.crop_border(clean, reach))
         return self.loss(self.network(image), image)
 
 
@@ -109,6 +115,78 @@ class Trained:
     """Final validation objective per candidate rate; infinite where the training diverged."""
 
 
+class Trainings:
+    """The trainings of one run, one after another: one progress bar, and after a kill none is done twice.
+
+    A checkpoint holds the networks finished so far and the state of the one in progress. It is read once, because
+    reading it also puts the run's time series back to where they were.
+
+    Args:
+        out: the run's `Out`.
+        count: number of trainings the run will do at most, for progress.
+    """
+
+    def __init__(self, out: Out, count: int) -> None:
+        self.out, self.count = out, count
+        self.position = 0
+        """Trainings done or passed over; set it where fewer were needed than planned."""
+        state = out.restore() or {}
+        self._finished: dict[str, dict[str, Any]] = dict(state.get("finished", {}))
+        self._current: dict[str, Any] | None = state.get("current")
+
+    def fit(self, name: str, objective: Objective, **options: Any) -> Mapping[str, Sequence[float]]:
+        """`toolkit.fit` on the objective, or what an interrupted run made of it; returns the history."""
+        if name in self._finished:
+            objective.load_state_dict(self._finished[name]["state"])
+            history = self._finished[name]["history"]
+            self.out.progress(self.position + 1, self.count + 1, f"{name}: done before")
+        else:
+            nothing = torch.zeros(len(options["image"]), 1, 1)  # `fit` wants targets; the objective has its own
+            history = fit(
+                objective,
+                label=nothing,
+                loss=lambda value, _: value.mean(),
+                out=cast(Out, _Share(self)),
+                name=name,
+                checkpoint_seconds=CHECKPOINT_SECONDS,
+                **options,
+            ).history
+            state = {key: value.detach().cpu().clone() for key, value in objective.state_dict().items()}
+            self._finished[name] = {"state": state, "history": {key: list(row) for key, row in history.items()}}
+            self._current = None
+            self.save(None)
+        self.position += 1
+        return history
+
+    def current(self) -> dict[str, Any] | None:
+        """State of the training that was in progress when the run was interrupted."""
+        return self._current
+
+    def save(self, current: Mapping[str, Any] | None) -> None:
+        """Take a checkpoint."""
+        self.out.checkpoint({"finished": self._finished, "current": None if current is None else dict(current)})
+
+
+class _Share:
+    """What `fit` sees of the run: its progress is one part of the whole, its checkpoint one entry of the run's."""
+
+    def __init__(self, trainings: Trainings) -> None:
+        self._trainings = trainings
+
+    def progress(self, done: float, total: float, message: str = "") -> None:
+        whole = self._trainings
+        whole.out.progress(whole.position + done / total, whole.count + 1, message)
+
+    def log(self, step: int, **values: float) -> None:
+        self._trainings.out.log(step, **values)
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        self._trainings.save(state)
+
+    def restore(self) -> dict[str, Any] | None:
+        return self._trainings.current()
+
+
 def train_at_best_rate(
     network: nn.Module,
     loss: ImageLoss,
@@ -116,72 +194,67 @@ def train_at_best_rate(
     validation: Tensor,
     recipe: Callable[[float], Recipe],
     rates: Sequence[float],
-    out: Out,
+    trainings: Trainings,
     *,
     name: str,
     weight: float = 1.0,
     transform: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
-    share: tuple[int, int] = (0, 1),
     stream: str = "training",
 ) -> Trained:
     """Train a copy of `network` at each rate for the full budget and keep the one that validates best.
 
-    Every call with one `out` and `stream` starts from the given weights and sees the same batches in the same order, so
+    Every call with one run and `stream` starts from the given weights and sees the same batches in the same order, so
     that networks differ by their loss alone.
 
     Args:
-        network: untrained, on `out.device`; it is not changed.
+        network: untrained, on the device to train on; it is not changed.
         loss: what to train by; its own validation value chooses the rate.
-        image: pictures to train on, float in 0..1 or uint8 (see `Objective` for super-resolution).
+        image: pictures to train on, float in 0..1 (see `Objective` for super-resolution).
         validation: pictures that choose the rate and are never trained on.
         recipe: the budget at a learning rate.
         rates: learning rates to try.
-        out: for randomness, progress and cancellation.
+        trainings: of the run.
         name: tells this training from others in logs and checkpoints.
         weight: C of an expected-loss VAE.
         transform: augmentation of a batch.
-        share: (index of the first of these trainings, number of trainings of the whole run), for progress.
         stream: name of the random stream of batches, augmentation and codes; repetitions take another.
 
     Raises:
         InputError: the training diverged at every rate.
     """
-    best: tuple[float, float, nn.Module, Any] | None = None
+    best: tuple[float, nn.Module, Mapping[str, Sequence[float]]] | None = None
     candidates: list[float] = []
-    # `fit` wants one target per picture; the objective needs none.
-    nothing, nothing_more = image.new_zeros(len(image), 1, 1), validation.new_zeros(len(validation), 1, 1)
-    for index, rate in enumerate(rates):
+    for rate in rates:
         objective = Objective(copy.deepcopy(network), loss, weight)
+        own_name = name if len(rates) == 1 else f"{name}_rate_{rate:g}"
         try:
-            done = fit(
+            history = trainings.fit(
+                own_name,
                 objective,
-                image,
-                nothing,
-                recipe(rate),
-                generator=out.generator(stream),
+                image=image,
+                recipe=recipe(rate),
+                generator=trainings.out.generator(stream),
                 transform=transform,
-                loss=lambda value, _: value.mean(),
-                validation=(validation, nothing_more),
-                out=_Share(out, share[0] + index, share[1]),
-                name=name if len(rates) == 1 else f"{name}_rate{index}",
+                validation=(validation, torch.zeros(len(validation), 1, 1)),
             )
         except InputError as error:
             if error.argument != "recipe.learning_rate":
                 raise
             candidates.append(math.inf)
+            trainings.position += 1
             continue
-        final = done.history["validation_loss"][-1]
-        candidates.append(final)
-        if best is None or final < best[0]:
-            best = final, rate, objective.network, done.history
+        candidates.append(history["validation_loss"][-1])
+        if best is None or candidates[-1] < best[2]["validation_loss"][-1]:
+            best = rate, objective.network, history
     if best is None:
         raise InputError(
             "learning_rates",
             expected=f"a rate at which training by {loss.name} stays finite",
             got=", ".join(f"{rate:g}" for rate in rates),
         )
-    _, rate, trained, history = best
-    return Trained(trained, rate, history["loss"], history["validation_loss"], tuple(candidates))
+    rate, trained, history = best
+    trained.eval()
+    return Trained(trained, rate, tuple(history["loss"]), tuple(history["validation_loss"]), tuple(candidates))
 
 
 @dataclass(frozen=True)
@@ -286,16 +359,3 @@ def turn_and_flip(image: Tensor, target: Tensor, generator: torch.Generator) -> 
     symmetry = int(torch.randint(8, (), generator=generator))
     image = image.rot90(symmetry % 4, (-2, -1))
     return (image.flip(-1) if symmetry >= 4 else image), target
-
-
-class _Share:
-    """An `Out` whose progress is one part of a run that trains several networks."""
-
-    def __init__(self, out: Out, index: int, count: int) -> None:
-        self._out, self._index, self._count = out, index, count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
-
-    def progress(self, done: float, total: float, message: str = "") -> None:
-        self._out.progress(self._index + done / total, self._count, message)

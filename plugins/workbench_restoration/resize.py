@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-
 from workbench import InputError
 
 __all__ = ["crop_to_multiple", "downscale", "extend_symmetric", "upscale"]

@@ -9,9 +9,9 @@ import skimage
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
-from workbench_restoration import metrics
-
 from workbench import InputError
+
+from workbench_restoration import metrics
 
 torch.set_num_threads(1)
 
@@ -99,6 +99,19 @@ def test_torchmetrics_agrees_inside_and_only_its_padded_border_differs() -> None
     assert abs(mean - metrics.ssim(damaged, clean)) > 1e-3  # why its mean is no oracle
 
 
+@pytest.mark.parametrize(("name", "sigma"), PAIRS)
+def test_ssim_and_ms_ssim_are_those_of_piq_without_its_downsampling(name: str, sigma: float) -> None:
+    piq = pytest.importorskip("piq", reason="piq is not installed")
+    clean = photo(name, 20, 30, 256)
+    damaged = noisy(clean, sigma)
+    options = {"data_range": 1.0, "reduction": "none"}
+    expected = piq.ssim(damaged, clean, downsample=False, **options)
+    torch.testing.assert_close(metrics.ssim(damaged, clean), expected, atol=1e-6, rtol=0)
+    expected = piq.multi_scale_ssim(damaged, clean, scale_weights=torch.tensor(metrics.MS_SSIM_WEIGHTS), **options)
+    # piq normalises all sets of weights to sum 1; as published they sum to 1.0001.
+    torch.testing.assert_close(metrics.ms_ssim(damaged, clean), expected, atol=2e-4, rtol=0)
+
+
 def test_psnr_is_that_of_scikit_image() -> None:
     clean = photo("astronaut", 0, 0, 64)
     damaged = noisy(clean, 0.1)
@@ -109,13 +122,21 @@ def test_psnr_is_that_of_scikit_image() -> None:
     # An offset of a tenth has mse 0.01: 20 dB, and mean absolute error 0.1.
     grey = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
     torch.testing.assert_close(metrics.psnr(grey + 0.1, grey), torch.full((2,), 20.0, dtype=torch.float64))
-    torch.testing.assert_close(metrics.mean_absolute_error(grey + 0.1, grey), torch.full((2,), 0.1, dtype=torch.float64))
+    torch.testing.assert_close(
+        metrics.mean_absolute_error(grey + 0.1, grey), torch.full((2,), 0.1, dtype=torch.float64)
+    )
 
 
 def test_every_image_is_scored_by_itself() -> None:
     clean = torch.cat([photo("astronaut", 40 * i, 60 * i, 176) for i in range(3)])
     damaged = torch.cat([noisy(clean[i : i + 1], 0.1 * (i + 1), seed=i) for i in range(3)])
-    for metric in (metrics.psnr, metrics.ssim, metrics.ms_ssim, metrics.mean_squared_error, metrics.mean_absolute_error):
+    for metric in (
+        metrics.psnr,
+        metrics.ssim,
+        metrics.ms_ssim,
+        metrics.mean_squared_error,
+        metrics.mean_absolute_error,
+    ):
         alone = torch.cat([metric(damaged[i : i + 1], clean[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(metric(damaged, clean), alone)
 
@@ -149,7 +170,7 @@ def test_constant_images_follow_the_luminance_formula(a: float, b: float) -> Non
     luminance = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
     assert metrics.ssim(x, y).item() == pytest.approx(luminance, rel=1e-10)
     # Contrast and structure are perfect, so only the last scale's luminance counts, to the power 0.1333.
-    assert metrics.ms_ssim(x, y).item() == pytest.approx(luminance**metrics.MS_SSIM_WEIGHTS[-1], rel=1e-6)
+    assert metrics.ms_ssim(x, y).item() == pytest.approx(luminance ** metrics.MS_SSIM_WEIGHTS[-1], rel=1e-6)
 
 
 def test_the_wrong_data_range_hides_every_difference() -> None:
@@ -232,5 +253,5 @@ def test_wrong_input_is_named() -> None:
         metrics.ssim(image[..., :8, :8], image[..., :8, :8])
     with pytest.raises(InputError, match="scales: expected 1 to 2 for images of 32x32 pixels, got 3"):
         metrics.ms_ssim(image, image, scales=3)
-    with pytest.raises(InputError, match="1 .grey. or 3 .RGB. channels"):
+    with pytest.raises(InputError, match=r"1 .grey. or 3 .RGB. channels"):
         metrics.luma(torch.rand(1, 2, 4, 4))
