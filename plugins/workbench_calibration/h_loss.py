@@ -44,13 +44,19 @@ def h_calibration_loss(
     dropped: list[Tensor | None] = [None]
     if leave_one_class_out:
         owner = label[:, None].expand_as(probability).reshape(-1)[order]
-        dropped = [owner != k for k in range(probability.shape[1])]
+        dropped = [owner != k for k in torch.unique(label).tolist()]
+        dropped += [None] * (probability.shape[1] - len(dropped))  # classes without samples: nothing is left out
+    centres = None
+    if weighting == "cluster":
+        # Subsets differ little from the whole, so their clusters start from those of the whole.
+        everything = value.cpu().numpy()
+        centres = cluster_centres(everything, kmeans_1d(everything, n_clusters))
     losses = []
     for kept in dropped:
         # A subset of sorted events is sorted: one sort serves all classes.
         part, position = (excess, value) if kept is None else (excess[kept], value[kept])
         gap = event_gap(part, window=window, epsilon=epsilon)
-        losses.append(gap.mean() if weighting == "unweighted" else cluster_mean(gap, position, n_clusters))
+        losses.append(gap.mean() if centres is None else cluster_mean(gap, position, n_clusters, centres))
     return torch.stack(losses).mean() * LOSS_SCALE
 
 
@@ -86,7 +92,9 @@ def event_gap(excess: Tensor, *, window: int, epsilon: float) -> Tensor:
     return torch.relu(torch.abs(total[high] - total[low]) / (window + 1) - epsilon)
 
 
-def cluster_mean(gap: Tensor, value: Tensor, n_clusters: int) -> Tensor:
+def cluster_mean(
+    gap: Tensor, value: Tensor, n_clusters: int, centres: NDArray[np.float64] | None = None
+) -> Tensor:
     """Step 4: mean gap of each k-means cluster of the probabilities, then the plain mean over all clusters.
 
     The clusters are found anew on detached values at every call; nothing is differentiated through them. A cluster
@@ -96,42 +104,64 @@ def cluster_mean(gap: Tensor, value: Tensor, n_clusters: int) -> Tensor:
         gap: shape (event,).
         value: the events' probabilities in ascending order, shape (event,).
         n_clusters: number of clusters.
+        centres: where Lloyd's iterations start, ascending; from the optimum of rounded values if None.
     """
-    starts = kmeans_1d(value.cpu().numpy(), n_clusters)
-    counts = np.diff(np.append(starts, value.numel()))
-    parts = torch.split(gap, counts.tolist())
-    return torch.stack([part.sum() / (len(part) + 1e-5) for part in parts]).mean()
+    starts = kmeans_1d(value.cpu().numpy(), n_clusters, centres=centres)
+    edge = torch.as_tensor(np.append(starts, value.numel()), device=gap.device)
+    total = torch.nn.functional.pad(torch.cumsum(gap, dim=0), (1, 0))
+    sums, counts = total[edge[1:]] - total[edge[:-1]], edge[1:] - edge[:-1]
+    return (sums / (counts + 1e-5)).sum() / n_clusters
 
 
-def kmeans_1d(value: NDArray[np.float64], n_clusters: int, *, max_iterations: int = 100) -> NDArray[np.int64]:
+def kmeans_1d(
+    value: NDArray[np.float64],
+    n_clusters: int,
+    *,
+    centres: NDArray[np.float64] | None = None,
+    max_iterations: int = 100,
+) -> NDArray[np.int64]:
     """k-means of sorted numbers in 0..1: index of the first number of each cluster, shape (cluster,), ascending.
 
-    Clusters of sorted numbers are consecutive, so prefix sums make Lloyd's iterations cost k log n. They start from the
-    exact optimum (dynamic programming) of the numbers rounded into 256 cells: deterministic, unlike random restarts.
-    An empty cluster starts where the next one does.
+    Clusters of sorted numbers are consecutive, so prefix sums make Lloyd's iterations cost k log n. Without `centres`
+    they start from the exact optimum (dynamic programming) of the numbers rounded into 256 cells: deterministic, unlike
+    the random restarts of the official code. Fewer clusters than asked for come back if there are fewer cells in use.
 
     Args:
         value: ascending numbers in 0..1, shape (event,).
         n_clusters: number of clusters.
+        centres: ascending cluster centres to start from.
         max_iterations: of Lloyd's algorithm.
     """
-    cell = np.searchsorted(value, np.linspace(0.0, 1.0, KMEANS_CELLS + 1)[1:-1], side="right")
-    edges = np.unique(np.concatenate([[0], cell, [value.size]]))
+    if centres is None:
+        cell = np.searchsorted(value, np.linspace(0.0, 1.0, KMEANS_CELLS + 1)[1:-1], side="right")
+        edges = np.unique(np.concatenate([[0], cell, [value.size]]))
+        starts = edges[_optimal_partition(value, edges, n_clusters)]
+        centres = cluster_centres(value, starts)
     prefix = np.concatenate([[0.0], np.cumsum(value)])
-    starts = edges[_optimal_partition(value, edges, n_clusters)]
+    starts = _nearest(value, centres)
     for _ in range(max_iterations):
         ends = np.append(starts[1:], value.size)
         filled = ends > starts
-        centre = (prefix[ends[filled]] - prefix[starts[filled]]) / (ends[filled] - starts[filled])
-        moved = starts.copy()
-        inner = np.searchsorted(value, (centre[:-1] + centre[1:]) / 2, side="left")
-        moved[filled] = np.concatenate([[0], inner])
-        # an empty cluster stays empty, at the start of the next filled one
-        moved = np.minimum.accumulate(np.where(filled, moved, value.size)[::-1])[::-1]
+        centres = (prefix[ends[filled]] - prefix[starts[filled]]) / (ends[filled] - starts[filled])
+        moved = _nearest(value, centres)
         if np.array_equal(moved, starts):
             break
         starts = moved
-    return starts.astype(np.int64)
+    return starts
+
+
+def cluster_centres(value: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of each non-empty cluster of sorted numbers, given where the clusters start."""
+    ends = np.append(starts[1:], value.size)
+    filled = ends > starts
+    prefix = np.concatenate([[0.0], np.cumsum(value)])
+    return (prefix[ends[filled]] - prefix[starts[filled]]) / (ends[filled] - starts[filled])
+
+
+def _nearest(value: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where each cluster starts when every number goes to the nearest of ascending centres."""
+    inner = np.searchsorted(value, (centres[:-1] + centres[1:]) / 2, side="left")
+    return np.concatenate([[0], inner]).astype(np.int64)
 
 
 def _optimal_partition(value: NDArray[np.float64], edges: NDArray[np.int64], n_clusters: int) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+
 from workbench.errors import InputError
 from workbench.toolkit import reliability
 from workbench.toolkit.reliability import Binning, MurphyParts, Norm, ReliabilityBins

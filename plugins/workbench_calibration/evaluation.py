@@ -1,0 +1,437 @@
+"""Before and after: the judgement that every recalibrator of the family ends with, and its report.
+
+`evaluate` scores calibrators on the report rows only and writes metrics with bootstrap intervals, differences from the
+uncalibrated probabilities on the same resamples, the values chance alone would give, and reliability diagrams.
+`evaluation_report` turns them into metrics, tables and views. All metrics are those of `workbench.toolkit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import stats
+from torch import Tensor
+from workbench import Metric, Out, Output, Params, ReliabilityDiagram, Report, Result, Table
+from workbench.toolkit import (
+    calibration_metrics,
+    classwise_calibration_error,
+    clipped_probability_count,
+    negative_log_likelihood,
+    reliability_diagram,
+)
+
+from workbench_calibration.resampling import (
+    CLIP,
+    ERRORS,
+    RESAMPLED,
+    BinnedProbability,
+    basic_interval,
+    chance_metrics,
+    paired_difference,
+    resample_counts,
+)
+from workbench_calibration.samples import PROBABILITY_FLOOR, Parts
+
+_SCORE_ARRAYS = ("value", "lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower",
+                 "chance_upper")
+
+Calibrator = Callable[[Tensor], Tensor]
+"""Logits float64 (sample, class) to probabilities float64 (sample, class)."""
+
+UNCALIBRATED = "uncalibrated"
+HIGHER = ("accuracy", "confidence_auroc")
+NEUTRAL = ("overconfidence", "mean_entropy")
+HEADLINE = ("ece_width_l1", "ece_mass_l1", "ks_error", "classwise_ece_width_mean", "negative_log_likelihood",
+            "brier_score", "accuracy")
+DESCRIPTIONS = {
+    "accuracy": "share of samples whose most probable class is the label",
+    "negative_log_likelihood": f"mean -log p of the label, nats; p below {CLIP:g} counts as that",
+    "brier_score": "mean over samples of sum_k (p_k - y_k)^2, 0..2",
+    "ece_width_l1": "top-label calibration error, bins of equal width, weighted mean |accuracy - confidence|",
+    "ece_width_l2": "the same, root of the weighted mean square gap",
+    "ece_width_max": "largest gap of a bin of equal width (MCE)",
+    "ace_width": "plain mean gap of the non-empty bins of equal width",
+    "ece_mass_l1": "top-label calibration error, bins of equal count",
+    "ece_mass_debiased": "the same less its expected upward bias; may be negative",
+    "squared_ce_mass_debiased": "unbiased squared top-label calibration error; may be negative",
+    "ks_error": "largest distance of cumulated confidence and hits; no bins",
+    "classwise_ece_width_mean": "calibration error of p_k against [label = k], mean over classes",
+    "classwise_ece_width_sum": "the same, summed over classes",
+    "classwise_ece_width_thresholded": "the same mean, events with p_k below 1/classes left out",
+    "aurc": "mean error rate over coverages when the least confident are refused first",
+    "confidence_auroc": "chance that a hit is more confident than a miss",
+    "mean_entropy": "mean entropy of the probabilities, nats",
+    "overconfidence": "mean confidence less accuracy",
+}
+
+
+class EvaluationParams(Params):
+    """Parameters that every method of the family shares."""
+
+    fit_fraction: float = Field(
+        0.5, gt=0, lt=1, description="Share of `data` to fit on (stratified); not used when a role `fit` is given"
+    )
+    n_bins: int = Field(15, ge=2, le=200, description="Bins of calibration errors and diagrams; keep 50 samples a bin")
+    resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples of the report samples")
+    chance_draws: int = Field(
+        200, ge=20, le=10_000, description="Label sets drawn from the probabilities to see what chance alone gives"
+    )
+
+
+OUTPUTS = (
+    Output("label", ("sample",), "int64", "true class of each report sample"),
+    Output("sample_index", ("sample",), "int64", "row of each report sample in `data`"),
+    Output("prediction", ("sample",), "int64", "most probable class after calibration"),
+    Output("probability", ("sample", "class"), "float32", "calibrated probabilities of the report samples"),
+    Output("logit", ("sample", "class"), "float32", f"log of the calibrated probabilities (at least {PROBABILITY_FLOOR:g})"),
+    Output("fit_index", ("fit_sample",), "int64", "row of each fit sample in `fit`, or in `data` if that was split"),
+    Output("value", ("method", "metric"), "float64", "metrics on the report samples"),
+    Output("lower", ("method", "metric"), "float64", "lower end of the 95 % bootstrap interval; NaN: none computed"),
+    Output("upper", ("method", "metric"), "float64", "upper end of it"),
+    Output("change", ("method", "metric"), "float64", "metric less that of the uncalibrated probabilities"),
+    Output("change_lower", ("method", "metric"), "float64", "lower end of its paired 95 % bootstrap interval"),
+    Output("change_upper", ("method", "metric"), "float64", "upper end of it"),
+    Output("chance", ("method", "metric"), "float64", "mean of the metric if labels were drawn from the probabilities"),
+    Output("chance_lower", ("method", "metric"), "float64", "2.5 % quantile of it"),
+    Output("chance_upper", ("method", "metric"), "float64", "97.5 % quantile of it"),
+    Output("reliability_confidence", ("method", "bin"), "float64", "mean confidence in bins of equal width"),
+    Output("reliability_accuracy", ("method", "bin"), "float64", "accuracy in the bin; NaN: empty"),
+    Output("reliability_accuracy_lower", ("method", "bin"), "float64", "lower end of its 95 % Wilson interval"),
+    Output("reliability_accuracy_upper", ("method", "bin"), "float64", "upper end of it"),
+    Output("reliability_count", ("method", "bin"), "int64", "samples in the bin"),
+    Output("class_error", ("method", "class"), "float64", "calibration error of each class's probability, equal width"),
+    Output("class_count", ("class",), "int64", "report samples whose label is the class"),
+    Output("fit_negative_log_likelihood", ("method",), "float64", "on the fit samples"),
+    Output("changed_predictions", ("method",), "int64", "report samples whose most probable class changed"),
+    Output("clipped", ("method",), "int64", f"report samples whose label has p < {CLIP:g}"),
+    Output("raised", (), "int64", f"given probabilities below {PROBABILITY_FLOOR:g}; -1: logits were given"),
+    Output("shared", (), "int64", "rows of `data` that occur in `fit` too"),
+)
+"""What `evaluate` writes: part of every method's outputs."""
+
+
+def require_kept_predictions(logit: Tensor, probability: Tensor, name: str) -> None:
+    """Raise if a map that must keep the order of classes changed a most probable class: then accuracy would change.
+
+    Args:
+        logit: before, (sample, class).
+        probability: after, (sample, class).
+        name: of the map, for the message.
+    """
+    changed = int((logit.argmax(1) != probability.argmax(1)).sum())
+    if changed:
+        raise RuntimeError(f"{name} keeps the order of classes by construction, yet {changed} predictions changed")
+
+
+def evaluate(
+    out: Out, parts: Parts, calibrators: Mapping[str, Calibrator], *, main: str, params: EvaluationParams
+) -> dict[str, Tensor]:
+    """Score the uncalibrated probabilities and each calibrator on the report rows, and write all of `OUTPUTS`.
+
+    Args:
+        out: of the run.
+        parts: fit and report rows.
+        calibrators: by name, already fitted (on the fit rows alone).
+        main: whose probabilities become the run's `probability` and `logit`.
+        params: numbers of bins and draws.
+
+    Returns:
+        Per method the probabilities of the report samples, float64 (sample, class).
+    """
+    everyone: dict[str, Calibrator] = {UNCALIBRATED: lambda logit: torch.softmax(logit, dim=1), **calibrators}
+    probability = {name: calibrate(parts.report.logit) for name, calibrate in everyone.items()}
+    fitted = {name: calibrate(parts.fit.logit) for name, calibrate in everyone.items()}
+    label = parts.report.label.cpu().numpy()
+    counts = resample_counts(len(label), params.resamples, out.rng("bootstrap"))
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    before: dict[str, np.ndarray] = {}
+    for name in out.track(everyone, "scoring"):
+        p = probability[name].cpu().numpy()
+        binned = BinnedProbability(p, params.n_bins)
+        drawn = binned.metrics(label, counts)
+        before = before or drawn
+        value = calibration_metrics(p, label, n_bins=params.n_bins, clip=CLIP)
+        first = tables[UNCALIBRATED]["value"] if tables else value
+        tables[name] = _uncertainty(value, first, drawn, before, chance_metrics(
+            binned, out.rng(f"chance {name}"), params.chance_draws
+        ))
+    names = tuple(everyone)
+    out.coordinate("method", list(names))
+    out.coordinate("metric", list(tables[UNCALIBRATED]["value"]))
+    for column in next(iter(tables.values())):
+        out.write(column, np.array([list(tables[name][column].values()) for name in names]))
+    _write_diagrams(out, [probability[name].cpu().numpy() for name in names], label, params.n_bins)
+    reference = parts.report.logit.argmax(1)
+    out.write("changed_predictions", np.array([int((probability[n].argmax(1) != reference).sum()) for n in names]))
+    fit_label = parts.fit.label.cpu().numpy()
+    out.write(
+        "fit_negative_log_likelihood",
+        np.array([negative_log_likelihood(fitted[n].cpu().numpy(), fit_label, clip=CLIP) for n in names]),
+    )
+    out.write("label", label)
+    out.write("sample_index", parts.report.index)
+    out.write("fit_index", parts.fit.index)
+    out.write("prediction", probability[main].argmax(1))
+    out.write("probability", probability[main].float())
+    out.write("logit", torch.log(probability[main].clamp_min(PROBABILITY_FLOOR)).float())
+    out.write("raised", parts.raised)
+    out.write("shared", parts.shared)
+    return probability
+
+
+def _uncertainty(
+    value: Mapping[str, float],
+    first: Mapping[str, float],
+    drawn: Mapping[str, np.ndarray],
+    before: Mapping[str, np.ndarray],
+    chance: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, float]]:
+    """Per stored array a row of numbers by metric; NaN where a metric is not resampled."""
+    rows: dict[str, dict[str, float]] = {"value": dict(value)}
+    for column in ("lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower", "chance_upper"):
+        rows[column] = dict.fromkeys(value, math.nan)
+    for name in value:
+        change = value[name] - first[name]
+        rows["change"][name] = change
+        if name in RESAMPLED:
+            rows["lower"][name], rows["upper"][name] = basic_interval(name, value[name], drawn[name])
+            low, high = paired_difference(drawn, before, name, change)
+            rows["change_lower"][name], rows["change_upper"][name] = low, high
+            rows["chance"][name] = float(chance[name].mean())
+            rows["chance_lower"][name], rows["chance_upper"][name] = np.quantile(chance[name], [0.025, 0.975])
+    return rows
+
+
+def _write_diagrams(out: Out, probability: Sequence[np.ndarray], label: np.ndarray, n_bins: int) -> None:
+    bins = [reliability_diagram(p, label, n_bins=n_bins) for p in probability]
+    for field in ("confidence", "accuracy", "accuracy_lower", "accuracy_upper", "count"):
+        out.write(f"reliability_{field}", np.stack([getattr(one, field) for one in bins]))
+    out.write(
+        "class_error",
+        np.stack([classwise_calibration_error(p, label, n_bins=n_bins, reduction="none") for p in probability]),
+    )
+    out.write("class_count", np.bincount(label, minlength=probability[0].shape[1]))
+    out.write("clipped", np.array([clipped_probability_count(p, label, clip=CLIP)[0] for p in probability]))
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def evaluation_report(
+    result: Result,
+    *,
+    main: str,
+    summary: str,
+    tables: Sequence[Table] = (),
+    views: Sequence[Any] = (),
+    metrics: Sequence[Metric] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """The family's report around what a method has to say itself.
+
+    Args:
+        result: of a run that ended with `evaluate`.
+        main: the method's own label on dim `method`.
+        summary: the method's sentence; one about the metrics follows it.
+        tables: after the table of metrics.
+        views: after the reliability diagrams.
+        metrics: after those of the evaluation.
+        notes: before the family's caveats.
+    """
+    scores = Scores(result)
+    return Report(
+        summary=f"{summary} {_headline(result, scores, main)}",
+        metrics=(*_metrics(scores, main), *metrics),
+        tables=(_metric_table(scores), *tables, _class_table(result, main), _order_table(result, scores)),
+        views=(reliability_view(result, scores), *views),
+        notes=(*notes, *_notes(result, scores, main)),
+    )
+
+
+class Scores:
+    """The arrays over (method, metric) of a result, read once: `scores("value", "temperature", "ks_error")`."""
+
+    def __init__(self, result: Result) -> None:
+        first = result["value"]
+        self.methods = [str(name) for name in first["method"].values]
+        self.metrics = [str(name) for name in first["metric"].values]
+        self._tables = {name: result[name].values for name in _SCORE_ARRAYS}
+
+    def __call__(self, array: str, method: str, metric: str) -> float:
+        """One entry of a stored array."""
+        return float(self._tables[array][self.methods.index(method), self.metrics.index(metric)])
+
+    def span(self, array: str, method: str, metric: str) -> tuple[float, float]:
+        """The interval stored beside `value`, `change` or `chance`."""
+        prefix = "" if array == "value" else f"{array}_"
+        return self(f"{prefix}lower", method, metric), self(f"{prefix}upper", method, metric)
+
+
+def reliability_view(result: Result, scores: Scores) -> ReliabilityDiagram:
+    """Reliability diagrams of all methods, side by side."""
+    texts = ", ".join(f"{name} {scores('value', name, 'ece_width_l1'):.4f}" for name in scores.methods)
+    return ReliabilityDiagram(
+        title=f"Reliability before and after ({result['label'].size} samples)",
+        caption=f"Bins of equal width with 95 % Wilson intervals. ECE: {texts}.",
+        confidence="reliability_confidence",
+        accuracy="reliability_accuracy",
+        count="reliability_count",
+        accuracy_lower="reliability_accuracy_lower",
+        accuracy_upper="reliability_accuracy_upper",
+        by="method",
+    )
+
+
+def _headline(result: Result, scores: Scores, main: str) -> str:
+    before, after = (scores("value", name, "ece_width_l1") for name in (UNCALIBRATED, main))
+    likelihood = [scores("value", name, "negative_log_likelihood") for name in (UNCALIBRATED, main)]
+    low, high = scores.span("change", main, "ece_width_l1")
+    clear = "" if low > 0 or high < 0 else " (a change that sampling alone can explain)"
+    text = (
+        f"On {result['label'].size} samples not used for fitting the calibration error goes from {before:.4f} to "
+        f"{after:.4f}{clear} and the negative log likelihood from {likelihood[0]:.4f} to {likelihood[1]:.4f}"
+    )
+    changed = int(result["changed_predictions"].sel({"method": main}))
+    if not changed:
+        return f"{text}; no prediction changes."
+    return f"{text}; {changed} predictions change, accuracy by {scores('change', main, 'accuracy'):+.4f}."
+
+
+def _metrics(scores: Scores, main: str) -> list[Metric]:
+    """Every metric after calibration, and before and change of those that have intervals."""
+    metrics = []
+    for name in scores.metrics:
+        metrics.append(_metric(scores, name, name, main))
+        if name in HEADLINE and name != "accuracy":
+            metrics.append(_metric(scores, name, f"{name}_{UNCALIBRATED}", UNCALIBRATED))
+            change = Metric(
+                name=f"{name}_change",
+                value=scores("change", main, name),
+                direction="lower",
+                interval=scores.span("change", main, name),
+                description="after less before, paired bootstrap over the report samples",
+            )
+            metrics.append(change)
+    return metrics
+
+
+def _metric(scores: Scores, name: str, shown: str, method: str) -> Metric:
+    interval = scores.span("value", method, name)
+    return Metric(
+        name=shown,
+        value=scores("value", method, name),
+        direction="higher" if name in HIGHER else "neutral" if name in NEUTRAL else "lower",
+        unit="nats" if name in ("negative_log_likelihood", "mean_entropy") else "",
+        interval=None if math.isnan(interval[0]) else interval,
+        description=DESCRIPTIONS.get(name, ""),
+    )
+
+
+def _metric_table(scores: Scores) -> Table:
+    """One row per headline metric and method."""
+    rows = []
+    for metric in HEADLINE:
+        for name in scores.methods:
+            value, first = scores("value", name, metric), name == UNCALIBRATED
+            low, high = scores.span("chance", name, metric)
+            rows.append((
+                metric,
+                name,
+                round(value, 4),
+                _text(scores.span("value", name, metric)),
+                None if first else round(scores("change", name, metric), 4),
+                None if first else _text(scores.span("change", name, metric)),
+                _text((low, high)),
+                low <= value <= high or (metric in ERRORS and value < low),
+            ))
+    return Table(
+        title="Before and after",
+        columns=("metric", "method", "value", "95 % interval", "change", "95 % interval of the change",
+                 "by chance alone", "within chance"),
+        rows=tuple(rows),
+        caption="Basic (reflected) bootstrap over the report samples with the fitted maps fixed; changes are paired. The "
+        "reflection takes off the upward bias of calibration errors at finite samples, so an interval may lie below its "
+        "value. By chance alone: central 95 % of the metric if labels were drawn from the probabilities themselves, that "
+        "is, under perfect calibration.",
+    )
+
+
+def _text(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _class_table(result: Result, main: str) -> Table:
+    error = result["class_error"].sel({"method": main}).values
+    first = result["class_error"].sel({"method": UNCALIBRATED}).values
+    labels = result["class_error"]["class"].values if "class" in result["class_error"].coords else np.arange(len(error))
+    worst = np.argsort(-error, kind="stable")[:5]
+    rows = tuple(
+        (str(labels[k]), round(float(first[k]), 4), round(float(error[k]), 4), int(result["class_count"].values[k]))
+        for k in worst
+    )
+    return Table(title="Worst classes", columns=("class", "error before", "error after", "samples"), rows=rows)
+
+
+def _order_table(result: Result, scores: Scores) -> Table:
+    columns = [result[name].values for name in ("fit_negative_log_likelihood", "changed_predictions", "clipped")]
+    rows = tuple(
+        (
+            name,
+            round(float(fit), 4),
+            round(scores("value", name, "negative_log_likelihood"), 4),
+            int(changed),
+            int(clipped),
+        )
+        for name, fit, changed, clipped in zip(scores.methods, *columns, strict=True)
+    )
+    return Table(
+        title="Fit against report samples",
+        columns=("method", "fit NLL", "report NLL", "predictions changed", f"labels with p < {CLIP:g}"),
+        rows=rows,
+        caption="A fit NLL far below the report NLL is overfitting.",
+    )
+
+
+def _notes(result: Result, scores: Scores, main: str) -> list[str]:
+    notes = []
+    samples, bins = result["label"].size, result["reliability_count"].sizes["bin"]
+    if samples / bins < 50:
+        notes.append(f"Only {samples / bins:.0f} samples per bin: calibration errors are dominated by chance; read them "
+                     "beside the column `by chance alone`.")
+    if int(result["raised"]) >= 0:
+        notes.append(f"Probabilities were given: their logarithm serves as logit; {int(result['raised'])} of them were "
+                     f"raised to {PROBABILITY_FLOOR:g}.")
+    if int(result["shared"]):
+        notes.append(f"{int(result['shared'])} rows of `data` occur in `fit` too: the figures may be too good.")
+    if clipped := int(result["clipped"].sel({"method": main})):
+        notes.append(f"{clipped} labels have p < {CLIP:g}; that bound sets what they add to the negative log likelihood.")
+    beyond = [name for name in ERRORS if scores("value", main, name) > scores("upper", main, name)]
+    if beyond:
+        notes.append(f"{', '.join(beyond)}: the value lies above its interval, because chance at this number of samples "
+                     "adds more to it than calibration does; trust the interval.")
+    notes.append("Intervals cover the report samples only, not the noise of the fit. Fit and report samples must not have "
+                 "been used to train the classifier; that cannot be seen from logits.")
+    return notes
+
+
+def rank_table(scores: Scores) -> Table:
+    """Average rank of the methods over every metric that has a better direction (1 is best; ties share their rank)."""
+    metrics = [name for name in scores.metrics if name not in (*HIGHER, *NEUTRAL, "squared_ce_mass_debiased")]
+    # a debiased error is better the nearer it is to 0
+    table = np.array([[abs(scores("value", name, metric)) for metric in metrics] for name in scores.methods])
+    ranks = stats.rankdata(np.round(table, 12), axis=0)
+    rows = tuple(
+        (scores.methods[m], round(float(ranks[m].mean()), 2), int((ranks[m] == 1).sum()))
+        for m in np.argsort(ranks.mean(axis=1), kind="stable")
+    )
+    return Table(
+        title="Average rank",
+        columns=("method", "average rank", "metrics where best"),
+        rows=rows,
+        caption=f"Over {len(metrics)} metrics of the report samples; many of them measure nearly the same thing.",
+    )

@@ -1,0 +1,258 @@
+"""Temperature scaling and the evaluation that every recalibrator shares."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.special import softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from workbench import InputError
+from workbench.toolkit import calibration_metrics
+
+from unit.recording_out import check_report, record
+from workbench_calibration.evaluation import require_kept_predictions
+from workbench_calibration.resampling import (
+    RESAMPLED,
+    BinnedProbability,
+    basic_interval,
+    chance_metrics,
+    resample_counts,
+)
+from workbench_calibration.samples import log_probability, read_parts
+from workbench_calibration.temperature import TemperatureScaling, fit_temperature, scaled_likelihood
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
+FEW = {"resamples": 100, "chance_draws": 20}
+
+
+def overconfident(samples=600, classes=5, temperature=2.0, seed=0):
+    """Logits that are calibrated at `temperature`, and labels drawn accordingly."""
+    rng = np.random.default_rng(seed)
+    logit = 3.0 * rng.standard_normal((samples, classes))
+    label = (rng.random((samples, 1)) > softmax(logit / temperature, axis=1).cumsum(axis=1)).sum(axis=1)
+    return logit, np.minimum(label, classes - 1)
+
+
+def dataset(scores, label, name="logit"):
+    return xr.Dataset({name: (("sample", "class"), scores), "label": ("sample", label)})
+
+
+def tensors(*arrays):
+    return tuple(torch.as_tensor(array) for array in arrays)
+
+
+# -------------------------------------------------------------------------------------------------------- temperature
+
+
+def test_the_gradient_vanishes_at_the_fitted_temperature_and_the_likelihood_is_lowest_there():
+    logit, label = tensors(*overconfident())
+    fitted = fit_temperature(logit, label)
+    assert abs(fitted.gradient) < 1e-7
+    best = scaled_likelihood(logit, label, fitted.temperature)
+    assert all(scaled_likelihood(logit, label, float(t)) > best for t in fitted.temperature * np.array([0.98, 1.02]))
+
+
+def test_scikit_learn_finds_the_same_temperature():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((800, 6))
+    y = (x @ rng.standard_normal((6, 4)) + 3 * rng.gumbel(size=(800, 4))).argmax(axis=1)
+    model = LogisticRegression(C=1e4, max_iter=500).fit(x[:60], y[:60])  # few samples: overconfident
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature", ensemble=False, cv=2)
+    theirs.fit(x[60:], y[60:])
+    ours = fit_temperature(*tensors(model.decision_function(x[60:]), y[60:]))
+    assert ours.temperature > 1.5
+    expected = theirs.predict_proba(x[60:])
+    assert ours(torch.as_tensor(model.decision_function(x[60:]))).numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_true_temperature_is_found_and_lies_in_its_interval_as_often_as_it_should():
+    covered, width = 0, []
+    for seed in range(200):
+        fitted = fit_temperature(*tensors(*overconfident(300, 4, seed=seed)))
+        covered += fitted.lower <= 2.0 <= fitted.upper
+        width.append(fitted.upper - fitted.lower)
+    assert 180 <= covered <= 199  # 190 expected
+    assert 0.1 < np.mean(width) < 2
+    assert fit_temperature(*tensors(*overconfident(50_000, 4))).temperature == pytest.approx(2.0, rel=0.02)
+
+
+def test_samples_that_are_all_right_end_at_the_bound_and_the_report_says_so():
+    rng = np.random.default_rng(0)
+    logit = rng.standard_normal((60, 3))
+    out, result = record(TemperatureScaling, {"data": dataset(logit, logit.argmax(axis=1))}, **FEW)
+    report = check_report(TemperatureScaling, result)
+    assert float(out.arrays["temperature"]) == pytest.approx(np.exp(-3), rel=1e-3)
+    assert any("end of the range" in note for note in report.notes)
+
+
+def test_predictions_never_change_and_a_map_that_changes_one_is_refused():
+    logit, label = overconfident()
+    _, result = record(TemperatureScaling, {"data": dataset(logit, label)}, **FEW)
+    assert (result["changed_predictions"].values == 0).all()
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    with pytest.raises(RuntimeError, match="1 predictions changed"):
+        require_kept_predictions(z, torch.tensor([[0.9, 0.1], [0.6, 0.4]]), "a map")
+
+
+# ---------------------------------------------------------------------------------------------------- fit and report
+
+
+def test_one_data_set_is_split_into_stratified_parts_and_a_separate_fit_set_leaves_it_whole():
+    logit, label = overconfident(200)
+    data = dataset(logit, label)
+    parts = read_parts({"data": data}, fit_fraction=0.3, seed=1, device=torch.device("cpu"))
+    assert len(parts.fit.label) == 60
+    assert sorted([*parts.fit.index, *parts.report.index]) == list(range(200))
+    assert np.abs(np.bincount(label[parts.fit.index], minlength=5) - 0.3 * np.bincount(label, minlength=5)).max() <= 1
+    other = dataset(*overconfident(100, seed=1))
+    parts = read_parts({"data": data, "fit": other}, fit_fraction=0.3, seed=1, device=torch.device("cpu"))
+    assert (len(parts.fit.label), len(parts.report.label), parts.shared) == (100, 200, 0)
+
+
+def test_fitting_on_the_rows_reported_on_is_refused_and_overlap_is_noted():
+    data = dataset(*overconfident(100))
+    with pytest.raises(InputError, match="every row of data"):
+        record(TemperatureScaling, {"data": data, "fit": data}, **FEW)
+    _, result = record(TemperatureScaling, {"data": data, "fit": data.isel(sample=slice(60))}, **FEW)
+    assert any("60 rows" in note for note in check_report(TemperatureScaling, result).notes)
+
+
+def test_the_labels_of_the_report_rows_do_not_touch_the_fit():
+    logit, label = overconfident(200)
+    fit = dataset(*overconfident(100, seed=1))
+    one, _ = record(TemperatureScaling, {"data": dataset(logit, label), "fit": fit}, **FEW)
+    other, _ = record(TemperatureScaling, {"data": dataset(logit, (label + 1) % 5), "fit": fit}, **FEW)
+    assert np.array_equal(one.arrays["probability"], other.arrays["probability"])
+
+
+def test_probabilities_are_taken_as_log_p_with_zeros_raised():
+    p = np.array([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25]])
+    logit, raised = log_probability(torch.as_tensor(p))
+    assert raised == 2
+    assert logit.exp().numpy() == pytest.approx(p, abs=1e-12)
+    assert torch.isfinite(logit).all()
+    scores, label = overconfident(200)
+    from_logit, _ = record(TemperatureScaling, {"data": dataset(scores, label)}, **FEW)
+    from_p, result = record(
+        TemperatureScaling, {"data": dataset(softmax(scores, axis=1), label, "probability")}, **FEW
+    )
+    assert from_p.arrays["temperature"] == pytest.approx(from_logit.arrays["temperature"], rel=1e-6)
+    assert any("Probabilities were given" in note for note in check_report(TemperatureScaling, result).notes)
+
+
+def test_one_column_is_the_second_of_two_classes():
+    logit, label = overconfident(200, 2)
+    two, _ = record(TemperatureScaling, {"data": dataset(logit, label)}, **FEW)
+    one, _ = record(TemperatureScaling, {"data": dataset(logit[:, 1:] - logit[:, :1], label)}, **FEW)
+    assert one.arrays["temperature"] == pytest.approx(two.arrays["temperature"])
+
+
+def test_the_output_of_a_run_is_the_input_of_the_next():
+    logit, label = overconfident(400)
+    out, _ = record(TemperatureScaling, {"data": dataset(logit, label)}, **FEW)
+    again, _ = record(TemperatureScaling, {"data": out.data[["logit", "label", "probability"]]}, seed=3, **FEW)
+    assert float(again.arrays["temperature"]) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.drop_vars("logit"), "logit"),
+        (lambda d: d.assign(label=d.label + 1), "label"),
+        (lambda d: d.isel(sample=slice(3)), "at least 4 samples"),
+        (lambda d: d.assign(logit=d.logit * np.inf), "finite"),
+        (lambda d: d.rename(logit="probability"), "probability"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(change, message):
+    with pytest.raises(InputError, match=message):
+        record(TemperatureScaling, {"data": change(dataset(*overconfident(40)))}, **FEW)
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("n_bins", [4, 15])
+def test_resampled_metrics_are_the_toolkits_on_the_rows_drawn(n_bins):
+    logit, label = overconfident(120, 4)
+    p = np.round(softmax(logit, axis=1), 2)
+    p = p / p.sum(axis=1, keepdims=True)  # ties, zeros and bin edges
+    counts = resample_counts(120, 12, np.random.default_rng(0))
+    binned = BinnedProbability(p, n_bins)
+    drawn = binned.metrics(label, counts)
+    for row, count in enumerate(counts):
+        rows = np.repeat(np.arange(120), count)
+        expected = calibration_metrics(p[rows], label[rows], n_bins=n_bins)
+        for name in RESAMPLED:
+            assert drawn[name][row] == pytest.approx(expected[name], abs=1e-12), name
+    once, expected = binned.metrics(label), calibration_metrics(p, label, n_bins=n_bins)
+    assert {name: float(value[0]) for name, value in once.items()} == pytest.approx(
+        {name: expected[name] for name in RESAMPLED}
+    )
+
+
+def test_chance_metrics_are_those_of_labels_drawn_from_the_probabilities():
+    p = np.full((400, 2), [0.3, 0.7])
+    chance = chance_metrics(BinnedProbability(p, 15), np.random.default_rng(0), 400)
+    assert chance["accuracy"].mean() == pytest.approx(0.7, abs=0.01)
+    assert chance["accuracy"].std() == pytest.approx(np.sqrt(0.21 / 400), rel=0.15)
+    assert chance["ece_width_l1"].mean() == pytest.approx(np.sqrt(2 / np.pi * 0.21 / 400), rel=0.1)
+    entropy = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7))
+    assert chance["negative_log_likelihood"].mean() == pytest.approx(entropy, rel=0.01)
+
+
+@pytest.mark.slow
+def test_basic_intervals_cover_the_true_calibration_error_and_percentiles_do_not():
+    """A calibrated classifier with errors in known bins; the true binned error is that of a very large sample."""
+    rng = np.random.default_rng(0)
+    logit, label = overconfident(400_000, 3, temperature=1.15)
+    truth = calibration_metrics(softmax(logit, axis=1), label)["ece_width_l1"]
+    basic = percentile = 0
+    for trial in range(300):
+        rows = slice(1000 * trial, 1000 * trial + 1000)
+        binned = BinnedProbability(softmax(logit[rows], axis=1), 15)
+        drawn = binned.metrics(label[rows], resample_counts(1000, 300, rng))["ece_width_l1"]
+        value = float(binned.metrics(label[rows])["ece_width_l1"][0])
+        low, high = basic_interval("ece_width_l1", value, drawn)
+        basic += low <= truth <= high
+        percentile += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)
+    assert basic > percentile
+    assert basic >= 0.8 * 300
+
+
+def test_the_report_shows_before_after_and_change_with_intervals():
+    _, result = record(TemperatureScaling, {"data": dataset(*overconfident(600))}, **FEW)
+    report = check_report(TemperatureScaling, result)
+    metrics = {metric.name: metric for metric in report.metrics}
+    before, after = metrics["ece_width_l1_uncalibrated"], metrics["ece_width_l1"]
+    change = metrics["ece_width_l1_change"]
+    assert change.value == pytest.approx(after.value - before.value)
+    assert change.interval[1] < 0
+    assert "overconfident" in report.summary
+    low, high = metrics["temperature"].interval
+    assert low < metrics["temperature"].value < high
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the stored classifier outputs are not beside this repository")
+@pytest.mark.parametrize(
+    ("file", "temperature", "ece", "ks", "nll", "brier"),
+    [
+        ("lenet-5-cifar-10", 1.40664, 0.01589, 0.01190, 1.30558, 0.59779),
+        ("densenet-bc-100-cifar-100", 2.11968, 0.01647, 0.00618, 0.86871, 0.33469),
+        ("wideresnet-16-4-cifar-100", 1.11304, 0.03681, 0.01817, 0.94550, 0.34517),
+        ("vgg16-cifar-10", 1.72243, 0.01450, 0.00862, 0.18576, 0.08918),
+    ],
+)
+def test_temperature_scaling_of_stored_classifiers_is_that_of_the_reference_table(file, temperature, ece, ks, nll, brier):
+    with np.load(DATA / f"{file}.npz") as stored:
+        p, y = stored["predictions"].astype(np.float64), stored["ground_truth"].reshape(-1).astype(np.int64)
+    logit, label = log_probability(torch.as_tensor(p))[0], torch.as_tensor(y)
+    fitted = fit_temperature(logit[::2], label[::2])
+    assert fitted.temperature == pytest.approx(temperature, abs=6e-6)
+    values = calibration_metrics(fitted(logit[1::2]).numpy(), y[1::2])
+    names = ("ece_width_l1", "ks_error", "negative_log_likelihood", "brier_score")
+    assert [values[name] for name in names] == pytest.approx([ece, ks, nll, brier], abs=6e-6)
