@@ -301,10 +301,23 @@ def _views(result: Result, classes: int) -> tuple[Any, ...]:
                   x_label="confidence", log_y=True),
     ]
     if "mistake_image" in result:
-        views.append(ImageGrid(title="Most confident mistakes", images=("mistake_image",), column="mistake",
-                               labels="mistake_caption", limit=MISTAKES,
-                               caption="True class → prediction (confidence), the most confident first."))
+        views.append(_mistake_grid(result["mistake_image"].sizes["channel"]))
     return tuple(views)
+
+
+def _mistake_grid(channels: int) -> ImageGrid:
+    """Grey and RGB as they are; of other numbers of channels, those that a picture can show."""
+    shown: dict[int, Any] = {1: {}, 3: {}, 2: {"channel": 0}}
+    part = "" if channels in (1, 3) else (" Shown: channel 0." if channels == 2 else " Shown: channels 0, 1 and 2.")
+    return ImageGrid(
+        title="Most confident mistakes",
+        images=("mistake_image",),
+        column="mistake",
+        labels="mistake_caption",
+        limit=MISTAKES,
+        select=shown.get(channels, {"channel": [0, 1, 2]}),
+        caption=f"True class → prediction (confidence), the most confident first.{part}",
+    )
 
 
 def _report_without_labels(result: Result, what: str) -> Report:

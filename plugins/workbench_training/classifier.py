@@ -139,6 +139,8 @@ class ClassifierTraining(Method):
         recipe = _recipe(params)
         model = as_model(inputs["model"], shape)
         names = class_names(model, data, class_count(model, data["image"]))
+        if not model.classes and "class" in data.coords:
+            model.classes = tuple(names)  # so that whoever loads the model knows them too
         label = to_tensor(data["label"], dtype=torch.int64)
         _check_labels("data", label, len(names))
         if validation is None:

@@ -5,7 +5,8 @@ pass through; calibration and detection methods take the run as their data. With
 is: accuracy with an interval, NLL, ECE, confusions, the hardest classes and the most confident mistakes.
 
     logits = bench.run("training.evaluation", model=quantized, data="cifar10")
-    bench.run("detection.logit_scores", data=logits, anomalous=bench.run("training.evaluation", model=quantized, data=other))
+    foreign = bench.run("training.evaluation", model=quantized, data="photos")
+    bench.run("detection.logit_scores", data=logits, ood=foreign)
 """
 
 from __future__ import annotations
