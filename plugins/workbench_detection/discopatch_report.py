@@ -93,7 +93,7 @@ def _table(result: Result) -> Table:
     for index, name in enumerate(_names(result)):
         interval = f"{float(result['auroc_low'][index]):.3f} to {float(result['auroc_high'][index]):.3f}"
         values = [round(float(result[metric][index]), 4) for metric in metrics]
-        beside = [round(float(result["baseline_auroc"].sel(method=method)[index]), 4) for method in baselines]
+        beside = [round(float(result["baseline_auroc"].sel({"method": method})[index]), 4) for method in baselines]
         rows.append((name, int((source == name).sum()), values[0], interval, *values[1:], *beside))
     return Table(
         title="Detection by shift",

@@ -195,7 +195,7 @@ class LogitScores(Method):
     def report(self, result: Result) -> Report:
         """Metrics with intervals, score histograms and ROC curves."""
         names = [str(name) for name in result["auroc"]["method"].values]
-        best = names[int(result["auroc"].argmax())]
+        best = names[int(np.argmax(result["auroc"].values))]
         metrics: list[Metric] = []
         for position, name in enumerate(names):
             metrics += [_metric(result, metric, position, f"{metric}_{name}") for metric in DETECTION_METRICS]
@@ -279,15 +279,16 @@ def _metric(result: Result, metric: str, position: int, name: str) -> Metric:
 
 def _summary(result: Result, best: str) -> str:
     anomalous = result["anomalous"].values
+    chosen = {"method": best}
     text = (
         f"{TITLES[best]} separates {int(anomalous.sum())} out-of-distribution from {int((~anomalous).sum())} "
-        f"in-distribution samples best: AUROC {float(result['auroc'].sel(method=best)):.3f}, "
-        f"FPR95 {float(result['fpr95_id'].sel(method=best)):.2f}."
+        f"in-distribution samples best: AUROC {float(result['auroc'].sel(chosen)):.3f}, "
+        f"FPR95 {float(result['fpr95_id'].sel(chosen)):.2f}."
     )
     if "error_auroc" not in result:
         return text
     errors = result["error_auroc"]
-    finder = str(errors["method"].values[int(errors.argmax())])
+    finder = str(errors["method"].values[int(np.argmax(errors.values))])
     return f"{text} The classifier's own errors are found best by {TITLES[finder]} (AUROC {float(errors.max()):.3f})."
 
 
@@ -343,9 +344,9 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
 def _table(result: Result, names: list[str]) -> Table:
     rows = []
     for name in names:
-        values = [round(float(result[metric].sel(method=name)), 4) for metric in DETECTION_METRICS]
-        low, high = (float(result[f"auroc_{bound}"].sel(method=name)) for bound in ("low", "high"))
-        errors = [round(float(result["error_auroc"].sel(method=name)), 4)] if "error_auroc" in result else []
+        values = [round(float(result[metric].sel({"method": name})), 4) for metric in DETECTION_METRICS]
+        low, high = (float(result[f"auroc_{bound}"].sel({"method": name})) for bound in ("low", "high"))
+        errors = [round(float(result["error_auroc"].sel({"method": name})), 4)] if "error_auroc" in result else []
         rows.append((TITLES[name], values[0], f"{low:.3f} to {high:.3f}", *values[1:], *errors))
     found = ("finds errors (AUROC)",) if "error_auroc" in result else ()
     columns = ("score", "auroc", "95 % interval", *DETECTION_METRICS[1:], *found)
