@@ -37,7 +37,7 @@ from workbench.toolkit import (
 )
 
 BINS = 15
-MISTAKES = 24
+MISTAKES, SHOWN_MISTAKES = 24, 12
 CONFUSION_CLASSES = 2000
 """Above this many classes the confusion matrix is left out."""
 LISTED_CLASSES = 30
@@ -314,7 +314,7 @@ def _mistake_grid(channels: int) -> ImageGrid:
         images=("mistake_image",),
         column="mistake",
         labels="mistake_caption",
-        limit=MISTAKES,
+        limit=SHOWN_MISTAKES,
         select=shown.get(channels, {"channel": [0, 1, 2]}),
         caption=f"True class → prediction (confidence), the most confident first.{part}",
     )

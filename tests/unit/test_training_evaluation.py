@@ -1,5 +1,7 @@
 """What a classifier says about a data set: logits as the model gives them, figures as foreign libraries compute them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +239,33 @@ def test_the_run_is_data_for_a_detector_of_logits():
     scored, _ = record(LogitScores, inputs, methods=("msp",), bootstrap=100)
     assert scored.arrays["score"].shape == (1, 70)
     np.testing.assert_allclose(-scored.arrays["score"][0, :40], out.arrays["confidence"], rtol=1e-6)
+
+
+def test_the_plugin_lists_its_methods_by_their_own_names():
+    import workbench_training
+
+    for reference in workbench_training.workbench_methods():
+        cls = reference.load()
+        assert (cls.id, cls.title) == (reference.id, reference.title)
+
+
+@pytest.mark.slow
+def test_a_published_network_reaches_its_known_accuracy():
+    """ResNet-20 (akamaster's checkpoint) on the 1,017 original test images at hand: 932 right, 91.64 %."""
+    from safetensors.torch import load_file
+    from workbench.subjects.networks import resnet20
+
+    shared = Path(__file__).parents[2].parent / "shared" / "data"
+    weights, images = shared / "weights" / "cifar10_resnet20.safetensors", shared / "cifar10" / "original_subset.npz"
+    if not (weights.exists() and images.exists()):
+        pytest.skip("the CIFAR-10 subset and the published weights are not beside the repository")
+    network = resnet20()
+    network.load_state_dict(load_file(weights))
+    model = Model(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    with np.load(images) as content:
+        image, label = content["x_test"], content["y_test"].astype(np.int64)
+    data = xr.Dataset({"image": (("sample", "channel", "y", "x"), image), "label": ("sample", label)})
+    out, result = record(ClassifierEvaluation, {"model": model, "data": data}, features="penultimate")
+    assert int(out.arrays["correct"].sum()) == 932
+    assert out.arrays["feature"].shape == (1017, 64)
+    assert "91.64% of 1017" in check_report(ClassifierEvaluation, result).summary

@@ -1,8 +1,8 @@
 """Torch helpers for method authors; import every name from here: `from workbench.toolkit import predict`.
 
-Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `augment`, `mixing`), curvature
-and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `reliability`, `statistics`). A module is imported when one
-of its names is first used.
+Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `recipe`, `augment`, `mixing`),
+curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `reliability`,
+`statistics`). A module is imported when one of its names is first used.
 """
 
 from __future__ import annotations
