@@ -5,7 +5,6 @@ import pytest
 import torch
 import xarray as xr
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
-
 from workbench.errors import InputError
 from workbench.toolkit.splits import kfold_indices, split_indices
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-
 from workbench.errors import InputError
 from workbench.toolkit.tensors import image_batches, to_tensor
 
