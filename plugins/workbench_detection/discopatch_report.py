@@ -28,22 +28,28 @@ def _names(result: Result) -> list[str]:
 
 def _summary(result: Result) -> str:
     names, values = _names(result), result["auroc"].values
-    low = result["auroc_low"].values
+    low, high = result["auroc_low"].values, result["auroc_high"].values
     others = [index for index in range(len(names)) if names[index] != "control"]
     count = int((result["source"].values == "id").sum())
     control = f"the control, unshifted images, reaches {values[0]:.2f} (0.50: nothing to find)"
     if not others:
         return f"Trained and scored against {count} reference images; {control}."
     noticed = [index for index in sorted(others, key=lambda index: -values[index]) if low[index] > 0.5]
-    missed = [names[index] for index in others if low[index] <= 0.5]
-    if not noticed:
-        return f"Against {count} reference images no shift is noticed beyond chance; {control}."
-    best = noticed[0]
-    text = (
-        f"Against {count} reference images, {names[best]} is noticed best: AUROC {values[best]:.2f}, "
-        f"FPR95 {float(result['fpr95_id'][best]):.2f}; {control}."
-    )
-    return text + (f" Not noticed beyond chance: {', '.join(missed)}." if missed else " Every shift is noticed.")
+    reversed_names = [names[index] for index in others if high[index] < 0.5]
+    missed = [names[index] for index in others if low[index] <= 0.5 <= high[index]]
+    if noticed:
+        best = noticed[0]
+        text = (
+            f"Against {count} reference images, {names[best]} is noticed best: AUROC {values[best]:.2f}, "
+            f"FPR95 {float(result['fpr95_id'][best]):.2f}; {control}."
+        )
+    else:
+        text = f"Against {count} reference images no shift is noticed beyond chance; {control}."
+    if missed and noticed:
+        text += f" Not noticed beyond chance: {', '.join(missed)}."
+    if reversed_names:
+        text += f" Taken for more normal than the reference (AUROC below 0.5): {', '.join(reversed_names)}."
+    return text
 
 
 def _metrics(result: Result) -> tuple[Metric, ...]:

@@ -1,5 +1,6 @@
 """DisCoPatch as a run: what it stores, seeds, checkpoints, cancellation, ablations, and what it shows on CIFAR-10."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import xarray as xr
 from torch import nn
 from workbench.errors import CancelledError, InputError
 
-from unit.recording_out import RecordingOut, check_report, record
+from unit.recording_out import RecordedResult, RecordingOut, check_report, record
 from workbench_detection import discopatch_training as training
 from workbench_detection.discopatch import DisCoPatch
 from workbench_detection.logit_scores import SCORES
@@ -142,6 +143,28 @@ def test_the_report_resolves_and_says_what_was_noticed(run):
     weights = sum(value.size for value in (v.numpy() for v in run[0].models["discriminator"].values()))
     assert metrics["detector_size"].value == pytest.approx(4 * weights / 1e6)
     assert "auroc energy" in report.tables[0].columns
+
+
+def test_the_summary_tells_noticed_from_missed_and_from_mistaken_shifts(run):
+    out, result, inputs = run
+    changed = copy.deepcopy(out)
+    for name, values in {
+        "auroc": [0.5, 0.6, 0.9, 0.2, 0.55, 0.8],
+        "auroc_low": [0.4, 0.45, 0.8, 0.1, 0.4, 0.7],
+        "auroc_high": [0.6, 0.7, 1.0, 0.3, 0.6, 0.9],
+    }.items():
+        changed.arrays[name] = np.array(values)
+    for name in ("real_accuracy", "fake_accuracy"):
+        changed.logged[name] = dict.fromkeys(changed.logged[name], 0.5)
+    report = check_report(DisCoPatch, RecordedResult(changed, result.params, inputs))
+    assert "blur 2 is noticed best: AUROC 0.90" in report.summary
+    assert "Not noticed beyond chance: blur 0.75, noise 0.2." in report.summary
+    assert "more normal than the reference (AUROC below 0.5): noise 0.05." in report.summary
+    assert any("guessing" in note for note in report.notes)
+    assert not any("leaves out 0.5" in note for note in report.notes)
+    changed.arrays["auroc_low"][0] = 0.51
+    report = check_report(DisCoPatch, RecordedResult(changed, result.params, inputs))
+    assert any("leaves out 0.5" in note for note in report.notes)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not():
