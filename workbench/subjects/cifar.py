@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -30,12 +30,12 @@ _FILES: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admits dicts, lists, text, bytes, numbers and numpy arrays of numbers."""
+    """Admits dicts, lists, text, bytes, numbers and numpy arrays of numbers, the last as `_Array`."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed: Mapping[tuple[str, str], Any] = {
             ("numpy", "ndarray"): _ARRAY,
-            ("numpy", "dtype"): _number_dtype,
+            ("numpy", "dtype"): _Dtype,
             ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
             ("_codecs", "encode"): _latin1,
@@ -49,22 +49,63 @@ _ARRAY = object()
 """Stands for the class ndarray, which a file may name but not call."""
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    if kind is not _ARRAY or tuple(shape) != (0,):
+class _Dtype:
+    """A dtype of numbers, as a pickle spells it; numpy's own `__setstate__` would believe whatever the file says."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.dtype = np.dtype(_text(code))
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"it holds an array of dtype {self.dtype}")
+
+    def __setstate__(self, state: Any) -> None:
+        order = _text(state[1])
+        if order not in ("<", ">", "=", "|") or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("it holds an array of an unusual dtype")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """An array whose content is checked before numpy sees it."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("it holds an array of something other than numbers")
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        self.values = np.frombuffer(content, dtype.dtype).reshape(tuple(shape), order=order).copy()
+
+
+def _reconstruct(kind: Any, *_: Any) -> _Array:
+    if kind is not _ARRAY:
         raise pickle.UnpicklingError("it holds an array that no array made")
-    return np.ndarray((0,), dtype="b")
+    return _Array()
 
 
-def _number_dtype(code: Any, *_: Any) -> np.dtype[Any]:
-    dtype = np.dtype(code.decode("latin1") if isinstance(code, bytes) else str(code))
-    if dtype.kind not in "biuf":
-        raise pickle.UnpicklingError(f"it holds an array of dtype {dtype}")
-    return dtype
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it holds bytes encoded as {encoding}")
+def _unwrapped(value: Any) -> Any:
+    """The same containers with real arrays."""
+    if isinstance(value, _Array):
+        if value.values is None:
+            raise pickle.UnpicklingError("it holds an array without content")
+        return value.values
+    if isinstance(value, dict):
+        return {key: _unwrapped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unwrapped(item) for item in value]
+    if value is not None and not isinstance(value, bool | int | float | str | bytes):
+        raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+    return value
+
+
+def _latin1(text: Any, encoding: Any) -> bytes:
+    """How Python 3 writes bytes in protocol 2."""
+    if _text(encoding) not in ("latin1", "latin-1") or not isinstance(text, str):
+        raise pickle.UnpicklingError("it holds bytes that are encoded in an unusual way")
     return text.encode("latin1")
 
 
@@ -75,7 +116,7 @@ def read_pickle(path: Path, argument: str = "data") -> Any:
         InputError: the file is missing or damaged, or refers to anything else; nothing of it was executed.
     """
     try:
-        return _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        return _unwrapped(_ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load())
     except OSError as error:
         raise InputError(argument, expected="a readable file", got=f"{str(path)!r}: {error}") from error
     except Exception as error:  # a damaged pickle raises nearly anything

@@ -116,6 +116,8 @@ def _dims_of(name: str, shape: tuple[int, ...], dims: Mapping[str, tuple[str, ..
             hint=f"Did you mean {near[0]!r}?" if near else "Give a DataArray with dims for other variables.",
         )
     expected = tuple(dims[name]) if name in dims else VARIABLES[name].dims
+    if "..." in expected and name in VARIABLES:  # a bare array cannot name its own dims: it has the glossary's
+        expected = VARIABLES[name].dims
     if len(shape) != len(expected):
         hint = ""
         if name in IMAGES and len(shape) == 3:

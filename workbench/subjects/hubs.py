@@ -62,11 +62,14 @@ def _timm(timm: Any, name: str, options: Mapping[str, Any], pretrained: bool, ar
         raise _unknown(argument, f"timm:{name}", timm.list_models())
     network = _built(lambda: timm.create_model(name, pretrained=pretrained, **options), f"timm:{name}", argument)
     data = timm.data.resolve_data_config({}, model=network)
+    channels, mean, std = options.get("in_chans", 3), data["mean"], data["std"]
+    if len(mean) != channels:  # as timm averages the first layer's weights for other numbers of channels
+        mean, std = sum(mean) / len(mean), sum(std) / len(std)
     return _model(
         network,
-        mean=data["mean"],
-        std=data["std"],
-        input_shape=data["input_size"],
+        mean=mean,
+        std=std,
+        input_shape=(channels, *data["input_size"][1:]),
         factory=f"timm:{name}",
         factory_arguments=options,
     )
@@ -166,7 +169,7 @@ def _built(build: Callable[[], Any], spec: str, argument: str) -> Any:
         raise InputError(
             argument,
             expected=f"{spec} with its published weights",
-            got=f"{type(error).__name__}: {reason[0] if reason else ''}",
+            got=f"{type(error).__name__}: {reason[0].rstrip('.') if reason else ''}",
             hint=f"Without a connection give a file ({spec}@FILE) or take initial weights ({spec}(pretrained=False)).",
         ) from error
 

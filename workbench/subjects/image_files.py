@@ -140,11 +140,19 @@ def load_image_folder(
     side = size or crop
     height, width = (side, side) if side else next(iter(shapes))
 
+    expected = (1 if grey else 3, height, width)
+
+    def decode(file: Path) -> np.ndarray:
+        pixels = _decode(file, str(file), grey, size, crop, argument)
+        if pixels.shape != expected:
+            raise InputError(argument, expected=f"a picture of shape {expected}", got=f"{pixels.shape} in {str(file)!r}")
+        return pixels
+
     def reader(part: Sequence[Path]) -> Callable[[], np.ndarray]:
-        return lambda: np.stack([_decode(file, str(file), grey, size, crop, argument) for file in part])
+        return lambda: np.stack([decode(file) for file in part])
 
     parts = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
-    image = _lazy([(reader(part), len(part)) for part in parts], (1 if grey else 3, height, width))
+    image = _lazy([(reader(part), len(part)) for part in parts], expected)
     dataset = xr.Dataset({"image": (("sample", "channel", "y", "x"), image)}, coords={"name": ("sample", names)})
     if not labelled:
         return dataset
@@ -158,7 +166,9 @@ def _header(file: Path, argument: str) -> tuple[int, int, bool]:
     try:
         with Image.open(file) as picture:
             width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED
+            # A PNG may hold its orientation behind the pixels; asking for it there would decode them all.
+            known = picture.format != "PNG" or "exif" in picture.info
+            turned = known and picture.getexif().get(_ORIENTATION) in _TURNED
             return (width, height, picture.mode in _GREY) if turned else (height, width, picture.mode in _GREY)
     except Exception as error:
         raise InputError(argument, expected="a readable picture", got=f"{str(file)!r}: {error}") from error

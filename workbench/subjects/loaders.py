@@ -218,7 +218,8 @@ def _open_zarr(path: str, arguments: Mapping[str, Any], role: str) -> Any:
     if "://" not in path and (arguments or not _has_dims(Path(path), role)):
         return conventional(read_arrays(Path(path), role), arguments, path, role)
     try:
-        dataset = xr.open_zarr(path, chunks={})
+        # Over a network one consolidated document is read instead of many; on a disk it saves nothing and may be absent.
+        dataset = xr.open_zarr(path, chunks={}, consolidated=None if "://" in path else False)
     except Exception as error:  # fsspec and zarr have an exception for everything
         raise InputError(role, expected="a readable zarr group", got=f"{path!r}: {type(error).__name__}: {error}") from error
     if arguments:

@@ -273,7 +273,9 @@ class _Digester:
             return combine({"self": self.value(value.__self__), "function": self.value(value.__func__)})
         if isinstance(value, functools.partial):
             return digest_json([self.value(part) for part in (value.func, value.args, value.keywords)])
-        if isinstance(value, types.BuiltinFunctionType | np.ufunc | types.MethodDescriptorType):
+        if isinstance(
+            value, types.BuiltinFunctionType | np.ufunc | types.MethodDescriptorType | types.WrapperDescriptorType
+        ):
             return self._builtin(value)
         if isinstance(value, types.GenericAlias | types.UnionType) or kind.__module__ == "typing":
             return digest_json(repr(value))
