@@ -6,13 +6,14 @@ executed: two operations per multiply-accumulate. Additions of biases, normalisa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from workbench.errors import InputError
 
@@ -47,13 +48,16 @@ def count_operations(module: nn.Module, input_shape: Sequence[int]) -> tuple[Lay
     reference = next(iter([*module.parameters(), *module.buffers()]), torch.zeros(()))
     dtype = reference.dtype if reference.is_floating_point() else torch.float32
     sample = torch.zeros((1, *input_shape), dtype=dtype, device=reference.device)
-    training = {name: child.training for name, child in module.named_modules()}
+    modules = dict(module.named_modules())
+    training = {name: child.training for name, child in modules.items()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     module.eval()
     # The fused encoder kernels of torch bypass both the counter and the submodules.
     torch.backends.mha.set_fastpath_enabled(False)
+    handles: list[RemovableHandle] = []
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            own = _watch(modules, counter, handles)
             module(sample)
     except RuntimeError as error:
         raise InputError(
@@ -61,22 +65,48 @@ def count_operations(module: nn.Module, input_shape: Sequence[int]) -> tuple[Lay
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for name, child in module.named_modules():
+        for handle in handles:
+            handle.remove()
+        for name, child in modules.items():
             child.training = training[name]
-    root = type(module).__name__
-    inclusive = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-
-    def flops_of(name: str) -> int:
-        return int(inclusive.get(f"{root}.{name}" if name else root, 0))
 
     counts = []
-    for name, child in module.named_modules():
-        children = [f"{name}.{key}" if name else key for key, _ in child.named_children()]
-        flops = flops_of(name) - sum(flops_of(key) for key in children)
+    for name, child in modules.items():
+        flops = own[name]
         parameters = sum(parameter.numel() for parameter in child.parameters(recurse=False))
         if parameters or flops > 0:
-            counts.append(LayerCount(name, type(child).__name__, parameters, max(flops, 0) // 2, max(flops, 0)))
+            counts.append(LayerCount(name, type(child).__name__, parameters, flops // 2, flops))
     return tuple(counts)
+
+
+def _watch(
+    modules: Mapping[str, nn.Module], counter: FlopCounterMode, handles: list[RemovableHandle]
+) -> dict[str, int]:
+    """Operations each module does itself, without those of the modules it calls, filled in as they run.
+
+    The counter's own attribution goes by names that start at whatever module runs first, which a model that wraps
+    another one without having it as a child (`workbench.Model`) leads astray; hooks know the module itself.
+    """
+    own = dict.fromkeys(modules, 0)
+    running: list[list[int]] = []  # of every module being called: operations before it, operations of what it called
+
+    def watch(name: str, child: nn.Module) -> None:
+        def before(*_: object) -> None:
+            running.append([counter.get_total_flops(), 0])
+
+        def after(*_: object) -> None:
+            start, called = running.pop()
+            done = counter.get_total_flops() - start
+            own[name] += done - called
+            if running:
+                running[-1][1] += done
+
+        handles.append(child.register_forward_pre_hook(before))
+        handles.append(child.register_forward_hook(after))
+
+    for name, child in modules.items():
+        watch(name, child)
+    return own
 
 
 def total_count(counts: Sequence[LayerCount]) -> LayerCount:
