@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,47 +18,69 @@ if TYPE_CHECKING:
     from workbench_quantization.hawq import Params
 
 
+IN_MEMORY = 2 << 30
+"""Bytes up to which the report images are kept in memory; more are read from the store for every solution."""
+
+
 @dataclass(frozen=True)
 class Images:
-    """Images and labels in memory, and their positions in the data set they came from."""
+    """Images (a tensor, or an array that is read batch by batch), labels, and their positions in the data set."""
 
-    image: Tensor
+    image: Any
     label: Tensor
     index: np.ndarray
 
 
-def split_roles(inputs: Inputs, params: Params, seed: int) -> tuple[Images, Images]:
-    """Images to calibrate on and images to report on: role `test`, or a share of `data` that is not calibrated on."""
+@dataclass(frozen=True)
+class Parts:
+    """What a run uses the images for; `held_out` is disjoint from the others, `calibration` is part of `training`.
+
+    `training` is only read where something is fine-tuned.
+    """
+
+    calibration: Images
+    training: Images | None
+    held_out: Images
+
+
+def split_roles(inputs: Inputs, params: Params, out: Out) -> Parts:
+    """Take role `test` to report on, or keep a share of `data` for it; draw the calibration images from the rest."""
     data, test = inputs["data"], inputs.get("test")
-    if test is not None:
-        if dict(test["image"].sizes) | {"sample": 0} != dict(data["image"].sizes) | {"sample": 0}:
+    if test is None:
+        share = params.report_fraction
+        parts = split_indices(data["label"], {"calibration": 1 - share, "report": share}, out.seed)
+        training, held_out = parts["calibration"], _images(data, parts["report"], lazy=True)
+    else:
+        if test["image"].shape[1:] != data["image"].shape[1:]:
             raise InputError(
                 "test['image']",
                 expected=f"images like those of data {data['image'].shape[1:]}",
                 got=f"{test['image'].shape[1:]}",
             )
-        return _images(data, np.arange(data.sizes["sample"])), _images(test, np.arange(test.sizes["sample"]))
-    share = params.report_fraction
-    parts = split_indices(data["label"], {"calibration": 1 - share, "report": share}, seed)
-    return _images(data, parts["calibration"]), _images(data, parts["report"])
+        training, held_out = np.arange(data.sizes["sample"]), _images(test, np.arange(test.sizes["sample"]), lazy=True)
+    drawn = np.sort(out.rng("calibration").permutation(training)[: params.hess_samples])
+    whole = None if params.finetune == "none" else _images(data, training)
+    return Parts(_images(data, drawn), whole, held_out)
 
 
-def _images(data: xr.Dataset, index: np.ndarray) -> Images:
+def _images(data: xr.Dataset, index: np.ndarray, *, lazy: bool = False) -> Images:
     part = data.isel(sample=index)
-    image, label = part["image"], to_tensor(part["label"])
+    image, label = part["image"], to_tensor(part["label"]).long()
+    if lazy and image.nbytes > IN_MEMORY:
+        return Images(image, label, index)
     # uint8 stays uint8 in memory; it becomes 0..1 batch by batch.
     pixels = to_tensor(image, dtype=torch.uint8) if image.dtype == np.uint8 else to_tensor(image).float()
-    return Images(pixels, label.long(), index)
+    return Images(pixels, label, index)
 
 
-def check_labels(model: nn.Module, calibration: Images, held_out: Images, device: torch.device) -> None:
+def check_labels(model: nn.Module, parts: Parts, device: torch.device) -> None:
     """Raise InputError unless the model gives logits (sample, class) that the labels index."""
-    logit = predict_all(model, calibration.image[:2], device=device)[0]
+    logit = predict_all(model, parts.calibration.image[:2], device=device)[0]
     if logit.ndim != 2:
         raise InputError(
             "model", expected="a classifier with logits (sample, class)", got=f"shape {tuple(logit.shape)}"
         )
-    for role, part in (("data", calibration), ("test", held_out)):
+    for role, part in (("data", parts.training or parts.calibration), ("test", parts.held_out)):
         low, high = int(part.label.min()), int(part.label.max())
         if low < 0 or high >= logit.shape[1]:
             raise InputError(
@@ -66,11 +88,9 @@ def check_labels(model: nn.Module, calibration: Images, held_out: Images, device
             )
 
 
-def draw_batches(calibration: Images, params: Params, out: Out) -> list[Batch]:
-    """The fixed calibration set, drawn without replacement from the calibration part, on the run's device."""
-    count = min(params.hess_samples, len(calibration.label))
-    index = torch.from_numpy(np.sort(out.rng("calibration").permutation(len(calibration.label))[:count]))
+def calibration_batches(calibration: Images, size: int, device: torch.device) -> list[Batch]:
+    """The calibration images in 0..1 with their labels, in batches on the run's device."""
     return [
-        (to_tensor(calibration.image[part], device=out.device).float(), calibration.label[part].to(out.device))
-        for part in index.split(params.hess_batch)
+        (to_tensor(image, device=device).float(), label.to(device))
+        for image, label in zip(calibration.image.split(size), calibration.label.split(size), strict=True)
     ]

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
-from workbench.toolkit import Recipe, predict_all, to_tensor
+from workbench.toolkit import Recipe, predict_all
 
 from workbench_quantization.allocator import pareto_front
 from workbench_quantization.finetuning import EpochHook, Plan, checkpoint_of, finetune
 from workbench_quantization.hawq_curvature import quantised_weights, weight_errors
-from workbench_quantization.hawq_images import Images, check_labels, draw_batches, split_roles
+from workbench_quantization.hawq_images import Images, Parts, calibration_batches, check_labels, split_roles
 from workbench_quantization.hawq_measure import Curvature, measure_curvature, measure_rounding
 from workbench_quantization.hawq_solutions import (
     Costs,
@@ -46,11 +46,11 @@ class Subject:
     device: torch.device
     dtype: torch.dtype
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Any) -> Tensor:
         """Logits (sample, class) on the CPU."""
         return predict_all(self.model, images, device=self.device, dtype=self.dtype, keep_on="cpu")[0].float()
 
-    def quantised_logits(self, bits: np.ndarray, images: Tensor) -> Tensor:
+    def quantised_logits(self, bits: np.ndarray, images: Any) -> Tensor:
         """The same with weights and inputs of every block quantised; the model is left as it was."""
         weights: dict[nn.Module, Tensor] = {}
         for block, width in zip(self.blocks, bits, strict=True):
@@ -67,20 +67,19 @@ class Subject:
 def run(inputs: Inputs, params: Params, out: Out) -> None:
     """Do everything and write every output."""
     model = inputs["model"]
-    calibration, held_out = split_roles(inputs, params, out.seed)
-    check_labels(model, calibration, held_out, out.device)
-    example = calibration.image[:1].to(out.device)
-    blocks, reasons = find_blocks(model, to_tensor(example), params.blocks)
+    parts = split_roles(inputs, params, out)
+    check_labels(model, parts, out.device)
+    batches = calibration_batches(parts.calibration, params.hess_batch, out.device)
+    blocks, reasons = find_blocks(model, batches[0][0][:1], params.blocks)
     if not blocks:
         out.skip("the model has no convolution or linear layer with a weight of its own")
-    ties, costs = plan_costs(model, blocks, params, calibration.image.shape[1:], out)
+    ties, costs = plan_costs(model, blocks, params, parts.calibration.image.shape[1:], out)
     budget = free_budget(costs, params.budget, params.budget_value, params.budget_fraction)
     pristine = copy.deepcopy(model) if params.finetune != "none" else model
 
     write_blocks(blocks, reasons, costs, model, params, out)
     limit = budget + costs.fixed_cost(params.budget)
     out.write("budget_limit", np.float64(limit))
-    batches = draw_batches(calibration, params, out)
     curvature = measure_curvature(model, blocks, batches, params, out)
     evidence = measure_rounding(model, blocks, batches, curvature, costs, params, out)
     solutions = make_solutions(
@@ -108,7 +107,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     if params.activation_bits != FULL_PRECISION:
         with subject.inputs.observing():
             subject.logits(torch.cat([image for image, _ in batches]))
-    accuracy = write_accuracies(subject, solutions, curvature, calibration, held_out, out)
+    accuracy = write_accuracies(subject, solutions, curvature, parts, out)
     chosen = solutions[0].bits
     stages = finetuning_order(curvature, blocks, chosen, params)
     place = np.empty(len(blocks), dtype=np.int16)
@@ -116,14 +115,14 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     out.write("order", place)
     out.write("order_omega", stages)
     if params.finetune == "none":
-        finish(subject, chosen, held_out, out)
+        finish(subject, chosen, parts.held_out, out)
         return
     subject.inputs.remove()
     compared = [0]
     if params.finetune_uniform:
         compared.append(nearest_uniform(solutions, costs, params.budget, limit))
     out.write("accuracy_before", accuracy[compared])
-    finetune_solutions(pristine, subject, [solutions[i] for i in compared], curvature, calibration, held_out, out)
+    finetune_solutions(pristine, subject, [solutions[i] for i in compared], curvature, parts, out)
 
 
 def plan_costs(
@@ -137,7 +136,10 @@ def plan_costs(
     """
     fixed = np.zeros(len(blocks), dtype=np.int64)
     if params.first_last_bits is not None:
-        fixed[[0, -1]] = params.first_last_bits
+        # With layers grouped into blocks the last layer need not be in the last block.
+        fixed[[int(np.argmin([block.first for block in blocks])), int(np.argmax([block.last for block in blocks]))]] = (
+            params.first_last_bits
+        )
     free = np.flatnonzero(fixed == 0)
     if not len(free):
         out.skip(
@@ -194,8 +196,7 @@ def write_accuracies(
     subject: Subject,
     solutions: Sequence[Solution],
     curvature: Curvature,
-    calibration: Images,
-    held_out: Images,
+    parts: Parts,
     out: Out,
 ) -> np.ndarray:
     """Cost, Omega, accuracy and likelihood of every solution; solutions with equal widths are measured once.
@@ -211,7 +212,7 @@ def write_accuracies(
     for solution in out.track(solutions, "measuring accuracies"):
         key = solution.bits.tobytes()
         if key not in measured:
-            measured[key] = score(subject.quantised_logits(solution.bits, held_out.image), held_out.label)
+            measured[key] = score(subject.quantised_logits(solution.bits, parts.held_out.image), parts.held_out.label)
         scores.append(measured[key])
         column = np.searchsorted(costs.widths, solution.bits[free])
         rows["average_bits"].append(costs.average_bits(solution.bits))
@@ -231,8 +232,10 @@ def write_accuracies(
     out.write("accuracy", accuracy)
     out.write("negative_log_likelihood", likelihood)
     out.write("accuracy_uniform", accuracy[kinds == "uniform"])
-    out.write("accuracy_full_precision", np.float64(score(subject.logits(held_out.image), held_out.label)[0]))
-    own = score(subject.logits(calibration.image), calibration.label)[0]
+    out.write(
+        "accuracy_full_precision", np.float64(score(subject.logits(parts.held_out.image), parts.held_out.label)[0])
+    )
+    own = score(subject.logits(parts.calibration.image), parts.calibration.label)[0]
     out.write("accuracy_calibration", np.float64(own))
     out.write("bits", solutions[0].bits.astype(np.int8))
     out.write("input_bits", costs.input_bits(solutions[0].bits).astype(np.int8))
@@ -293,8 +296,7 @@ def finetune_solutions(
     subject: Subject,
     solutions: Sequence[Solution],
     curvature: Curvature,
-    calibration: Images,
-    held_out: Images,
+    parts: Parts,
     out: Out,
 ) -> None:
     """Fine-tune the first solution and those to compare it with by the same recipe; store the first one's model."""
@@ -308,6 +310,7 @@ def finetune_solutions(
         schedule="constant",
     )
     kept = out.restore()
+    assert parts.training is not None
     after = []
     for solution in solutions:
         name = solution.kind
@@ -325,8 +328,8 @@ def finetune_solutions(
                 params.activation_range,
             ),
             order.tolist() if params.finetune == "sequential" else None,
-            calibration.image,
-            calibration.label,
+            parts.training.image,
+            parts.training.label,
             recipe,
             generator=generator,
             distillation=params.distillation,
@@ -336,13 +339,13 @@ def finetune_solutions(
         ):
             out.checkpoint({"name": name, **checkpoint_of(stage, generator)})
         network = stage.network.eval()
-        logit = predict_all(network, held_out.image, device=out.device, dtype=out.dtype, keep_on="cpu")[0].float()
-        after.append(score(logit, held_out.label)[0])
+        logit = predict_all(network, parts.held_out.image, device=out.device, dtype=out.dtype, keep_on="cpu")[0].float()
+        after.append(score(logit, parts.held_out.label)[0])
         if name == "chosen":
             if params.activation_bits != FULL_PRECISION:
                 out.write("input_range", _ranges(network.inputs, blocks))
             network.inputs.remove()
-            _store(network.model, logit, held_out, out)
+            _store(network.model, logit, parts.held_out, out)
     out.coordinate("method", [solution.name for solution in solutions])
     out.write("finetuned_accuracy", np.array(after))
 

@@ -25,11 +25,16 @@ QUANTISABLE = (
 
 @dataclass(frozen=True)
 class Block:
-    """One or several layers that are measured together and get one width."""
+    """One or several layers that are measured together and get one width.
+
+    `first` and `last` are the places of its earliest and latest layer in the order of execution.
+    """
 
     name: str
     layer_names: tuple[str, ...]
     layers: tuple[nn.Module, ...]
+    first: int = 0
+    last: int = 0
 
     @property
     def weights(self) -> list[Tensor]:
@@ -157,5 +162,13 @@ def _group(ordered: Sequence[str], layers: dict[str, nn.Module], groups: Sequenc
         if index >= 0:
             seen.add(index)
         members = [other for other in ordered if other == name or (index >= 0 and group_of.get(other) == index)]
-        blocks.append(Block(" + ".join(members), tuple(members), tuple(layers[member] for member in members)))
+        blocks.append(
+            Block(
+                " + ".join(members),
+                tuple(members),
+                tuple(layers[member] for member in members),
+                ordered.index(members[0]),
+                ordered.index(members[-1]),
+            )
+        )
     return blocks
