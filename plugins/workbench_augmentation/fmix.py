@@ -31,7 +31,7 @@ from workbench.toolkit import Recipe, split_indices, to_tensor
 from workbench_augmentation.fmix_report import report
 from workbench_augmentation.mask_study import Layout, analyse_masks, write_grid, write_masks
 from workbench_augmentation.masks import Spectrum, check_shape
-from workbench_augmentation.mixing_modes import MaskSource, MixSettings, Mode, check_modes, mix_batch
+from workbench_augmentation.mixing_modes import PAIRING, MaskSource, MixSettings, Mode, check_modes, mix_batch
 from workbench_augmentation.mixing_study import Samples, StudySettings, check_model, run_study
 from workbench_augmentation.patch_statistics import patch_statistics
 
@@ -210,7 +210,10 @@ class FMix(Method):
 
 
 def write_pairs(data: Any, dims: tuple[str, ...], params: Params, settings: MixSettings, out: Out) -> None:
-    """Pairs of images mixed in every mode; each pair has a draw of its own, as if it came from a batch of its own."""
+    """Pairs of images mixed in every mode; each pair has a draw of its own, as if it came from a batch of its own.
+
+    In a batch some image may be its own partner; here, where pairs are looked at, such permutations are drawn again.
+    """
     first = _spread(data.sizes["sample"], params.pairs, out)
     image = pictures(data, first)
     settings = replace(settings, per_sample=True)
@@ -220,6 +223,8 @@ def write_pairs(data: Any, dims: tuple[str, ...], params: Params, settings: MixS
     for row, mode in enumerate(out.track(params.modes, "mixing pairs")):
         source = MaskSource.seeded(out.rng("pairs"))
         result = mix_batch(mode, image, 1, settings, source)
+        while mode in PAIRING and bool((result.partner == torch.arange(len(first))).any()):
+            result = mix_batch(mode, image, 1, settings, source)
         mixed[row] = result.image
         partner[row] = first[result.partner.numpy()]
         image_share[row], label_share[row] = result.image_share, result.label_share
@@ -252,7 +257,7 @@ def pictures(data: Any, index: np.ndarray) -> torch.Tensor:
 
 
 def _spread(count: int, most: int, out: Out) -> np.ndarray:
-    """At most `most` indices, drawn without replacement; never fewer than 2 if there are 2."""
+    """At most `most` sample indices, drawn without replacement, sorted."""
     return np.sort(out.rng("examples").permutation(count)[:most])
 
 

@@ -21,6 +21,8 @@ from workbench_augmentation.masks import (
 from workbench_augmentation.mixing_modes import MaskSource, MixSettings
 
 SPECTRA: tuple[Spectrum, ...] = ("isotropic", "official_code")
+ROUNDING = (64 * np.finfo(np.float64).eps) ** 2
+"""Power below this share of the largest is rounding of the FFT, not a frequency of the masks, and counts as 0."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def analyse_masks(layout: Layout, decays: tuple[float, ...], decay: float, count
     out.write("boundary_length", boundary)
     for dim, side in zip(dims, space, strict=True):
         out.coordinate(f"frequency_{dim}", np.fft.fftshift(np.fft.fftfreq(side)))
+    power[power < ROUNDING * power.max()] = 0.0
     out.write("power", power, dims=("spectrum", *(f"frequency_{dim}" for dim in dims)))
     kept = np.isfinite(frequency)
     out.coordinate("frequency", frequency[kept])

@@ -33,6 +33,8 @@ from workbench_augmentation.masks import (
 )
 
 Mode = Literal["none", "mixup", "cutmix", "fmix", "mixup+fmix", "cutout", "random_erase"]
+PAIRING = ("mixup", "cutmix", "fmix", "mixup+fmix")
+"""Modes that mix an image with a partner."""
 
 
 @dataclass(frozen=True)

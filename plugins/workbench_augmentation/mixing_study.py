@@ -289,7 +289,7 @@ def run_study(model: nn.Module, train: Samples, test: Samples, settings: StudySe
         _, nll, ece = scores(torch.as_tensor(np.asarray(result["logit"])), test.label)
         for key, value in (result | {"nll": nll, "ece": ece}).items():
             if key in arrays:
-                arrays[key][row, seed] = value
+                arrays[key][row, seed] = np.asarray(value)
         if seed == 0:
             trained = copy.deepcopy(model).eval()
             trained.load_state_dict({key: torch.as_tensor(value) for key, value in result["state"].items()})

@@ -49,7 +49,7 @@ def test_masks_without_any_input(shape, spectrum):
     shown = out.arrays["grid_mask"].reshape(2, 2, -1).mean(2)
     assert np.abs(shown - [0.2, 0.7]).max() <= 1 / pixels
     report = check_report(FMix, result)
-    assert {metric.name for metric in report.metrics} >= {"spectral_slope", "component_count", "boundary_length"}
+    assert {metric.name for metric in report.metrics} >= {"component_count", "boundary_length"}
     assert "accuracy" not in out.arrays
 
 
@@ -90,11 +90,21 @@ def test_pairs_are_mixed_in_every_mode(shape, channels):
     for mode in ("fmix", "cutmix"):
         own = (mixed[mode] == image[first]).all(1)
         assert (own | (mixed[mode] == image[partner[mode]]).all(1)).all()
-        moved = partner[mode] != first
-        assert np.allclose(own.reshape(len(first), -1).mean(1)[moved], share[mode][moved], atol=1e-6)
+        assert np.allclose(own.reshape(len(first), -1).mean(1), share[mode], atol=1e-6)
+        assert (partner[mode] != first).all()
     assert len(set(share["fmix"])) == len(first)
     assert out.arrays["grid_mixed"].shape == (2, 2, channels, *shape)
     check_report(FMix, result)
+
+
+def test_bare_arrays_are_pictures_and_named_ones_may_be_anything():
+    from workbench.subjects import as_dataset, check_dataset
+
+    role = FMix.inputs["data"]
+    pictures = as_dataset((np.zeros((3, 1, 8, 8), np.float32), np.arange(3)), variables=role.variables)
+    assert (pictures["image"].dims, pictures["label"].dims) == (("sample", "channel", "y", "x"), ("sample",))
+    for dataset in (pictures, data(5, (9,)), data(5, (4, 5, 6))):
+        check_dataset("data", role, dataset)
 
 
 def test_8_bit_pictures_signals_and_volumes_are_scaled():
