@@ -17,6 +17,7 @@ DIMS: Mapping[str, str] = {
     "sample": "one item of a data set: an image, a signal, a row",
     "class": "a class of a classifier; coordinate: class names",
     "channel": "colour or feature channel of an image",
+    "z": "slice of a volume, front to back",
     "y": "image row, top to bottom",
     "x": "image column, left to right",
     "layer": "a named layer of a model, in order of execution; coordinate: its qualified name",
