@@ -58,7 +58,7 @@ class _Dtype:
             raise pickle.UnpicklingError(f"it holds an array of dtype {self.dtype}")
 
     def __setstate__(self, state: Any) -> None:
-        order = _text(state[1])
+        order: Any = _text(state[1])
         if order not in ("<", ">", "=", "|") or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("it holds an array of an unusual dtype")
         self.dtype = self.dtype.newbyteorder(order)
