@@ -125,7 +125,7 @@ class Histogram(_View):
     kind: Literal["histogram"] = "histogram"
     values: tuple[str, ...]
     by: str | None = None
-    bins: int = 40
+    bins: int = pydantic.Field(40, ge=1, le=2_000)
     x_label: str = ""
     log_x: bool = False
     log_y: bool = False
@@ -160,7 +160,7 @@ class ImageGrid(_View):
     images: tuple[str, ...]
     column: str
     row: str | None = None
-    limit: int = 12
+    limit: int = pydantic.Field(12, ge=1, le=100)
     value_range: tuple[float, float] | None = (0.0, 1.0)
     color_map: str = "gray"
     labels: str | None = None
@@ -229,7 +229,7 @@ class Report:
                 "summary": self.summary,
                 "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
                 "tables": [table.model_dump(mode="python") for table in self.tables],
-                "views": [view.model_dump(mode="json") for view in self.views],
+                "views": [view.model_dump(mode="python") for view in self.views],
                 "notes": list(self.notes),
             }
         )
@@ -241,7 +241,7 @@ class Report:
             summary=value["summary"],
             metrics=tuple(Metric(**_number_back(metric)) for metric in value["metrics"]),
             tables=tuple(Table(**_number_back(table)) for table in value["tables"]),
-            views=tuple(cls._views.validate_python(value["views"]).root),
+            views=tuple(cls._views.validate_python(_number_back(list(value["views"]))).root),
             notes=tuple(value["notes"]),
         )
 

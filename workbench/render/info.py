@@ -116,7 +116,7 @@ class RunInfo:
             return self.started
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
         # Month names by hand: strftime's follow the locale of whoever makes the page.
-        months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+        months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
         return f"{moment.day} {months[moment.month - 1]} {moment.year}, {moment:%H:%M} UTC"
 
     @property
@@ -138,7 +138,7 @@ class RunInfo:
             remarks.append(remark)
         for name, value in self.params.items():
             if self.changed(name) or name not in self.default_params:
-                arguments.append(_keyword(name, _literal(value)))
+                arguments.append(_keyword(name, repr(value)))
                 remarks.append("")
         arguments.append(f"seed={self.seed!r}")
         remarks.append("")
@@ -162,21 +162,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _literal(value: Any) -> str:
-    text = repr(value)
-    return visible(text, 2_000)
-
-
 def _keyword(name: str, argument: str) -> str:
     """`name=argument`, also for names that are no Python identifiers (the store may hold anything)."""
     if name.isascii() and name.isidentifier() and not keyword.iskeyword(name):
         return f"{name}={argument}"
-    return f"**{{{visible(name)!r}: {argument}}}"
+    return f"**{{{name!r}: {argument}}}"  # repr escapes what cannot be printed
 
 
 def _input_code(entry: Mapping[str, Any]) -> tuple[str, str]:
     """The argument for one input, and a remark: a run by its id, else the name it was asked for by."""
-    label, runs = visible(entry.get("label") or "", 500), entry.get("runs") or ()
+    label = visible(entry.get("label") or "", 500)
+    runs: list[object] = list(entry.get("runs") or ())
     digest = " ".join(visible(entry.get("digest") or "").split())[:12]
     remark = f"digest {digest}" if digest else "has no digest"
     if len(runs) == 1:

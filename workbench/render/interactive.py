@@ -7,6 +7,7 @@ arrays). Texts are escaped, because plotly takes `<b>`, `<a>` and dollars in the
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +63,19 @@ def _plain(text: str, most: int = 60) -> str:
     return html.escape(shorten(" ".join(visible(text).split()), most), quote=False).replace("$", "&#36;")
 
 
+def _wrapped(text: str, letters: int) -> str:
+    """Text on at most two lines of about `letters` characters."""
+    lines = textwrap.wrap(" ".join(visible(text).split()), letters, break_long_words=False)
+    lines = [lines[0], " ".join(lines[1:])] if len(lines) > 1 else lines
+    return "<br>".join(_plain(line, letters + 1) for line in lines)
+
+
 def _list(values: Any) -> list[Any]:
     """Numbers for JSON: None for NaN and infinities, nested as the array is."""
     array = np.asarray(values, dtype=np.float64)
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()  # type: ignore[no-any-return]
+    objects = array.astype(object)
+    objects[~np.isfinite(array)] = None
+    return list(objects.tolist())
 
 
 def _figure(traces: Sequence[Any], *, height: int = 380, **layout: Any) -> go.Figure:
@@ -246,7 +256,7 @@ def _heat_map(plot: HeatMapPlot) -> go.Figure:
     bar = _bar_scale(plot.label)
     if plot.log:
         values, low, high = np.log10(np.where(values > 0, values, np.nan)), float(np.log10(low)), float(np.log10(high))
-        ticks = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1)) or [low, high]
+        ticks: list[float] = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1)) or [low, high]
         bar |= {"tickvals": ticks, "ticktext": [power_text(float(f"{10.0**tick:.3g}")) for tick in ticks]}
     texts = [[value_text(float(value)) if np.isfinite(value) else "no value" for value in row] for row in plot.values]
     rows = len(plot.values)
@@ -321,8 +331,12 @@ def _histogram(plot: HistogramPlot) -> go.Figure:
                 name=name,
             )
         )
-    layout = {"xaxis": _axis(plot.x), "yaxis": _axis(plot.y) | ({} if plot.y.log else {"rangemode": "tozero"})}
-    return _figure(traces, **layout, **_legend([d.name for d in plot.distributions], plot.legend))
+    return _figure(
+        traces,
+        xaxis=_axis(plot.x),
+        yaxis=_axis(plot.y) | ({} if plot.y.log else {"rangemode": "tozero"}),
+        **_legend([distribution.name for distribution in plot.distributions], plot.legend),
+    )
 
 
 def _scatter(plot: ScatterPlot) -> go.Figure:
@@ -347,18 +361,19 @@ def _scatter(plot: ScatterPlot) -> go.Figure:
                 "colorbar": _bar_scale(plot.legend),
                 "showscale": True,
             }
-        labels = [_plain(text) for text in shorten_all(group.labels, 40)] or None
+        labels = [_plain(text) for text in shorten_all(group.labels, 22)] or None
         traces.append(
             (go.Scattergl if total > 2_000 else go.Scatter)(
                 x=_list(group.x),
                 y=_list(group.y),
                 mode="markers+text" if plot.print_labels else "markers",
                 text=labels,
+                hovertext=[_plain(text, 120) for text in group.labels] or None,
                 textposition="top right",
                 textfont={"size": 10},
                 marker=marker,
                 name=_plain(group.name, 30) or "value",
-                hovertemplate=("<b>%{text}</b><br>" if labels else "") + _HOVER_POINTS + "<extra></extra>",
+                hovertemplate=("<b>%{hovertext}</b><br>" if labels else "") + _HOVER_POINTS + "<extra></extra>",
             )
         )
     settings = _legend([group.name for group in plot.groups], plot.legend)
@@ -403,13 +418,18 @@ def _image_grid(plot: ImageGridPlot) -> go.Figure:
     made.update_yaxes(**hidden)
     side = min(150.0, 840 / columns)
     for column, text in enumerate(plot.columns[:columns]):
-        title = {"text": _plain(text, max(4, int(side / 7))), "font": {"size": 11}, "standoff": 2}
+        title = {"text": _wrapped(text, max(4, int(side / 6.5))), "font": {"size": 11}, "standoff": 2}
         made.update_xaxes(title=title, side="top", row=1, col=column + 1)
     for row, text in enumerate(plot.rows):
         title = {"text": _plain(text, 24), "font": {"size": 11}, "standoff": 4}
         made.update_yaxes(title=title, row=row + 1, col=1)
     height = int(rows * side * shape[0] / max(shape[1], 1) * 1.08 + 120)
-    made.update_layout(showlegend=False, height=max(height, 240), width=int(columns * side + 150), margin={"l": 90, "r": 20, "t": 84, "b": 20})
+    made.update_layout(
+        showlegend=False,
+        height=max(height, 240),
+        width=int(columns * side + 150),
+        margin={"l": 90, "r": 20, "t": 84, "b": 20},
+    )
     return made
 
 

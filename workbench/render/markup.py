@@ -39,7 +39,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     Children that are None or "" and attributes that are None or False are left out.
     """
     written = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{value if isinstance(value, Html) else _escaped(value)}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_markup(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
@@ -50,7 +50,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
 
 def join(children: Iterable[object]) -> Html:
     """Children one after the other, each escaped unless it is markup."""
-    return Html("".join(child if isinstance(child, Html) else _escaped(child) for child in children if child is not None))
+    return Html("".join(_markup(child) for child in children if child is not None))
 
 
 def embedded(markup: str) -> Html:
@@ -58,5 +58,5 @@ def embedded(markup: str) -> Html:
     return Html(markup)
 
 
-def _escaped(value: object) -> str:
-    return html.escape(visible(value), quote=True)
+def _markup(value: object) -> str:
+    return value if isinstance(value, Html) else html.escape(visible(value), quote=True)

@@ -7,10 +7,13 @@ perceptually uniform: cividis (made for colour-blind readers) for amounts, and b
 
 from __future__ import annotations
 
-__all__ = ["CARD", "COLORS", "DASHES", "DIVERGING", "GRID", "INK", "MUTED", "SEQUENTIAL", "color", "dash"]
+__all__ = ["CARD", "COLORS", "COLORS_ON_DARK", "DASHES", "DIVERGING", "GRID", "INK", "MUTED", "SEQUENTIAL", "color", "dash"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 """Colours of groups, in order of use."""
+
+COLORS_ON_DARK = ("#4aa8e0", "#ff8340", "#2fc497", "#e39bc6", "#f2b63d", "#8accf5", "#a3a3a3", "#d8cc3a")
+"""The same hues where the background is dark."""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Line styles (in plotly's words): the next one each time the colours are used up."""

@@ -111,12 +111,12 @@ class Reader:
         argument = f"select[{dim!r}]"
         if labels is None:
             if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or not -size <= wanted < size:
-                raise InputError(
-                    argument, expected=f"a position in 0..{size - 1} ({dim!r} has no labels)", got=repr(wanted)
-                )
+                range_text = f"a position in 0..{size - 1}" if size else "no position"
+                raise self.error(argument, expected=f"{range_text} ({dim!r} has no labels)", got=repr(wanted))
             return int(wanted) % size
         if labels.dtype.kind in "iuf" and isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
-            found = np.flatnonzero(np.isclose(labels.astype(np.float64), wanted, rtol=1e-9, atol=0.0))
+            close = 1e-6 if labels.dtype.itemsize < 8 and labels.dtype.kind == "f" else 1e-9  # 0.1 of a float32 label
+            found = np.flatnonzero(np.isclose(labels.astype(np.float64), wanted, rtol=close, atol=0.0))
         else:
             found = np.flatnonzero(np.array([_plain(label) == _plain(wanted) for label in labels], dtype=bool))
         if len(found) != 1:

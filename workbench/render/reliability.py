@@ -50,7 +50,8 @@ def wilson_interval(accuracy: Floats, count: Floats, z: float = 1.95996398454005
     """Wilson score interval of a proportion (bin,) observed in `count` trials; NaN where count is 0. Default: 95 %."""
     trials = np.where(count > 0, count, np.nan)
     center = (accuracy + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(accuracy * (1 - accuracy) / trials + z**2 / (4 * trials**2))
+    spread = np.clip(accuracy * (1 - accuracy), 0.0, None)  # an accuracy of 1 + 1e-16 must not become NaN
+    half = z / (1 + z**2 / trials) * np.sqrt(spread / trials + z**2 / (4 * trials**2))
     return center - half, center + half
 
 

@@ -129,6 +129,8 @@ def _line(view: Line, reader: Reader) -> LinePlot:
 
 
 def _bar(view: Bar, reader: Reader) -> BarPlot:
+    if view.error and len(view.y) != 1:
+        raise reader.error("y", expected="one array where error is given", got=f"{len(view.y)}")
     groups: list[BarGroup] = []
     axis, label = Axis(view.x_label or plain_name(view.x)), view.y_label
     for name in view.y:
@@ -147,7 +149,7 @@ def _bar(view: Bar, reader: Reader) -> BarPlot:
                 BarGroup(
                     group_name(name, text, len(view.y) > 1),
                     above_zero(numbers(part, view.title), view.log_y, reader),
-                    None if half is None else numbers(half, view.title),
+                    None if half is None else _half_lengths(numbers(half, view.title)),
                 )
             )
     return BarPlot(
@@ -158,6 +160,11 @@ def _bar(view: Bar, reader: Reader) -> BarPlot:
         tuple(groups),
         plain_name(view.by) if view.by else "",
     )
+
+
+def _half_lengths(values: Floats) -> Floats:
+    """Lengths of error bars; NaN (no bar) for what is no length."""
+    return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
 
 
 def _heat_map(view: HeatMap, reader: Reader) -> HeatMapPlot:
@@ -172,7 +179,11 @@ def _heat_map(view: HeatMap, reader: Reader) -> HeatMapPlot:
         y = Axis(y.label, categories=y.categories, downwards=True)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if view.diverging:
+    if view.log and not finite.size:
+        low, high = 1.0, 10.0
+    elif view.log and view.diverging:  # factors: as far above 1 as below
+        low, high = 1 / max(high, 1 / low), max(high, 1 / low)
+    elif view.diverging:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     if low == high:
         low, high = (low / 2, high * 2) if view.log else (low - 0.5, high + 0.5)
@@ -289,8 +300,12 @@ def _point_groups(
     if kind == "f" or (kind in "iu" and len(distinct) > 8):
         values = colors.astype(np.float64)
         finite = values[np.isfinite(values)]
-        limits = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        return (group("", everything, values),), limits
+        if not finite.size:
+            return (group("", everything),), None
+        known = np.isfinite(values)
+        colored = group("", known, values)
+        others = () if known.all() else (group(f"no {plain_name(view.color or '')}", ~known),)
+        return (colored, *others), (float(finite.min()), float(finite.max()))
     if kind in "biu":
         distinct.sort()
     name = plain_name(view.color or "")
@@ -298,7 +313,10 @@ def _point_groups(
     distinct, rest = distinct[:GROUPS], distinct[GROUPS:]
     groups = [group(texts[value], colors == value) for value in distinct]
     if rest:
-        groups.append(group(f"{len(rest)} others", np.isin(colors.astype(str), [str(value) for value in rest])))
+        drawn = np.zeros(len(x), dtype=bool)
+        for value in distinct:
+            drawn |= colors == value
+        groups.append(group(f"{len(rest)} others", ~drawn))
     return tuple(groups), None
 
 
@@ -344,7 +362,7 @@ def _pictures(array: xr.DataArray, view: ImageGrid, reader: Reader) -> tuple[Flo
             array, note = thin(array, dim, PIXELS)
             reader.notes.append(note)
     array = reader.only(array, str(array.name), view.column, y, x, *(["channel"] if colored else []))
-    whole = array.dtype.kind == "u" or array.dtype.kind == "i"
+    whole = array.dtype == np.uint8
     values = numbers(array, view.title)
     pictures = []
     for picture in values:

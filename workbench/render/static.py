@@ -1,13 +1,14 @@
 """Plots as still pictures: matplotlib figures, SVG for self-contained pages, PNG where only pictures survive.
 
 Figures are made with `Figure()`, never pyplot, so that no global state of the notebook is touched. An SVG takes its
-text colours from the page (`--wb-ink`, `--wb-muted`, `--wb-grid`, `--wb-card`), so it reads on light and dark.
+colours from the page (`--wb-ink`, `--wb-muted`, `--wb-grid`, `--wb-color-0`, ...), so it reads on light and dark.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ __all__ = ["draw", "png", "svg"]
 
 _WIDTH, _HEIGHT = 5.6, 3.3
 """Inches of an ordinary figure."""
-_RASTERIZED = 800
+_RASTERIZED = 2_000
 """More points than these become pixels inside an SVG."""
 
 _STYLE = {
@@ -83,7 +84,7 @@ def _styled(salt: str = "") -> Iterator[None]:
     """Our style on top of matplotlib's defaults, whatever the notebook has set; one drawing at a time."""
     from matplotlib import style
 
-    with _LOCK, style.context(["default", _STYLE | {"svg.hashsalt": salt or "workbench"}]), warnings.catch_warnings():
+    with _LOCK, style.context(["default", _STYLE | {"svg.hashsalt": visible(salt) or "workbench"}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -128,10 +129,19 @@ def svg(plot: Plot, *, salt: str = "", small: bool = False) -> Html:
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(plot), text, count=1)
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    for name in ("INK", "MUTED", "GRID", "CARD"):
-        value = getattr(palette, name)
-        text = re.sub(f"(fill|stroke): {value}(?=[;\"])", rf"\1: var(--wb-{name.lower()}, {value})", text)
-    return embedded(text)
+    return embedded(re.sub(r'(fill|stroke): (#[0-9a-f]{6})(?=[;"])', _variable, text))
+
+
+_VARIABLES = {
+    palette.INK: "ink", palette.MUTED: "muted", palette.GRID: "grid",
+    **{color: f"color-{index}" for index, color in enumerate(palette.COLORS)},
+}  # fmt: skip
+
+
+def _variable(match: re.Match[str]) -> str:
+    """A colour that the page may set; without a page it is what it was."""
+    kind, color = match.groups()
+    return f"{kind}: var(--wb-{_VARIABLES[color]}, {color})" if color in _VARIABLES else match[0]
 
 
 def _opening(plot: Plot) -> Callable[[re.Match[str]], str]:
@@ -139,7 +149,12 @@ def _opening(plot: Plot) -> Callable[[re.Match[str]], str]:
 
     label = html.escape(visible(plot.title), quote=True)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return lambda match: f'<svg {names} role="img" aria-label="{label}" viewBox="{match[1]}">'
+
+    def opening(match: re.Match[str]) -> str:
+        width = 1.38 * float(match[1].split()[2])  # points as pixels, so that type has the size of the page's captions
+        return f'<svg {names} role="img" aria-label="{label}" viewBox="{match[1]}" style="max-width: {width:.0f}px">'
+
+    return opening
 
 
 def _draw(plot: Plot, titled: bool) -> Figure:
@@ -168,6 +183,13 @@ def _draw(plot: Plot, titled: bool) -> Figure:
 def _plain(text: str, most: int = 60) -> str:
     """Text that matplotlib prints as it is: on one line, not too long, without mathematics between dollars."""
     return shorten(" ".join(visible(text).split()), most).replace("$", r"\$")
+
+
+def _wrapped(text: str, letters: int) -> str:
+    """Text on at most two lines of about `letters` characters."""
+    lines = textwrap.wrap(_plain(text), letters, break_long_words=False)
+    lines = [lines[0], " ".join(lines[1:])] if len(lines) > 1 else lines
+    return "\n".join(shorten(line, letters + 1) for line in lines)
 
 
 def _set_axes(axes: Axes, x: Axis, y: Axis) -> None:
@@ -199,6 +221,8 @@ def _set_log(axes: Axes, axis: Any) -> None:
         def __call__(self, x: float, pos: int | None = None) -> str:
             return power_text(x) if super().__call__(x, pos) else ""
 
+    if not np.isfinite(axis.get_minpos()):
+        return  # nothing above 0 is drawn
     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
     axis.set_major_formatter(Powers(labelOnlyBase=False))
     low, high = axis.get_view_interval()
@@ -217,7 +241,8 @@ def _name_categories(axes: Axes, axis: Any, texts: Sequence[str], most: int = 40
         axes.grid(False, axis="y")
         return
     axes.grid(False, axis="x")
-    inches = axes.figure.get_figwidth() - 1.0
+    root = axes.get_figure(root=True)
+    inches = (root.get_figwidth() if root is not None else _WIDTH) - 1.0
     if sum(map(len, shown)) + 2 * len(shown) <= inches * 13:
         axes.set_xticks(places, shown)
     elif max(map(len, shown)) <= 4 or len(shown) > 24:
@@ -231,7 +256,7 @@ def _legend(figure: Figure, axes: Axes, title: str, *, always: bool = False) -> 
     if len(names) < 2 and not always:
         return
     longest = max(map(len, names))
-    columns = max(1, min(len(names), int(74 // (longest + 6)), 6))
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13.5 // (longest + 5)), 6))
     figure.legend(
         handles, names, title=_plain(title) or None, loc="outside lower center", ncols=columns, handlelength=1.6
     )
@@ -303,7 +328,7 @@ def _heat_map(plot: HeatMapPlot, figure: Figure) -> None:
     axes = figure.subplots()
     rows, columns = plot.values.shape
     if plot.square or max(rows, columns) <= 12:
-        figure.set_size_inches(5.0, min(max(5.0 * rows / max(columns, 1), 2.4), 6.0))
+        figure.set_size_inches(5.2, min(max(4.3 * rows / max(columns, 1), 2.2), 6.0))
     elif rows > 16:
         figure.set_figheight(min(_HEIGHT + (rows - 16) * 0.12, 6.5))
     axes.grid(False)
@@ -332,7 +357,7 @@ def _heat_map(plot: HeatMapPlot, figure: Figure) -> None:
         spine.set_visible(False)
     if plot.y.downwards:
         axes.set_ylim(stop, start)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=32)
     bar.outline.set_visible(False)
     bar.set_label(_plain(plot.label))
     if plot.log:
@@ -354,7 +379,7 @@ def _ends(centers: Any) -> tuple[float, float]:
 
 
 def _annotate(plot: HeatMapPlot, axes: Axes, shown: Any) -> None:
-    rows, columns = plot.values.shape
+    columns = len(plot.x_values)
     size = min(8.0, 52 / max(columns, 1) + 2.6)
     for row, y in enumerate(plot.y_values):
         for column, x in enumerate(plot.x_values):
@@ -417,14 +442,20 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
             name = None  # one entry in the legend
             if "c" in color and not bar_drawn:
                 bar_drawn = True
-                bar = figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02)
+                bar = figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02, aspect=32)
                 bar.outline.set_visible(False)
                 bar.set_label(_plain(plot.legend))
-                bar.solids.set_alpha(1.0)
-        if plot.print_labels:
-            for x, y, text in zip(group.x, group.y, shorten_all(group.labels, 22), strict=True):
-                axes.annotate(_plain(text), (x, y), (4, 3), textcoords="offset points", fontsize=7)
+                if bar.solids is not None:
+                    bar.solids.set_alpha(1.0)
     _set_axes(axes, plot.x, plot.y)
+    if plot.print_labels:
+        for group in plot.groups:
+            for x, y, text in zip(group.x, group.y, shorten_all(group.labels, 22), strict=True):
+                right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.65
+                axes.annotate(
+                    _plain(text), (x, y), (-4 if right else 4, 3), textcoords="offset points", fontsize=7,
+                    ha="right" if right else "left",
+                )  # fmt: skip
     if plot.identity:
         axes.autoscale(False)
         axes.axline((1, 1), (2, 2), color=palette.MUTED, linewidth=0.9, linestyle="--", zorder=0)
@@ -445,9 +476,9 @@ def _image_grid(plot: ImageGridPlot, figure: Figure) -> None:
         return
     shape = next(picture.shape for row in plot.cells for picture in row)
     side = min(1.5, max(0.55, 7.2 / columns))
-    figure.set_size_inches(max(columns * side + 0.9, 3.2), rows * (side * shape[0] / max(shape[1], 1) + 0.08) + 0.3)
+    figure.set_size_inches(max(columns * side + 0.9, 3.2), rows * (side * shape[0] / max(shape[1], 1) + 0.08) + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
-    letters = max(4, int(side * 14))
+    letters = max(4, int(side * 15))
     for row, cells in enumerate(plot.cells):
         for column in range(columns):
             axes = grid[row][column]
@@ -459,7 +490,7 @@ def _image_grid(plot: ImageGridPlot, figure: Figure) -> None:
             if column < len(cells) and cells[column].size:
                 axes.imshow(pixels(cells[column], plot.color_map), interpolation="none")
             if row == 0 and column < len(plot.columns):
-                axes.set_title(_plain(plot.columns[column], letters), fontsize=7.5)
+                axes.set_title(_wrapped(plot.columns[column], letters), fontsize=7.5)
             if column == 0:
                 axes.set_ylabel(
                     _plain(plot.rows[row], 24), rotation=0, ha="right", va="center", fontsize=8, labelpad=5

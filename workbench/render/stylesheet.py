@@ -6,6 +6,8 @@ from workbench.render import palette
 
 __all__ = ["NOTEBOOK", "PAGE"]
 
+_DARK = " ".join(f"--wb-color-{index}: {color};" for index, color in enumerate(palette.COLORS_ON_DARK))
+
 PAGE = f"""
 :root {{ color-scheme: light dark;
   --wb-page: #f6f7f9; --wb-card: {palette.CARD}; --wb-ink: {palette.INK}; --wb-muted: {palette.MUTED};
@@ -14,7 +16,8 @@ PAGE = f"""
 @media (prefers-color-scheme: dark) {{ :root {{
   --wb-page: #12151b; --wb-card: #1b2029; --wb-ink: #e6e9ef; --wb-muted: #98a2b3;
   --wb-grid: #333b49; --wb-line: #2c3442; --wb-link: #7ab8ff; --wb-mark: #43370f; --wb-soft: #232a35;
-  --wb-good: #4fd18b; --wb-bad: #ff8a80; --wb-warn: #f7b955; --wb-live: #7ab8ff; }} }}
+  --wb-good: #4fd18b; --wb-bad: #ff8a80; --wb-warn: #f7b955; --wb-live: #7ab8ff;
+  {_DARK} }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: var(--wb-page); color: var(--wb-ink); line-height: 1.5; font-size: 15px;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
@@ -36,20 +39,21 @@ a:hover {{ text-decoration: underline; }}
 .wb-facts {{ display: flex; flex-wrap: wrap; gap: 4px 28px; margin: 14px 0 0; font-size: 13.5px; }}
 .wb-facts div {{ display: flex; gap: 7px; min-width: 0; }}
 .wb-facts dt {{ color: var(--wb-muted); flex: none; }} .wb-facts dd {{ margin: 0; min-width: 0; }}
-.wb-lead {{ font-size: 19px; line-height: 1.48; margin: 28px 0 26px; max-width: 62em; border-left: 3px solid {palette.COLORS[0]};
+.wb-lead {{ font-size: 19px; line-height: 1.48; margin: 28px 0 26px; max-width: 62em;
+  border-left: 3px solid {palette.COLORS[0]};
   padding-left: 18px; text-wrap: pretty; }}
-.wb-card {{ background: var(--wb-card); border: 1px solid var(--wb-line); border-radius: 10px; padding: 16px 18px; min-width: 0; }}
+.wb-card {{ background: var(--wb-card); border: 1px solid var(--wb-line); border-radius: 10px; padding: 16px 18px;
+  min-width: 0; }}
 .wb-metrics {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(212px, 1fr)); gap: 14px; }}
 .wb-metric .wb-name {{ color: var(--wb-muted); font-size: 13px; overflow-wrap: anywhere; }}
 .wb-metric .wb-value {{ font-size: 27px; line-height: 1.3; font-weight: 640; font-variant-numeric: tabular-nums;
   letter-spacing: -0.02em; overflow-wrap: anywhere; }}
 .wb-metric .wb-unit {{ font-size: 15px; font-weight: 500; letter-spacing: 0; color: var(--wb-muted); margin-left: 5px; }}
 .wb-metric .wb-more {{ font-size: 12.5px; color: var(--wb-muted); overflow-wrap: anywhere; }}
-.wb-views {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 18px; align-items: start; }}
+.wb-views {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 18px; }}
 .wb-views figure {{ margin: 0; }} .wb-wide {{ grid-column: 1 / -1; }}
-.wb-views svg, .wb-views img {{ display: block; width: 100%; height: auto; margin: 0 auto; }}
-.wb-views .wb-wide svg {{ max-width: 980px; }}
-.wb-views img {{ background: #fff; border-radius: 6px; }}
+.wb-views svg {{ display: block; width: 100%; height: auto; }}
+.wb-views img {{ display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }}
 figcaption {{ color: var(--wb-muted); font-size: 13px; margin-top: 8px; }}
 .wb-scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
@@ -66,14 +70,12 @@ pre {{ margin: 0; white-space: pre-wrap; line-height: 1.55; unicode-bidi: isolat
 .wb-notes {{ padding-left: 20px; margin: 0; }} .wb-notes li {{ margin: 4px 0; }}
 .wb-pairs {{ display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 4px 20px; margin: 0; font-size: 13.5px; }}
 .wb-pairs dt {{ color: var(--wb-muted); }} .wb-pairs dd {{ margin: 0; min-width: 0; }}
-.wb-two {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 18px; align-items: start; }}
-.wb-two h2 {{ margin-bottom: 14px; }}
 .wb-missing {{ color: var(--wb-muted); font-size: 13.5px; }}
 .wb-cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 18px; }}
 a.wb-card {{ color: inherit; display: flex; flex-direction: column; gap: 8px; }}
 a.wb-card:hover {{ text-decoration: none; border-color: var(--wb-link); }}
 a.wb-card h3 {{ font-size: 16.5px; margin: 0; }} a.wb-card p {{ margin: 0; font-size: 14px; }}
-a.wb-card svg {{ width: 100%; height: auto; margin: 4px 0; }}
+a.wb-card svg {{ width: 100%; max-width: none !important; height: auto; margin: 4px 0; }}
 .wb-foot {{ color: var(--wb-muted); font-size: 12.5px; margin-top: 48px; }}
 .wb-clip {{ display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; }}
 @media (max-width: 560px) {{ main {{ padding: 22px 14px 40px; }} h1 {{ font-size: 24px; }} .wb-lead {{ font-size: 17px; }} }}
@@ -92,12 +94,14 @@ NOTEBOOK = """
 .workbench code { font-size: 12px; background: none; padding: 0; color: inherit; }
 .workbench .wb-pill { border: 1px solid currentColor; border-radius: 999px; padding: 0 8px; font-size: 11px; font-weight: 600;
   white-space: nowrap; }
-.workbench .wb-complete { color: var(--jp-success-color0, #1a9850); } .workbench .wb-failed { color: var(--jp-error-color1, #d73027); }
+.workbench .wb-complete { color: var(--jp-success-color0, #1a9850); }
+.workbench .wb-failed { color: var(--jp-error-color1, #d73027); }
 .workbench .wb-running { color: var(--jp-info-color0, #2f81d6); }
 .workbench .wb-cancelled, .workbench .wb-interrupted { color: var(--jp-warn-color0, #c77700); }
 .workbench .wb-lead { font-size: 15px; margin: 8px 0 12px; padding-left: 12px; border-left: 3px solid #56b4e9; max-width: 60em; }
 .workbench .wb-metrics { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0; }
-.workbench .wb-metric { border: 1px solid rgba(128, 128, 128, 0.32); border-radius: 8px; padding: 7px 12px; min-width: 132px; max-width: 280px; }
+.workbench .wb-metric { border: 1px solid rgba(128, 128, 128, 0.32); border-radius: 8px; padding: 7px 12px;
+  min-width: 132px; max-width: 280px; }
 .workbench .wb-name, .workbench .wb-more { font-size: 11.5px; opacity: 0.72; }
 .workbench .wb-value { font-size: 19px; font-weight: 640; font-variant-numeric: tabular-nums; }
 .workbench .wb-unit { font-size: 12px; font-weight: 500; opacity: 0.72; margin-left: 4px; }
@@ -112,7 +116,8 @@ NOTEBOOK = """
 .workbench .wb-notes { padding-left: 18px; margin: 4px 0; }
 .workbench .wb-views { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 12px; margin: 10px 0; }
 .workbench .wb-wide { grid-column: 1 / -1; }
-.workbench figure { margin: 0; } .workbench img { max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 6px; }
+.workbench figure { margin: 0; }
+.workbench img { max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: 6px; }
 .workbench figcaption, .workbench .wb-caption { font-size: 12px; opacity: 0.72; margin: 2px 0; }
 .workbench pre { white-space: pre-wrap; font-size: 12px; background: none; color: inherit; margin: 2px 0; }
 """

@@ -6,7 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["bytes_text", "cell_texts", "duration_text", "label_text", "number_text", "plain_name", "power_text", "shorten", "shorten_all", "value_text"]
+__all__ = [
+    "bytes_text",
+    "cell_texts",
+    "duration_text",
+    "label_text",
+    "number_text",
+    "plain_name",
+    "power_text",
+    "shorten",
+    "shorten_all",
+    "value_text",
+]
 
 
 def plain_name(name: str) -> str:
@@ -35,8 +46,11 @@ def shorten_all(texts: Sequence[str], most: int = 28) -> list[str]:
         while stop < room - start and len({part[-1 - stop] for part in parts}) == 1:
             stop += 1
     cut = [".".join(part[start : len(part) - stop]) for part in parts]
-    short = [shorten(text, most) for text in cut]
-    return short if len(set(short)) == len(set(texts)) else [shorten(text, 2 * most) for text in cut]
+    for room in (most, 2 * most):
+        short = [shorten(text, room) for text in cut]
+        if len(set(short)) == len(set(texts)):
+            return short
+    return [f"{text} #{index + 1}" if short.count(text) > 1 else text for index, text in enumerate(short)]
 
 
 def number_text(value: float | int | bool | None, digits: int = 4) -> str:
@@ -74,7 +88,7 @@ _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 def power_text(value: float) -> str:
     """A tick of a logarithmic axis: `0.01`, `20`, `10⁵`, `3×10⁻⁷`."""
-    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 99_999:
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 9_999.5:
         return f"{value:g}".replace("-", "−")
     mantissa, _, exponent = f"{value:.6e}".partition("e")
     factor = f"{float(mantissa):g}"
