@@ -1,0 +1,254 @@
+"""A model's digest changes with what it computes and with nothing else; what cannot be told has none."""
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+import torch
+from torch import nn
+from workbench.subjects import Model
+from workbench.subjects.model_digest import model_digest
+from workbench.subjects.networks import SmallCNN
+
+HEADER = "import functools, math, torch\nfrom torch import nn\n"
+
+
+def cell(source, name="Net"):
+    """A class as a notebook cell defines it: in a module without a file."""
+    module = types.ModuleType("notebook_cells")
+    exec(compile(HEADER + textwrap.dedent(source), "<cell>", "exec"), module.__dict__)
+    module.__dict__[name].__module__ = "notebook_cells"
+    return module.__dict__[name]
+
+
+def built(source, *arguments):
+    torch.manual_seed(0)
+    return cell(source)(*arguments)
+
+
+NET = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+    def forward(self, x):
+        return {body}
+"""
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return SmallCNN(3)
+
+
+# --------------------------------------------------------------------------------------------------- what does not count
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda m: m.eval(),
+        lambda m: m.requires_grad_(False),
+        lambda m: m.load_state_dict(copy.deepcopy(m.state_dict())) and m,
+        lambda m: m.to(memory_format=torch.channels_last),
+        lambda m: m(torch.rand(2, 1, 8, 8)).sum().backward() or m.eval(),
+    ],
+    ids=["copy", "mode", "requires_grad", "reloaded", "memory format", "gradients"],
+)
+def test_things_that_change_no_output_do_not_count(change):
+    expected = model_digest(network())
+    model = network().eval()
+    assert expected is not None
+    assert model_digest(change(model)) == expected
+
+
+def test_the_label_does_not_count_but_everything_else_of_a_model_does():
+    net = network()
+    expected = model_digest(Model(net, label="a", mean=0.5, std=0.25))
+    assert model_digest(Model(net, label="b", mean=0.5, std=0.25)) == expected
+    assert model_digest(copy.deepcopy(Model(net, mean=0.5, std=0.25))) == expected
+    others = [
+        Model(net),
+        Model(net, mean=0.4, std=0.25),
+        Model(net, mean=0.5, std=0.2),
+        Model(network(1), mean=0.5, std=0.25),
+        Model(net, mean=0.5, std=0.25, factory="small-cnn"),
+        net,
+    ]
+    digests = {expected, *map(model_digest, others)}
+    assert len(digests) == 1 + len(others)
+    assert None not in digests
+
+
+def test_comments_names_of_locals_apart_the_same_cell_has_the_same_digest():
+    assert model_digest(built(NET.format(body="self.a(x)"))) == model_digest(
+        built("# a comment\n" + NET.format(body="self.a(x)  # another"))
+    )
+
+
+def test_the_digest_is_the_same_in_another_process():
+    program = (
+        "import torch\nfrom workbench.subjects import Model\nfrom workbench.subjects.model_digest import model_digest\n"
+        "from workbench.subjects.networks import SmallCNN\ntorch.manual_seed(0)\n"
+        "print(model_digest(Model(SmallCNN(3), mean=0.5, std=0.25)))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == model_digest(Model(network(), mean=0.5, std=0.25))
+
+
+# ---------------------------------------------------------------------------------------------------------- what counts
+
+
+def test_equal_weights_and_another_computation():
+    bodies = ["self.a(x)", "self.a(x) * 2", "self.a(x) * 2.0", "self.a(self.a(x))", "self.a(x).relu()", "self.a(x).tanh()"]
+    digests = [model_digest(built(NET.format(body=body))) for body in bodies]
+    assert None not in digests
+    assert len(set(digests)) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("def act(x):\n    return x + 1\n", "def act(x):\n    return x + 2\n"),
+        ("SCALE = 2\ndef act(x):\n    return x * SCALE\n", "SCALE = 3\ndef act(x):\n    return x * SCALE\n"),
+        ("def act(x, scale=2):\n    return x * scale\n", "def act(x, scale=3):\n    return x * scale\n"),
+        ("def inner(x):\n    return -x\ndef act(x):\n    return inner(x)\n",
+         "def inner(x):\n    return +x\ndef act(x):\n    return inner(x)\n"),
+        ("def make(k):\n    return lambda x: x * k\nact = make(2)\n",
+         "def make(k):\n    return lambda x: x * k\nact = make(3)\n"),
+        ("act = functools.partial(torch.clamp, min=0)\n", "act = functools.partial(torch.clamp, min=1)\n"),
+        ("act = torch.relu\n", "act = torch.sigmoid\n"),
+        ("act = torch.tensor([1.0]).mul\n", "act = torch.relu\n"),
+    ],
+    ids=["function", "global", "default", "called", "closure", "partial", "builtin", "bound"],
+)
+def test_what_a_forward_calls_counts(before, after):
+    net = NET.format(body="act(self.a(x))")
+    first, again, second = (model_digest(built(source + net)) for source in (before, before, after))
+    assert first == again
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.head.bias.data.add_(1e-6),
+        lambda m: m.block1.bn.running_mean.add_(1e-6),
+        lambda m: m.double(),
+        lambda m: setattr(m, "head", nn.Sequential(m.head)),
+        lambda m: setattr(m.block1, "relu", nn.GELU()),
+        lambda m: setattr(m.block1.bn, "eps", 1e-4),
+        lambda m: setattr(m, "scale", 2),
+        lambda m: setattr(m, "table", {"a": [1, 2.0, torch.float32]}),
+        lambda m: m.register_buffer("mask", torch.ones(2), persistent=False),
+        lambda m: setattr(m.block2.conv, "padding", (0, 0)),
+    ],
+    ids=["bias", "statistic", "dtype", "nested", "activation", "eps", "number", "container", "buffer", "padding"],
+)
+def test_every_change_of_state_or_structure_counts(change):
+    model = network()
+    change(model)
+    assert model_digest(model) not in (None, model_digest(network()))
+
+
+def test_training_counts():
+    model = network()
+    before = model_digest(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model(torch.rand(4, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    assert model_digest(model) != before
+
+
+def test_the_order_of_layers_and_tied_weights_count():
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert model_digest(nn.Sequential(a, b)) != model_digest(nn.Sequential(b, a))
+    twin = copy.deepcopy(a)
+    assert model_digest(nn.Sequential(a, twin)) != model_digest(nn.Sequential(a, a))
+    tied = copy.deepcopy(twin)
+    tied.weight = a.weight
+    assert model_digest(nn.Sequential(a, twin)) != model_digest(nn.Sequential(a, tied))
+
+
+def test_values_of_one_repr_are_told_apart():
+    def holder(value):
+        model = nn.Identity()
+        model.value = value
+        return model
+
+    values = [1, 1.0, True, "1", (1,), [1], {1}, {"1": 1}, None, torch.tensor(1), torch.tensor(1.0), b"1"]
+    digests = [model_digest(holder(value)) for value in values]
+    assert None not in digests
+    assert len(set(digests)) == len(values)
+
+
+# ------------------------------------------------------------------------------------------------------- what has none
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: m.block1.conv.register_forward_pre_hook(lambda *_: None),
+        lambda m: m.head.register_full_backward_hook(lambda *_: None),
+        lambda m: m.head.weight.register_hook(lambda g: g),
+        lambda m: setattr(m, "forward", lambda x: x),
+        lambda m: setattr(m.block1.relu, "forward", lambda x: x),
+        lambda m: setattr(m, "anything", object()),
+        lambda m: setattr(m, "generator", torch.Generator()),
+        lambda m: m.register_buffer("sparse", torch.eye(2).to_sparse()),
+    ],
+    ids=["hook", "pre-hook", "backward", "tensor", "forward", "layer", "object", "generator", "sparse"],
+)
+def test_what_cannot_be_told_has_no_digest(spoil):
+    for wrapped in (False, True):
+        model = network()
+        spoil(model)
+        assert model_digest(Model(model) if wrapped else model) is None
+
+
+def test_a_removed_hook_is_forgotten():
+    model = network()
+    model.register_forward_hook(lambda *_: None).remove()
+    assert model_digest(model) == model_digest(network())
+
+
+def test_hooks_of_a_model_and_of_all_modules():
+    model = Model(network())
+    model.register_forward_hook(lambda *_: None)
+    assert model_digest(model) is None
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert model_digest(network()) is None
+    finally:
+        handle.remove()
+    assert model_digest(network()) is not None
+
+
+def test_traced_modules_and_replaced_forwards_of_torch_have_none(monkeypatch):
+    assert model_digest(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))) is None
+    expected = model_digest(network())
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x)
+    assert model_digest(network()) is None
+    monkeypatch.undo()
+    assert model_digest(network()) == expected
+
+
+def test_a_method_replaced_on_a_class_of_ours_counts(monkeypatch):
+    model = network()
+    before = model_digest(model)
+    monkeypatch.setattr(SmallCNN, "forward", lambda self, x: self.head(self.flatten(self.pool(self.block1(x)))))
+    assert model_digest(model) != before
+
+
+def test_cycles_end():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.owner = [model]
+    assert model_digest(model) is not None
+    assert model_digest(model) == model_digest(copy.deepcopy(model))
