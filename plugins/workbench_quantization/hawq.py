@@ -18,8 +18,10 @@ share one width, or take that of their layer's weights (V3); V2's search over ac
 its activation traces. Baselines on the same budget: random orders, the reversed order, traces of 1, measured
 single-layer losses, uniform widths.
 
-Arrays under other names than in the literature: `eigenvalue` lambda, `trace_probe` z'Hz, `sensitivity` S, `weight_error`
-||Q(W) - W||^2, `omega` and `omega_total` Omega, `density` the spectrum, `bits` those of the chosen solution.
+Names of the literature and of the stored arrays: lambda_i `eigenvalue` (with `eigenvalue_residual`, `_history`),
+z'Hz `trace_probe`, Tr(H_ii) `trace` and `trace_standard_error`, n_i `parameter_count`, S_i `sensitivity`,
+||Q_b(W_i) - W_i||^2 `weight_error`, Omega_i(b) `omega`, Omega(b) `omega_total`, b_i `bits` (chosen) and `solution_bits`
+(all), order of fine-tuning `order`, spectrum `density` over `density_grid`, loss along the eigenvector `landscape`.
 """
 
 from __future__ import annotations

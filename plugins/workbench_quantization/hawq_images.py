@@ -88,9 +88,9 @@ def check_labels(model: nn.Module, parts: Parts, device: torch.device) -> None:
             )
 
 
-def calibration_batches(calibration: Images, size: int, device: torch.device) -> list[Batch]:
-    """The calibration images in 0..1 with their labels, in batches on the run's device."""
+def calibration_batches(calibration: Images, size: int, device: torch.device, dtype: torch.dtype) -> list[Batch]:
+    """The calibration images in 0..1 with their labels, in batches on the run's device, of the model's dtype."""
     return [
-        (to_tensor(image, device=device).float(), label.to(device))
+        (to_tensor(image, device=device).to(dtype), label.to(device))
         for image, label in zip(calibration.image.split(size), calibration.label.split(size), strict=True)
     ]

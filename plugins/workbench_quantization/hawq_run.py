@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
-from workbench.toolkit import Recipe, predict_all
+from workbench.toolkit import Recipe, predict_all, to_tensor
 
 from workbench_quantization.allocator import pareto_front
 from workbench_quantization.finetuning import EpochHook, Plan, checkpoint_of, finetune
@@ -44,11 +44,11 @@ class Subject:
     costs: Costs
     params: Params
     device: torch.device
-    dtype: torch.dtype
+    autocast: torch.dtype | None
 
     def logits(self, images: Any) -> Tensor:
         """Logits (sample, class) on the CPU."""
-        return predict_all(self.model, images, device=self.device, dtype=self.dtype, keep_on="cpu")[0].float()
+        return predict_all(self.model, images, device=self.device, dtype=self.autocast, keep_on="cpu")[0].float()
 
     def quantised_logits(self, bits: np.ndarray, images: Any) -> Tensor:
         """The same with weights and inputs of every block quantised; the model is left as it was."""
@@ -69,7 +69,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     model = inputs["model"]
     parts = split_roles(inputs, params, out)
     check_labels(model, parts, out.device)
-    batches = calibration_batches(parts.calibration, params.hess_batch, out.device)
+    batches = calibration_batches(parts.calibration, params.hess_batch, out.device, _model_dtype(model))
     blocks, reasons = find_blocks(model, batches[0][0][:1], params.blocks)
     if not blocks:
         out.skip("the model has no convolution or linear layer with a weight of its own")
@@ -102,7 +102,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
         costs,
         params,
         out.device,
-        out.dtype,
+        _autocast(out.dtype),
     )
     if params.activation_bits != FULL_PRECISION:
         with subject.inputs.observing():
@@ -123,6 +123,15 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
         compared.append(nearest_uniform(solutions, costs, params.budget, limit))
     out.write("accuracy_before", accuracy[compared])
     finetune_solutions(pristine, subject, [solutions[i] for i in compared], curvature, parts, out)
+
+
+def _model_dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _autocast(dtype: torch.dtype) -> torch.dtype | None:
+    """Half precisions are for inference; second derivatives are always taken in the model's own precision."""
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def plan_costs(
@@ -309,8 +318,10 @@ def finetune_solutions(
         weight_decay=params.weight_decay,
         schedule="constant",
     )
-    kept = out.restore()
     assert parts.training is not None
+    kept, image, dtype = out.restore(), parts.training.image, _model_dtype(pristine)
+    if dtype != torch.float32:
+        image = to_tensor(image).to(dtype)
     after = []
     for solution in solutions:
         name = solution.kind
@@ -328,7 +339,7 @@ def finetune_solutions(
                 params.activation_range,
             ),
             order.tolist() if params.finetune == "sequential" else None,
-            parts.training.image,
+            image,
             parts.training.label,
             recipe,
             generator=generator,
@@ -339,13 +350,13 @@ def finetune_solutions(
         ):
             out.checkpoint({"name": name, **checkpoint_of(stage, generator)})
         network = stage.network.eval()
-        logit = predict_all(network, parts.held_out.image, device=out.device, dtype=out.dtype, keep_on="cpu")[0].float()
+        logit, _ = predict_all(network, parts.held_out.image, device=out.device, dtype=subject.autocast, keep_on="cpu")
         after.append(score(logit, parts.held_out.label)[0])
         if name == "chosen":
             if params.activation_bits != FULL_PRECISION:
                 out.write("input_range", _ranges(network.inputs, blocks))
             network.inputs.remove()
-            _store(network.model, logit, parts.held_out, out)
+            _store(network.model, logit.float(), parts.held_out, out)
     out.coordinate("method", [solution.name for solution in solutions])
     out.write("finetuned_accuracy", np.array(after))
 

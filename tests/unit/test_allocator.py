@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from workbench import InputError
+
 from workbench_quantization.allocator import (
     allocate_program,
     allocate_walk,
@@ -15,8 +17,6 @@ from workbench_quantization.allocator import (
     pareto_front,
     total_cost,
 )
-
-from workbench import InputError
 
 WIDTHS = np.array([2, 3, 4, 8])
 
@@ -115,11 +115,12 @@ def test_tied_layers_walk_together_at_the_place_of_the_most_sensitive() -> None:
 def test_a_budget_below_the_lowest_width_says_what_would_be_possible(allocate: str) -> None:
     objective, cost = problem(2)
     low, _ = budget_range(cost)
+    call = {
+        "program": lambda: allocate_program(objective, cost, 0.99 * low),
+        "walk": lambda: allocate_walk(range(6), cost, 0.99 * low),
+    }[allocate]
     with pytest.raises(InputError, match="budget") as error:
-        if allocate == "program":
-            allocate_program(objective, cost, 0.99 * low)
-        else:
-            allocate_walk(range(6), cost, 0.99 * low)
+        call()
     assert f"{low:.6g}" in str(error.value)
 
 

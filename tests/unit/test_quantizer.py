@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+
 from workbench_quantization.quantizer import (
     ActivationQuantiser,
     InputQuantisers,
@@ -71,7 +72,8 @@ def test_channels_never_do_worse_than_one_range() -> None:
 
 def test_transposed_convolutions_have_their_channels_in_the_second_dim() -> None:
     layer = nn.ConvTranspose2d(3, 5, 2)
-    assert channel_axis(layer) == 1 and channel_axis(nn.Conv2d(3, 5, 2)) == 0
+    assert channel_axis(layer) == 1
+    assert channel_axis(nn.Conv2d(3, 5, 2)) == 0
     assert weight_scale(layer.weight, 4, "channel", channel_axis(layer)).shape == (1, 5, 1, 1)
 
 
@@ -111,9 +113,14 @@ def test_attached_quantiser_trains_the_original_and_bakes_the_quantised_values()
 def test_replaced_weights_come_back_bit_for_bit_even_after_an_error() -> None:
     layer = nn.Conv2d(2, 3, 3)
     before = copy.deepcopy(layer.state_dict())
-    with pytest.raises(RuntimeError, match="inside"), weights_replaced({layer: torch.zeros_like(layer.weight)}):
-        assert (layer.weight == 0).all()
-        raise RuntimeError("inside")
+
+    def fail_inside() -> None:
+        with weights_replaced({layer: torch.zeros_like(layer.weight)}):
+            assert (layer.weight == 0).all()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
 
 
