@@ -123,13 +123,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "fast": {
         "patch": 16,
-        "patches_train": 16,
+        "patches_train": 8,
         "patches_test": 16,
         "widths": (32, 64, 128),
         "latent": 64,
         "images_per_batch": 8,
-        "steps": 120,
-        "learning_rate": 1e-3,
+        "steps": 200,
+        "learning_rate": 3e-4,
     },
 }
 """What each preset stands for; `steps` of the paper: 80 epochs of about 57 steps."""
@@ -227,6 +227,12 @@ class DisCoPatch(Method):
         ),
         Output("source", ("sample",), "str", "`id` (reference), `control`, `ood`, or shift and strength"),
         Output("shift_kind", ("sample",), "str", "the same without the strength"),
+        Output(
+            "score_by_shift",
+            ("shift", "shifted_sample"),
+            "float32",
+            "the scores of each shift, in order of `sample`; NaN beyond their number",
+        ),
         Output("source_index", ("sample",), "int64", "index of the image in its data set"),
         Output("patch_score", ("sample", "patch"), "float32", "1 - D of each patch"),
         Output("patch_xy", ("sample", "patch", "axis"), "int16", "upper left corner of each patch", unit="px"),

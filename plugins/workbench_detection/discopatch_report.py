@@ -163,12 +163,14 @@ def _curves(result: Result) -> list[Any]:
                 markers=True,
             )
         )
+    farthest = [names[index] for index in np.argsort(-np.abs(values - 0.5)) if names[index] != "control"][:2]
     views.append(
         Histogram(
             title="Scores",
-            caption="All severities of a shift together.",
-            values=("score",),
-            by="shift_kind",
+            caption="Unshifted images and the shifts farthest from chance.",
+            values=("score_by_shift",),
+            by="shift",
+            select={"shift": ["control", *farthest]},
             x_label="1 - mean D (larger = more anomalous)",
         )
     )

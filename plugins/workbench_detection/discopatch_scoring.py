@@ -233,6 +233,11 @@ def write_scores(scored: Scored, kinds: Sequence[ImageKind], resamples: int, out
     out.write("source_index", np.concatenate([kind.indices for kind in kinds]).astype(np.int64))
     out.write("patch_score", scored.patch_score)
     out.write("patch_xy", scored.positions)
+    by_shift = np.full((len(names), max(len(kind.indices) for kind in kinds[1:])), np.nan, dtype=np.float32)
+    for row in range(len(names)):
+        values = scored.score[counts[-1]][scored.kind == row + 1]
+        by_shift[row, : len(values)] = values
+    out.write("score_by_shift", by_shift)
 
     def against_reference(score: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = (scored.kind == 0) | (scored.kind == number)

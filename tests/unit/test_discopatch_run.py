@@ -68,6 +68,8 @@ def test_every_kind_of_image_is_scored_and_told_apart(run):
     assert np.array_equal(result["anomalous"].values, ~np.isin(source, ["id", "control"]))
     assert set(result["shift_kind"].values) == {"id", "control", "blur", "noise", "ood"}
     index = result["source_index"].values
+    for row, name in enumerate(names):
+        assert np.array_equal(result["score_by_shift"].values[row], result["score"].values[source == name])
     assert not set(index[source == "id"]) & set(index[source == "control"])
     for name in names[1:5]:
         assert np.array_equal(index[source == name], index[source == "control"])
