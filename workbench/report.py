@@ -224,7 +224,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinities become strings, because JSON has none."""
-        return _finite(
+        document: dict[str, Any] = _finite(
             {
                 "summary": self.summary,
                 "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
@@ -233,6 +233,7 @@ class Report:
                 "notes": list(self.notes),
             }
         )
+        return document
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:

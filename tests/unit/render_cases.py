@@ -25,7 +25,7 @@ from workbench.report import (
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-__all__ = ["HOSTILE", "CountingArray", "StoredResult", "every_view", "lazily", "one_pixel_png", "report_of", "result_of_every_view"]
+__all__ = ["HOSTILE", "StoredResult", "every_view", "lazily", "report_of", "result_of_every_view"]
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)> javascript:alert(4) "
@@ -77,7 +77,7 @@ def lazily(dims: tuple[str, ...], values: np.ndarray) -> tuple[xr.Variable, Coun
     return xr.Variable(dims, indexing.LazilyIndexedArray(counter)), counter
 
 
-def one_pixel_png() -> str:
+def small_png() -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -135,7 +135,7 @@ def every_view(text: str = "") -> tuple[View, ...]:
         Scatter(x="cost", y="group_value", color="error", label="layer", log_x=True, log_y=True, identity=True, **named),
         ImageGrid(images=("image",), column="sample", labels="name", limit=3, **named),
         ReliabilityDiagram(confidence="confidence", accuracy="accuracy", count="count", by="method", **named),
-        FreeForm(png=one_pixel_png(), **named),
+        FreeForm(png=small_png(), **named),
     )
 
 

@@ -19,9 +19,11 @@ from workbench.report import Histogram, Line, Report
 
 from unit.render_cases import HOSTILE, StoredResult, every_view, report_of, result_of_every_view
 
-ALLOWED = set(
-    ["html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "span", "p", "h1", "h2", "h3", "dl", "dt", "dd", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "mark", "code", "pre", "a", "b", "figure", "figcaption", "img", "svg", "g", "defs", "path", "use", "text", "tspan", "clippath", "rect", "image"]
-)
+ALLOWED = {
+    "html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "span", "p", "h1", "h2", "h3",
+    "dl", "dt", "dd", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "mark", "code", "pre", "a", "b",
+    "figure", "figcaption", "img", "svg", "g", "defs", "path", "use", "text", "tspan", "clippath", "rect", "image",
+}  # fmt: skip
 VOID = {"meta", "img", "br"}
 
 
@@ -201,7 +203,10 @@ def test_the_index_links_cards_relatively():
     assert "There are no reports." in Page(index_html([])).text
 
 
-@pytest.mark.parametrize("href", ["", "javascript:alert(1)", " JavaScript:alert(1)", "//host/x", "/etc", "data:text/html,x", "\\\\host"])
+@pytest.mark.parametrize(
+    "href",
+    ["", "javascript:alert(1)", " JavaScript:alert(1)", "//host/x", "/etc", "data:text/html,x", "\\\\host"],
+)
 def test_the_index_links_nowhere_else(href):
     with pytest.raises(InputError, match="relative address"):
         IndexCard(href, "a.b", "t", "s")
@@ -320,7 +325,10 @@ def test_element_escapes_everything_but_markup():
     assert not isinstance(inner + "<i>", Html)  # adding text does not make it markup
 
 
-@pytest.mark.parametrize("character", ["\x00", "\x1b", "\x7f", "\u202e", "\u2066", "\u200f", "\u200b", "\ufeff", "\ud800", "\U000e0041"])
+@pytest.mark.parametrize(
+    "character",
+    ["\x00", "\x1b", "\x7f", "\u202e", "\u2066", "\u200f", "\u200b", "\ufeff", "\ud800", "\U000e0041"],
+)
 def test_what_cannot_be_seen_is_made_visible(character):
     assert visible(f"a{character}b") == "a\ufffdb"
 

@@ -173,7 +173,7 @@ def _undrawn(error: WorkbenchError) -> Html:
 def _wide(plot: Plot) -> bool:
     """Whether a figure needs the width of the page."""
     if isinstance(plot, ReliabilityPlot):
-        return len(plot.panels) > 1
+        return len(plot.panels) > 2
     if isinstance(plot, ImageGridPlot):
         return len(plot.columns) > 5
     return isinstance(plot, BarPlot) and len(plot.x.categories) * len(plot.groups) > 24

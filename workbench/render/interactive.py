@@ -488,8 +488,8 @@ def _picture(plot: PicturePlot) -> go.Figure:
     from workbench.render.pixels import data_uri, from_png
 
     rows, columns = from_png(plot.png).shape[:2]
-    made = _figure([go.Image(source=data_uri(plot.png), hoverinfo="skip")])
+    made = _figure([go.Image(source=data_uri(plot.png), hoverinfo="skip", zsmooth="fast")])
     made.update_xaxes(visible=False, constrain="domain")
     made.update_yaxes(visible=False, constrain="domain")
-    made.update_layout(height=int(min(700, 900 * rows / columns) + 80), margin={"l": 10, "r": 10, "t": 52, "b": 10})
+    made.update_layout(height=int(min(rows, 560, 900 * rows / columns) + 80), margin={"l": 10, "r": 10, "t": 52, "b": 10})
     return made

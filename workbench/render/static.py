@@ -427,13 +427,14 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
                 color: dict[str, Any] = {"color": palette.color(index)}
             else:
                 low, high = plot.color_limits
+                edge = palette.MUTED if edge == "none" else edge  # either end of the scale may be the page's own colour
                 color = {"c": group.color[members], "cmap": palette.SEQUENTIAL, "vmin": low, "vmax": high}
             points = axes.scatter(
                 group.x[members],
                 group.y[members],
                 s=size,
                 edgecolors=edge,
-                linewidths=1.0,
+                linewidths=1.0 if members is marked else 0.5,
                 alpha=0.55 if total > 1000 else 0.85,
                 rasterized=total > _RASTERIZED,
                 label=name,
@@ -451,7 +452,7 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
     if plot.print_labels:
         for group in plot.groups:
             for x, y, text in zip(group.x, group.y, shorten_all(group.labels, 22), strict=True):
-                right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.65
+                right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.75
                 axes.annotate(
                     _plain(text), (x, y), (-4 if right else 4, 3), textcoords="offset points", fontsize=7,
                     ha="right" if right else "left",
