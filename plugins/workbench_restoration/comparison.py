@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 from workbench import InputError
-from workbench.toolkit import Interval, wilson_interval
+from workbench.toolkit import Interval, mean_interval, wilson_interval
 
 from workbench_restoration import metrics
 from workbench_restoration.reconstruction import ImageLoss, LossName
@@ -28,6 +28,7 @@ __all__ = [
     "image_metrics",
     "linear_probe",
     "preference",
+    "probe_interval",
     "ssim_image",
 ]
 
@@ -106,6 +107,17 @@ def linear_probe(code: np.ndarray, label: np.ndarray, test_code: np.ndarray, tes
     """
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     return float(probe.fit(code, label).score(test_code, test_label))
+
+
+def probe_interval(accuracy: np.ndarray, count: int) -> Interval:
+    """Mean accuracy of one loss's trainings (seed,) and its 95 % interval.
+
+    Over trainings (Student's t) where there are several, else over the `count` held-out images (Wilson).
+    """
+    if len(accuracy) > 1:
+        return mean_interval(accuracy)
+    lower, upper = wilson_interval(round(float(accuracy[0]) * count), count)
+    return Interval(float(accuracy[0]), float(lower), float(upper))
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,8 @@ class MSSSIM(Method):
         Output("search", ("loss", "trial_step", "quantity"), "float64", "vae: C and KL in the order tried", optional=True),
         Output("generated", ("loss", "picture", "channel", "y", "x"), "float32", "vae: decoded N(0, I)", optional=True),
         Output("probe_accuracy", ("loss", "seed"), "float64", "linear probe on held-out codes", optional=True),
+        Output("probe_mean", ("loss",), "float64", "its mean over trainings", optional=True),
+        Output("probe_error", ("loss",), "float64", "half the width of its 95 % interval", optional=True),
         Output("pair_sheet", ("trial", "side", "channel", "y", "x"), "float32",
                "original, left and right picture for a blind test", optional=True),
         Output("pair_left", ("trial",), "str", "key of the sheet: training loss of the left picture", optional=True),

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from workbench import Bar, HeatMap, ImageGrid, Line, Metric, Report, Result, Scatter, Table
-from workbench.toolkit import Interval, mean_interval, wilson_interval
+from workbench.toolkit import Interval, mean_interval
 
-from workbench_restoration.comparison import CRITERIA, LOWER_IS_BETTER, METRICS
+from workbench_restoration.comparison import CRITERIA, LOWER_IS_BETTER, METRICS, probe_interval
 
 __all__ = ["Verdict", "report", "verdicts"]
 
@@ -157,27 +157,21 @@ def _metrics(result: Result, losses: Sequence[str], value: np.ndarray, judged: S
             )
     if "probe_accuracy" in result:
         for row, loss in enumerate(losses):
-            accuracy, interval = _probe(result, row)
-            about = f"linear probe on the codes of the {NAMES[loss]}-trained network"
+            probe = probe_interval(result["probe_accuracy"].values[row], value.shape[2])
             found.append(
-                Metric(name=f"probe_{loss}", value=accuracy, direction="higher", interval=interval, description=about)
+                Metric(
+                    name=f"probe_{loss}",
+                    value=probe.value,
+                    direction="higher",
+                    interval=probe.bounds,
+                    description=f"accuracy of a linear probe on the codes of the {NAMES[loss]}-trained network",
+                )
             )
     return found
 
 
 def _bounds(interval: Interval) -> tuple[float, float] | None:
     return interval.bounds if all(map(math.isfinite, interval.bounds)) else None
-
-
-def _probe(result: Result, row: int) -> tuple[float, tuple[float, float]]:
-    """Accuracy and interval: over trainings where there are several, else over held-out images (Wilson)."""
-    accuracy = result["probe_accuracy"].values[row]
-    if len(accuracy) > 1:
-        mean = mean_interval(accuracy)
-        return mean.value, mean.bounds
-    count = result["clean"].sizes["sample"]
-    low, high = wilson_interval(round(float(accuracy[0]) * count), count)
-    return float(accuracy[0]), (float(low), float(high))
 
 
 def _loss_by_metric(result: Result, losses: Sequence[str], value: np.ndarray) -> Table:
@@ -262,8 +256,8 @@ def _trainings(result: Result, losses: Sequence[str]) -> Table:
 def _probe_table(result: Result, losses: Sequence[str]) -> Table:
     rows = []
     for row, loss in enumerate(losses):
-        accuracy, (low, high) = _probe(result, row)
-        rows.append((NAMES[loss], accuracy, low, high))
+        probe = probe_interval(result["probe_accuracy"].values[row], result["clean"].sizes["sample"])
+        rows.append((NAMES[loss], probe.value, *probe.bounds))
     over = "trainings" if result["probe_accuracy"].sizes["seed"] > 1 else "held-out images"
     return Table(
         title="What the codes know",
@@ -303,12 +297,23 @@ def _views(result: Result, losses: Sequence[str]) -> list[Any]:
             y_label="SSIM",
         ),
         *(
-            Line(title=f"{title}, by epoch", y=(name,), x="epoch", by="loss", log_y=True, y_label="objective")
+            Line(
+                title=f"{title}, by epoch",
+                y=(name,),
+                x="epoch",
+                by="loss",
+                log_y=True,
+                y_label="objective",
+                caption="Each loss in units of its own: compare the shapes, not the heights.",
+            )
             for name, title in (("train_loss", "Training objective"), ("validation_loss", "Validation objective"))
         ),
     ]
     if "probe_accuracy" in result:
-        views.append(Bar(title="Linear probe on the codes", y=("probe_accuracy",), x="loss", by="seed"))
+        views.append(
+            Bar(title="Linear probe on the codes", y=("probe_mean",), x="loss", error="probe_error", y_label="accuracy",
+                caption="Bars: half the width of the 95 % interval.")
+        )  # fmt: skip
     if "generated" in result:
         views.append(
             ImageGrid(title="Samples: decoded N(0, I)", images=("generated",), row="loss", column="picture",

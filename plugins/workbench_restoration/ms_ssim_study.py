@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from workbench import Out
+from workbench import Model, Out
 from workbench.toolkit import image_batches
 
 from workbench_restoration import metrics
@@ -19,6 +19,7 @@ from workbench_restoration.comparison import (
     excess_loss,
     image_metrics,
     linear_probe,
+    probe_interval,
     ssim_image,
 )
 from workbench_restoration.networks import Autoencoder, ExpectedLossVAE
@@ -152,7 +153,7 @@ class Study:
             latent = torch.randn(self.shown, self.params.code, generator=self.out.generator("generated"))
             with torch.no_grad():
                 self.generated[index] = network.decode(latent.to(self.out.device, self.out.dtype)).float()
-        self.out.model(network, name=f"network_{name}")
+        self.out.model(self._model(network), name=f"network_{name}")
 
     def finish(self) -> None:
         """Write what needs all the networks."""
@@ -175,8 +176,27 @@ class Study:
             out.write("search", self.search)
         if self.probing and self.code is not None:
             out.write("probe_accuracy", self.probe)
+            intervals = [probe_interval(row, len(self.clean)) for row in self.probe]
+            out.write("probe_mean", np.array([interval.value for interval in intervals]))
+            out.write("probe_error", np.array([(interval.upper - interval.lower) / 2 for interval in intervals]))
         if self.pairs is not None:
             self._write_pairs()
+
+    def _model(self, network: nn.Module) -> Model:
+        """The network with what builds it again from its stored state."""
+        channels, height, width = self.clean.shape[1:]
+        if self.superres:
+            return Model(network, factory="srcnn")
+        arguments = {
+            "architecture": self.params.architecture,
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "code": self.params.code,
+            "variational": self.params.task == "vae",
+        }
+        shape = (channels, height, width)
+        return Model(network, factory="autoencoder", factory_arguments=arguments, input_shape=shape)
 
     def _measure(self, restored: Tensor, clean: Tensor) -> Tensor:
         restored, clean = (metrics.crop_border(image, self.border) for image in (restored, clean))

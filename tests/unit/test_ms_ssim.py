@@ -13,6 +13,7 @@ from PIL import Image
 from workbench import InputError
 from workbench.errors import CancelledError, SkippedError
 
+import workbench_restoration
 from unit.recording_out import RecordingOut, check_report, record
 from workbench_restoration import metrics, reconstruction
 from workbench_restoration.comparison import METRICS
@@ -316,6 +317,18 @@ def test_wrong_input_is_named_before_anything_is_trained() -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Params(**wrong)
+
+
+def test_stored_networks_are_rebuilt_by_their_registered_factories(trained) -> None:
+    out, _ = trained
+    model, clean = out.modules["network_ssim"], torch.from_numpy(out.arrays["clean"])
+    built = workbench_restoration.workbench_models()[model.factory](**model.factory_arguments)
+    built.load_state_dict(out.models["network_ssim"])
+    torch.testing.assert_close(built(clean).detach(), torch.from_numpy(out.arrays["recon"][2]), atol=1e-5, rtol=1e-4)
+    small = {"channels": 1, "height": 16, "width": 16, "code": 4}
+    vae = workbench_restoration.workbench_models()["autoencoder"]("fully_connected", variational=True, **small)
+    assert vae.distribution(torch.rand(2, 1, 16, 16))[1].shape == (2, 4)
+    assert isinstance(workbench_restoration.workbench_models()["srcnn"](), SRCNN)
 
 
 def test_without_labels_the_codes_are_kept_but_not_probed() -> None:

@@ -102,7 +102,7 @@ def test_torchmetrics_agrees_inside_and_only_its_padded_border_differs() -> None
 @pytest.mark.parametrize(("name", "sigma"), PAIRS)
 def test_ssim_and_ms_ssim_are_those_of_piq_without_its_downsampling(name: str, sigma: float) -> None:
     piq = pytest.importorskip("piq", reason="piq is not installed")
-    clean = photo(name, 20, 30, 256)
+    clean = photo(name, 20, 30, 176)
     damaged = noisy(clean, sigma)
     options = {"data_range": 1.0, "reduction": "none"}
     expected = piq.ssim(damaged, clean, downsample=False, **options)
