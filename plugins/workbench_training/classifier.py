@@ -8,7 +8,8 @@ speaks of: it has no influence on the training, not even on when to stop.
 Standard parts, each as in its source: SGD with Nesterov momentum or AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)
 with cosine decay (arXiv 1608.03983); label smoothing (Szegedy et al. 2016, arXiv 1512.00567); random crops and flips (He et
 al. 2016, arXiv 1512.03385, section 4.2); Mixup (Zhang et al. 2018, arXiv 1710.09412); CutMix (Yun et al. 2019, arXiv
-1905.04899). Learning rates change by epoch, and weight decay acts on every parameter.
+1905.04899). Learning rates change by epoch, and weight decay acts on every parameter. The pictures of both parts are kept in
+memory (uint8 stays uint8). A killed run goes on from its last checkpoint and ends with the same bits on the same machine.
 """
 
 from __future__ import annotations
