@@ -13,7 +13,6 @@ import torch
 import xarray as xr
 from safetensors.torch import save_file
 from torch import nn
-
 from workbench.errors import InputError, MissingDependencyError
 from workbench.subjects import Model, as_model, load_model, load_state, model_state, open_data
 from workbench.subjects.builtin import DATASETS, FACTORIES
@@ -422,3 +421,32 @@ def test_torchvision_models_are_built_stored_and_built_again():
     assert model_digest(load_state(*model_state(model), factories={})) == model_digest(model)
     with pytest.raises(InputError, match="squeezenet1_1"):
         load_model("torchvision:squeezenet1_11", factories=FACTORIES)
+
+
+def test_timm_models_normalise_as_they_were_trained_and_come_back():
+    pytest.importorskip("timm", exc_type=ImportError)
+    model = load_model("timm:resnet10t(pretrained=False, num_classes=5)", factories=FACTORIES)
+    assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert model(pictures(1, side=64)).shape == (1, 5)
+    assert model_digest(model) is not None
+    assert model_digest(load_state(*model_state(model), factories={})) == model_digest(model)
+    grey = load_model("timm:resnet10t(pretrained=False, in_chans=1)", factories=FACTORIES)
+    assert grey.mean == (pytest.approx(0.449),)
+    assert grey(pictures(1, channels=1, side=64)).shape == (1, 1000)
+
+
+def test_transformers_classifiers_give_logits_of_normalised_pictures_and_come_back(tmp_path):
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=4)
+    classifier = transformers.ResNetForImageClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"preprocessor_config\.json"):
+        load_model(f"transformers:{tmp_path}", factories=FACTORIES)
+    processing = {"do_normalize": True, "image_mean": MEAN, "image_std": STD, "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processing))
+    model, x = load_model(f"transformers:{tmp_path}", factories=FACTORIES), pictures(side=32)
+    shift, scale = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    torch.testing.assert_close(model(x), classifier((x - shift) / scale).logits)
+    assert (model.input_shape, model.classes) == ((3, 32, 32), tuple(f"LABEL_{i}" for i in range(4)))
+    arrays, metadata = model_state(model)
+    assert torch.equal(load_state(arrays, json.loads(json.dumps(metadata)), factories={})(x), model(x))

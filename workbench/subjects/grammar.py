@@ -1,6 +1,6 @@
 """How subjects are written as text: `name(key=value, ...)`, followed by `@weights` for models or `[start:stop]` for data.
 
-Values are Python literals; bare words are strings: `photos(size=64)[:16]`, `resnet20(n_classes=100)@weights.safetensors`.
+Values are Python literals, `true` and `false`; other bare words are strings: `photos(size=64)[:16]`, `resnet20(n_classes=100)@weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def split_arguments(spec: str, argument: str) -> tuple[str, dict[str, Any]]:
 
 
 def _literal(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False}.get(node.id, node.id)
+    return ast.literal_eval(node)
 
 
 def split_slice(spec: str) -> tuple[str, slice | None]:
