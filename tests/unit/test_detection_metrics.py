@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 from workbench.errors import InputError
+
 from workbench_detection import metrics
 
 

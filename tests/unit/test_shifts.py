@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from workbench_detection import shifts
 
 SHAPE = (4, 3, 24, 24)
