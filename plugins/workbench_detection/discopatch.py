@@ -128,7 +128,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "widths": (32, 64, 128),
         "latent": 64,
         "images_per_batch": 8,
-        "steps": 200,
+        "steps": 250,
         "learning_rate": 3e-4,
     },
 }
