@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from workbench import InputError
+
 from workbench_restoration import metrics
 from workbench_restoration.resize import crop_to_multiple, downscale, extend_symmetric, upscale
-
-from workbench import InputError
 
 torch.set_num_threads(1)
 SHARED = Path(os.environ.get("WORKBENCH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
