@@ -421,17 +421,23 @@ def _notes(result: Result, scores: Scores, main: str) -> list[str]:
 
 def rank_table(scores: Scores) -> Table:
     """Average rank of the methods over every metric that has a better direction (1 is best; ties share their rank)."""
-    metrics = [name for name in scores.metrics if name not in (*HIGHER, *NEUTRAL, "squared_ce_mass_debiased")]
-    # a debiased error is better the nearer it is to 0
-    table = np.array([[abs(scores("value", name, metric)) for metric in metrics] for name in scores.methods])
-    ranks = stats.rankdata(np.round(table, 12), axis=0)
+    values = {name: {m: scores("value", name, m) for m in scores.metrics} for name in scores.methods}
+    table = ranks(values)
     rows = tuple(
-        (scores.methods[m], round(float(ranks[m].mean()), 2), int((ranks[m] == 1).sum()))
-        for m in np.argsort(ranks.mean(axis=1), kind="stable")
+        (scores.methods[m], round(float(table[m].mean()), 2), int((table[m] == 1).sum()))
+        for m in np.argsort(table.mean(axis=1), kind="stable")
     )
     return Table(
         title="Average rank",
         columns=("method", "average rank", "metrics where best"),
         rows=rows,
-        caption=f"Over {len(metrics)} metrics of the report samples; many of them measure nearly the same thing.",
+        caption=f"Over {table.shape[1]} metrics of the report samples; many of them measure nearly the same thing.",
     )
+
+
+def ranks(values: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Ranks (method, metric) over the metrics of which less is better; a debiased error is better the nearer to 0."""
+    first = next(iter(values.values()))
+    metrics = [name for name in first if name not in (*HIGHER, *NEUTRAL, "squared_ce_mass_debiased")]
+    table = np.array([[abs(row[metric]) for metric in metrics] for row in values.values()])
+    return np.asarray(stats.rankdata(np.round(table, 12), axis=0))

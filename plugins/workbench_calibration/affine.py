@@ -1,0 +1,109 @@
+"""Affine maps of scores before a softmax, fitted to the optimum: p = softmax(W x + b), W diagonal or full.
+
+The negative log likelihood is convex in (W, b), with or without the quadratic penalties here, so L-BFGS with exact
+gradients reaches the global optimum; the size of the gradient that is left says how closely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch import Tensor
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """softmax(W x + b): `weight` (class, class), or (class,) if diagonal; `gradient` is the largest slope left."""
+
+    weight: Tensor
+    bias: Tensor
+    gradient: float
+
+    def __call__(self, score: Tensor) -> Tensor:
+        """Probabilities (sample, class) of scores (sample, class)."""
+        linear = score * self.weight if self.weight.ndim == 1 else score @ self.weight.T
+        return torch.softmax(linear + self.bias, dim=1)
+
+
+def fit_diagonal(score: Tensor, label: Tensor, *, tolerance: float = 1e-9) -> AffineMap:
+    """W diagonal, from W = 1 and b = 0, without penalty.
+
+    Args:
+        score: float64 (sample, class).
+        label: int64 (sample,).
+        tolerance: largest slope at which L-BFGS stops.
+    """
+    classes = score.shape[1]
+
+    def objective(flat: Float) -> tuple[float, Float]:
+        weight, bias = torch.as_tensor(flat.reshape(2, classes), device=score.device)
+        value, slope = _likelihood(score * weight + bias, label)
+        return value, torch.cat([(slope * score).sum(0), slope.sum(0)]).cpu().numpy()
+
+    flat, gradient = _minimise(objective, np.concatenate([np.ones(classes), np.zeros(classes)]), tolerance)
+    weight, bias = torch.as_tensor(flat.reshape(2, classes), device=score.device)
+    return AffineMap(weight, bias, gradient)
+
+
+def fit_full(
+    score: Tensor,
+    label: Tensor,
+    *,
+    off_diagonal: float,
+    intercept: float,
+    start: AffineMap | None = None,
+    tolerance: float = 1e-8,
+) -> AffineMap:
+    """W full, from the identity and b = 0 (or `start`), with off-diagonal and intercept regularisation (ODIR).
+
+    The objective is the mean negative log likelihood + `off_diagonal` / (K (K - 1)) sum_{i != j} W_ij^2
+    + `intercept` / K sum_j b_j^2 (Kull et al. 2019).
+
+    Args:
+        score: float64 (sample, class).
+        label: int64 (sample,).
+        off_diagonal: lambda.
+        intercept: mu.
+        start: where to start, e.g. the solution of a neighbouring penalty.
+        tolerance: largest slope at which L-BFGS stops.
+    """
+    classes, size = score.shape[1], score.shape[1] ** 2
+    outside = 1 - torch.eye(classes, dtype=score.dtype, device=score.device)
+    square, linear = off_diagonal / (classes * max(classes - 1, 1)), intercept / classes
+
+    def objective(flat: Float) -> tuple[float, Float]:
+        both = torch.as_tensor(flat, device=score.device)
+        weight, bias = both[:size].reshape(classes, classes), both[size:]
+        value, slope = _likelihood(score @ weight.T + bias, label)
+        value += square * float((outside * weight**2).sum()) + linear * float((bias**2).sum())
+        at_weight = slope.T @ score + 2 * square * outside * weight
+        return value, torch.cat([at_weight.reshape(-1), slope.sum(0) + 2 * linear * bias]).cpu().numpy()
+
+    first = (torch.eye(classes), torch.zeros(classes)) if start is None else (start.weight, start.bias)
+    begin = np.concatenate([part.double().cpu().numpy().reshape(-1) for part in first])
+    flat, gradient = _minimise(objective, begin, tolerance)
+    found = torch.as_tensor(flat, device=score.device)
+    return AffineMap(found[:size].reshape(classes, classes), found[size:], gradient)
+
+
+def _likelihood(linear: Tensor, label: Tensor) -> tuple[float, Tensor]:
+    """Mean negative log likelihood and its slope (sample, class) in the softmax's input."""
+    log_p = torch.log_softmax(linear, dim=1)
+    slope = log_p.exp()
+    rows = torch.arange(len(label), device=label.device)
+    slope[rows, label] -= 1
+    return -float(log_p[rows, label].mean()), slope / len(label)
+
+
+def _minimise(objective: object, start: Float, tolerance: float) -> tuple[Float, float]:
+    found = optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B",
+        options={"maxiter": 5000, "maxfun": 10_000, "gtol": tolerance, "ftol": 1e-15, "maxcor": 20},
+    )
+    return np.asarray(found.x), float(np.abs(found.jac).max())

@@ -1,0 +1,398 @@
+"""The standard recalibrators, each against a peer library, a brute force or a property of its optimum."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from netcal.binning import HistogramBinning as NetcalHistogram
+from netcal.binning import IsotonicRegression as NetcalIsotonic
+from scipy import integrate
+from scipy.interpolate import CubicSpline
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from workbench.errors import InputError
+from workbench.toolkit import calibration_metrics, kolmogorov_smirnov_error, negative_log_likelihood
+
+from unit.recording_out import check_report, record
+from workbench_calibration.affine import fit_diagonal, fit_full
+from workbench_calibration.baselines import RECALIBRATORS, Baselines, cross_validated_likelihood
+from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
+from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
+from workbench_calibration.histogram_binning import HistogramBinning, fit_histogram
+from workbench_calibration.isotonic import Isotonic, fit_isotonic, renormalise
+from workbench_calibration.matrix_scaling import (
+    PENALTIES,
+    DirichletCalibration,
+    MatrixScaling,
+    canonical,
+    fit_matrix,
+    scores,
+)
+from workbench_calibration.samples import log_probability
+from workbench_calibration.spline import SplineCalibration, fit_spline
+from workbench_calibration.temperature import fit_temperature
+from workbench_calibration.vector_scaling import VectorScaling
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
+stored_outputs = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the stored classifier outputs are not beside this repository"
+)
+FEW = {"resamples": 100, "chance_draws": 20}
+
+
+def skewed(samples=800, classes=4, seed=0):
+    """Logits whose classes are off by different scales and shifts, and labels drawn from the true ones."""
+    rng = np.random.default_rng(seed)
+    true = 1.5 * rng.standard_normal((samples, classes))
+    label = (rng.random((samples, 1)) > softmax(true, axis=1).cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+    scale, shift = np.linspace(1.2, 3, classes), np.linspace(-1, 1, classes)
+    return torch.as_tensor(true * scale + shift), torch.as_tensor(label)
+
+
+def stored(file):
+    """Fit (even) and report (odd) rows of stored classifier outputs: logits, labels, twice."""
+    with np.load(DATA / f"{file}.npz") as arrays:
+        logit, _ = log_probability(torch.as_tensor(arrays["predictions"].astype(np.float64)))
+        label = torch.as_tensor(arrays["ground_truth"].reshape(-1).astype(np.int64))
+    return logit[::2], label[::2], logit[1::2], label[1::2]
+
+
+def likelihood(calibrate, logit, label):
+    return negative_log_likelihood(calibrate(logit).numpy(), label.numpy())
+
+
+# --------------------------------------------------------------------------------------------------------- affine maps
+
+
+def test_vector_scaling_undoes_known_scales_and_shifts():
+    logit, label = skewed(60_000)
+    fitted = fit_diagonal(logit, label)
+    scale, shift = np.linspace(1.2, 3, 4), np.linspace(-1, 1, 4)
+    assert fitted.weight.numpy() == pytest.approx(1 / scale, rel=0.05)
+    expected = -shift / scale
+    assert (fitted.bias - fitted.bias.mean()).numpy() == pytest.approx(expected - expected.mean(), abs=0.05)
+
+
+def test_vector_scaling_is_at_the_optimum_of_a_convex_likelihood():
+    """The slope, taken by automatic differentiation, vanishes: no better scales and shifts exist."""
+    logit, label = skewed()
+    fitted = fit_diagonal(logit, label)
+    a, b = fitted.weight.clone().requires_grad_(), fitted.bias.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(logit * a + b, label).backward()
+    assert max(float(a.grad.abs().max()), float(b.grad.abs().max())) < 1e-6
+
+
+@pytest.mark.parametrize(("off_diagonal", "intercept"), [(0.0, 0.0), (0.5, 2.0)])
+def test_a_full_matrix_is_at_the_optimum_of_its_penalised_likelihood(off_diagonal, intercept):
+    logit, label = skewed(300, 3)
+    fitted = fit_full(logit, label, off_diagonal=off_diagonal, intercept=intercept)
+    w, b = fitted.weight.clone().requires_grad_(), fitted.bias.clone().requires_grad_()
+    outside = ~torch.eye(3, dtype=torch.bool)
+    objective = torch.nn.functional.cross_entropy(logit @ w.T + b, label)
+    objective = objective + off_diagonal / 6 * (w[outside] ** 2).sum() + intercept / 3 * (b**2).sum()
+    objective.backward()
+    assert max(float(w.grad.abs().max()), float(b.grad.abs().max())) < 1e-6
+
+
+def test_without_penalty_the_matrix_is_scikit_learns_multinomial_regression():
+    logit, label = skewed(400, 3)
+    theirs = LogisticRegression(C=1e12, tol=1e-10, max_iter=5000).fit(logit.numpy(), label.numpy())
+    ours = fit_full(logit, label, off_diagonal=0, intercept=0)
+    assert ours(logit).numpy() == pytest.approx(theirs.predict_proba(logit.numpy()), abs=1e-4)
+
+
+def test_strong_penalties_leave_a_diagonal_matrix_without_shift():
+    logit, label = skewed(300, 3)
+    fitted = fit_full(logit, label, off_diagonal=1e6, intercept=1e6)
+    assert (fitted.weight - torch.diag(fitted.weight.diagonal())).abs().max() < 1e-4
+    assert fitted.bias.abs().max() < 1e-4
+
+
+def test_cross_validation_takes_the_penalty_with_the_lowest_held_out_likelihood_and_respects_given_ones():
+    logit, label = skewed(200, 4)
+    fitted = fit_matrix(logit, label, kind="matrix", off_diagonal=None, intercept=None, seed=0)
+    assert fitted.off_diagonal == PENALTIES[int(fitted.search[0].argmin())]
+    assert fitted.intercept == PENALTIES[int(fitted.search[1].argmin())]
+    given = fit_matrix(logit, label, kind="matrix", off_diagonal=0.3, intercept=None, seed=0)
+    assert given.off_diagonal == 0.3
+    assert np.isnan(given.search[0]).all()
+    assert np.isfinite(given.search[1]).all()
+
+
+def test_dirichlet_calibration_sees_log_probabilities_only_and_prints_its_canonical_form():
+    logit, label = skewed(200, 3)
+    shifted = logit + torch.arange(200.0)[:, None]
+    assert torch.allclose(scores(logit, "dirichlet"), scores(shifted, "dirichlet"), atol=1e-9)
+    fitted = fit_matrix(logit, label, kind="dirichlet", off_diagonal=0.1, intercept=0.1, seed=0)
+    weight = canonical(fitted.map.weight)
+    assert weight.amin(dim=0).abs().max() == 0
+    x = scores(logit, "dirichlet")
+    assert torch.allclose(torch.softmax(x @ weight.T + fitted.map.bias, 1), fitted(logit))
+
+
+@stored_outputs
+def test_vector_scaling_of_a_stored_classifier_lowers_the_likelihood_below_temperature_scaling():
+    fit_logit, fit_label, logit, label = stored("vgg16-cifar-10")
+    vector, temperature = fit_diagonal(fit_logit, fit_label), fit_temperature(fit_logit, fit_label)
+    assert likelihood(vector, fit_logit, fit_label) < likelihood(temperature, fit_logit, fit_label)
+    assert likelihood(vector, logit, label) < likelihood(temperature, logit, label)
+
+
+@pytest.mark.slow
+@stored_outputs
+def test_an_unpenalised_matrix_overfits_a_hundred_classes_and_odir_repairs_it():
+    fit_logit, fit_label, logit, label = stored("densenet-bc-100-cifar-100")
+    temperature = fit_temperature(fit_logit, fit_label)
+    free = fit_full(fit_logit, fit_label, off_diagonal=0, intercept=0, tolerance=1e-5)
+    held = fit_full(fit_logit, fit_label, off_diagonal=100, intercept=100, tolerance=1e-5)
+    assert likelihood(free, logit, label) > 2 * likelihood(temperature, logit, label)
+    assert likelihood(free, fit_logit, fit_label) < 0.2 * likelihood(free, logit, label)
+    assert likelihood(held, logit, label) < 1.1 * likelihood(temperature, logit, label)
+
+
+# ------------------------------------------------------------------------------------------------- isotonic regression
+
+
+def test_isotonic_curves_of_two_classes_are_netcals():
+    logit, label = skewed(600, 2)
+    p, other = torch.softmax(logit, 1).numpy(), torch.softmax(skewed(200, 2, seed=1)[0], 1)
+    theirs = NetcalIsotonic().fit(p[:, 1], label.numpy()).transform(other[:, 1].numpy())
+    ours = fit_isotonic(logit, label, "one_vs_rest").curves[1].predict(other[:, 1].numpy())
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_an_isotonic_curve_is_the_monotone_step_function_of_least_squares():
+    """Max-min formula of isotonic regression, the closed form that pooling adjacent violators computes."""
+    logit, label = skewed(60, 3)
+    p, hit = torch.softmax(logit, 1)[:, 0].numpy(), (label == 0).numpy().astype(float)
+    order = np.argsort(p)
+    sums = np.concatenate([[0], np.cumsum(hit[order])])
+    mean = lambda a, b: (sums[b + 1] - sums[a]) / (b + 1 - a)  # noqa: E731
+    expected = [max(min(mean(a, b) for b in range(i, 60)) for a in range(i + 1)) for i in range(60)]
+    ours = fit_isotonic(logit, label, "one_vs_rest").curves[0].predict(p[order])
+    assert ours == pytest.approx(expected)
+
+
+def test_a_single_curve_keeps_the_order_of_classes_and_separate_curves_need_not():
+    logit, label = skewed(500, 5)
+    other, _ = skewed(500, 5, seed=3)
+    single, separate = (fit_isotonic(logit, label, variant)(other) for variant in ("multi_class", "one_vs_rest"))
+    assert (single.argmax(1) == other.argmax(1)).all()
+    assert (single.gather(1, other.argsort(1)).diff(dim=1) >= 0).all()
+    assert (separate.argmax(1) != other.argmax(1)).any()
+
+
+def test_rows_of_zeros_become_uniform():
+    assert renormalise(np.array([[0.0, 0.0], [1.0, 3.0]])).tolist() == [[0.5, 0.5], [0.25, 0.75]]
+
+
+# ---------------------------------------------------------------------------------------------------------- binnings
+
+
+def test_histogram_binning_of_two_classes_is_netcals_where_bins_are_filled():
+    logit, label = skewed(3000, 2)
+    p, other = torch.softmax(logit, 1).numpy(), torch.softmax(skewed(500, 2, seed=1)[0], 1)
+    theirs = NetcalHistogram(bins=10).fit(p[:, 1], label.numpy()).transform(other[:, 1].numpy())
+    fitted = fit_histogram(logit, label, n_bins=10, binning="width")
+    assert (fitted.count > 0).all()
+    ours = fitted.value[1][np.searchsorted(fitted.edge[1], other[:, 1].numpy(), side="left")]
+    assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_bin_values_are_frequencies_and_empty_bins_keep_their_centre(binning):
+    logit, label = skewed(90, 3)
+    fitted = fit_histogram(logit, label, n_bins=30, binning=binning)
+    p = torch.softmax(logit, 1)[:, 1].numpy()
+    edges = np.concatenate([[-1e-9], fitted.edge[1], [1.0]])
+    for index in range(30):
+        rows = (p > edges[index]) & (p <= edges[index + 1])
+        assert fitted.count[1, index] == rows.sum()
+        centre = (max(edges[index], 0) + edges[index + 1]) / 2
+        assert fitted.value[1, index] == pytest.approx((label.numpy()[rows] == 1).mean() if rows.any() else centre)
+    if binning == "mass":
+        assert (fitted.count == 3).all()
+
+
+def moment(hits, misses, a, b):
+    """Integral of t^(hits + a - 1) (1 - t)^(misses + b - 1) over 0..1; the ends are integrated as algebraic weights."""
+    middle = integrate.quad(lambda t: t**hits * (1 - t) ** (misses + b - 1), 0, 0.5, weight="alg", wvar=(a - 1, 0))[0]
+    return middle + integrate.quad(lambda t: t ** (hits + a - 1) * (1 - t) ** misses, 0.5, 1, weight="alg",
+                                   wvar=(0, b - 1))[0]
+
+
+@pytest.mark.parametrize("bins", [1, 3])
+def test_the_score_of_a_binning_is_its_marginal_likelihood_and_its_values_are_posterior_means(bins):
+    """Brute force: the Beta prior of every bin is integrated numerically."""
+    rng = np.random.default_rng(0)
+    p = np.sort(rng.random(12))
+    hit = (rng.random(12) < p).astype(float)
+    edge, value, score = score_binning(p, hit, bins, "bdeu")
+    full, total = np.concatenate([[0], edge, [1]]), 0.0
+    for index in range(bins):
+        rows = (p > full[index]) & (p <= full[index + 1])
+        k, n, m = hit[rows].sum(), rows.sum(), (full[index] + full[index + 1]) / 2
+        a, b = 2 * m / bins, 2 * (1 - m) / bins
+        evidence, first = moment(k, n - k, a, b), moment(k + 1, n - k, a, b)
+        total += np.log(evidence / moment(0, 0, a, b))
+        assert value[index] == pytest.approx(first / evidence, rel=1e-6)
+    assert score == pytest.approx(total, abs=1e-6)
+
+
+def test_the_numbers_of_bins_are_the_papers():
+    assert bin_numbers(1000)[[0, -1]].tolist() == [1, 100]
+    assert bin_numbers(100)[[0, -1]].tolist() == [1, 20]
+    assert bin_numbers(10**6)[[0, -1]].tolist() == [10, 1000]
+
+
+@pytest.mark.parametrize("score", ["bdeu", "bic"])
+def test_predictions_average_all_binnings_by_their_weight(score):
+    logit, label = skewed(150, 3)
+    other = torch.softmax(skewed(20, 3, seed=5)[0], 1).numpy()
+    fitted = fit_bbq(logit, label, score=score)
+    assert fitted.weight.sum(axis=1) == pytest.approx(1)
+    p, expected = torch.softmax(logit, 1).numpy(), np.zeros((20, 3))
+    for k in range(3):
+        for bins, weight in zip(fitted.bins, fitted.weight[k], strict=True):
+            edge, value, _ = score_binning(p[:, k], (label.numpy() == k).astype(float), bins, score)
+            expected[:, k] += weight * value[np.searchsorted(edge, other[:, k])]
+    assert fitted.values(other) == pytest.approx(expected, abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- mixtures and splines
+
+
+@pytest.mark.parametrize("loss", ["mse", "nll"])
+def test_mixture_weights_are_the_best_of_a_fine_grid_on_the_simplex(loss):
+    logit, label = skewed(400, 4)
+    logit = 3 * logit
+    logit[:40] = -logit[:40]  # confident errors: some uniform probability pays
+    fitted = fit_ensemble(logit, label, loss=loss)
+    parts, hit = components(logit, fitted.temperature).numpy(), np.eye(4)[label.numpy()]
+
+    def objective(w):
+        p = np.tensordot(w, parts, 1)
+        return ((p - hit) ** 2).mean() if loss == "mse" else -np.log((p * hit).sum(1)).mean()
+
+    grid = [np.array([i, j, 50 - i - j]) / 50 for i in range(51) for j in range(51 - i)]
+    assert fitted.weight.sum() == pytest.approx(1)
+    assert (fitted.weight >= 0).all()
+    best = min(map(objective, grid))
+    assert objective(fitted.weight) <= best + 1e-9
+    assert objective(fitted.weight) == pytest.approx(best, rel=5e-3)
+
+
+def test_the_spline_is_the_least_squares_natural_spline():
+    """No other values at the knots fit better; the curve is natural: its second derivative vanishes at both ends."""
+    logit, label = skewed(400, 3)
+    fitted = fit_spline(logit, label, knots=6)
+    knots = np.linspace(0, 1, 6)
+    values = np.interp(knots, fitted.position, fitted.fitted)
+    residual = ((fitted.fitted - fitted.cumulated) ** 2).sum()
+    rebuilt = CubicSpline(knots, values, bc_type="natural")
+    assert rebuilt(fitted.position) == pytest.approx(fitted.fitted, abs=1e-6)
+    for knot in range(6):
+        for step in (-1e-3, 1e-3):
+            moved = values.copy()
+            moved[knot] += step
+            other = CubicSpline(knots, moved, bc_type="natural")(fitted.position)
+            assert ((other - fitted.cumulated) ** 2).sum() > residual
+    slope = np.gradient(fitted.fitted, fitted.position)
+    assert fitted.calibrated[1:-1] == pytest.approx((fitted.score + slope)[1:-1], abs=1e-3)
+
+
+def test_the_spline_gives_distributions_with_the_calibrated_top_score():
+    logit, label = skewed(400, 4)
+    fitted = fit_spline(logit, label, knots=6)
+    saturated = torch.tensor([[800.0, 0, 0, 0]], dtype=torch.float64)
+    other = torch.cat([skewed(50, 4, seed=2)[0], saturated])
+    p, confidence = fitted(other).numpy(), torch.softmax(other, 1).numpy()
+    assert p.sum(1) == pytest.approx(1)
+    assert (p >= 0).all()
+    rows, best = np.arange(51), confidence.argmax(1)
+    assert p[rows, best] == pytest.approx(fitted.top(confidence[rows, best]))
+    assert fitted.top(np.array([0.0]))[0] == fitted.top(np.array([fitted.score[0]]))[0]  # constant beyond the ends
+
+
+@stored_outputs
+@pytest.mark.parametrize(("file", "error"), [("densenet-bc-100-cifar-100", 0.0106), ("vgg16-cifar-10", 0.0134)])
+def test_the_spline_of_stored_classifiers_has_the_reference_ks_error(file, error):
+    fit_logit, fit_label, logit, label = stored(file)
+    confidence, best = torch.softmax(logit, 1).max(1)
+    top = fit_spline(fit_logit, fit_label, knots=6).top(confidence.numpy())
+    assert kolmogorov_smirnov_error(top, (best == label).numpy()) == pytest.approx(error, abs=6e-5)
+
+
+@stored_outputs
+def test_isotonic_regression_of_a_stored_classifier_has_low_error_but_zeros_ruin_its_likelihood():
+    """The reference figures, 2.04 against 0.88, come from a random split and zeros counted as 1e-30."""
+    parts = stored("densenet-bc-100-cifar-100")
+    logit, label = torch.stack([parts[0], parts[2]], 1).flatten(0, 1), torch.stack([parts[1], parts[3]], 1).flatten()
+    rows = np.random.default_rng(0).permutation(10_000)
+    fit, report = rows[:5000], rows[5000:]
+    p, y = fit_isotonic(logit[fit], label[fit], "one_vs_rest")(logit[report]).numpy(), label[report].numpy()
+    assert negative_log_likelihood(p, y, clip=1e-30) == pytest.approx(2.04, abs=0.005)
+    assert likelihood(fit_temperature(logit[fit], label[fit]), logit[report], label[report]) == pytest.approx(0.88, abs=0.005)
+    assert calibration_metrics(p, y)["ece_width_l1"] < 0.05
+
+
+# ------------------------------------------------------------------------------------------------------------ methods
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        (VectorScaling, {}),
+        (MatrixScaling, {"odir_lambda": 1.0}),
+        (DirichletCalibration, {"odir_lambda": 0.0, "odir_mu": 0.0}),
+        (Isotonic, {}),
+        (Isotonic, {"variant": "multi_class"}),
+        (HistogramBinning, {"binning": "mass"}),
+        (BayesianBinning, {}),
+        (EnsembleTemperatureScaling, {"loss": "nll"}),
+        (SplineCalibration, {}),
+    ],
+)
+def test_every_method_improves_an_overconfident_classifier_and_reports_it(method, params):
+    logit, label = skewed(1200, 4)
+    data = xr.Dataset({"logit": (("sample", "class"), 2 * logit.numpy()), "label": ("sample", label.numpy())})
+    out, result = record(method, {"data": data}, **FEW, **params)
+    report = check_report(method, result)
+    name = str(result["value"]["method"].values[-1])
+    for metric in ("ece_width_l1", "brier_score"):
+        before, after = (float(result["value"].sel({"method": m, "metric": metric})) for m in ("uncalibrated", name))
+        assert after < 0.9 * before, metric
+    assert out.arrays["probability"].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert "goes from" in report.summary
+    again, _ = record(method, {"data": data}, **FEW, **params)
+    assert np.array_equal(again.arrays["probability"], out.arrays["probability"])
+
+
+def test_the_comparison_suggests_by_the_fit_samples_and_ranks_on_the_others():
+    logit, label = skewed(600, 3)
+    data = xr.Dataset({"logit": (("sample", "class"), 2 * logit.numpy()), "label": ("sample", label.numpy())})
+    names = ("temperature", "vector_scaling", "histogram_binning")
+    out, result = record(Baselines, {"data": data}, **FEW, methods=names)
+    report = check_report(Baselines, result)
+    held = dict(zip(names, out.arrays["cross_validated"][1:], strict=True))
+    suggested = str(result["suggested"].values)
+    assert held[suggested] == min(held.values())
+    assert suggested in report.summary
+    fit = out.arrays["fit_index"]
+    manual = cross_validated_likelihood(RECALIBRATORS["temperature"], 2 * logit[fit], label[fit], 0)
+    assert held["temperature"] == pytest.approx(manual)
+    assert out.arrays["probability"] == pytest.approx(out.arrays["method_probability"][1 + names.index(suggested)])
+    assert out.arrays["rank"].sum() == pytest.approx(4 * 5 / 2)
+    with pytest.raises(InputError, match="platt"):
+        record(Baselines, {"data": data}, methods=("platt",))
+
+
+def test_every_method_of_the_family_is_listed_under_its_own_id_and_title():
+    from workbench_calibration import workbench_methods
+
+    references = workbench_methods()
+    assert [reference.id for reference in references] == sorted(reference.id for reference in references)
+    for reference in references:
+        assert reference.load().title == reference.title
