@@ -219,7 +219,7 @@ class Hawq(Method):
     }
     outputs = (
         _array("parameter_count", ("layer",), "int64", "weights of the layer (n_i)"),
-        _array("shape", ("layer",), "str", "shape of the weight"),
+        _array("weight_shape", ("layer",), "str", "shape of the weight"),
         _array("macs", ("layer",), "int64", "multiply-accumulates of one sample"),
         _array("fixed", ("layer",), "bool", "first and last layer, whose width is given"),
         _array("eigenvalue", ("layer", "rank"), "float64", "largest |eigenvalue| of the layer's Hessian block, signed"),

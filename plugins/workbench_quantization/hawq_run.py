@@ -191,7 +191,7 @@ def write_blocks(
     out.coordinate("bit", np.array(params.bits))
     out.coordinate("rank", np.arange(1, params.eigenvalues + 1))
     out.write("parameter_count", costs.sizes)
-    out.write("shape", [block.shape for block in blocks])
+    out.write("weight_shape", [block.shape for block in blocks])
     out.write("macs", costs.macs)
     out.write("fixed", costs.fixed > 0)
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -27,7 +27,7 @@ def layer_table(facts: Facts) -> Table:
     )
     rows = zip(
         facts.layers,
-        facts.read("shape"),
+        facts.read("weight_shape"),
         facts.read("parameter_count"),
         value,
         residual,

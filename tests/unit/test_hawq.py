@@ -30,6 +30,7 @@ from workbench_quantization.hawq_curvature import (
     trace_until,
     weight_errors,
 )
+from workbench_quantization.hawq_measure import Curvature, measure_rounding
 from workbench_quantization.hawq_solutions import Costs, free_budget
 from workbench_quantization.layers import Block, find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import quantise_weight, weight_scale
@@ -260,24 +261,49 @@ def test_fine_tuning_order_is_descending_eigenvalue_times_error(whole_run: Any) 
         assert omega[row] == pytest.approx(abs(data["eigenvalue"].values[row, 0]) * error)
 
 
-def test_program_beats_every_other_solution_in_omega_and_brute_force_cannot_do_better(
-    digits: tuple[xr.Dataset, xr.Dataset, nn.Module],
+@pytest.mark.parametrize("margin", [False, True])
+def test_program_minimises_omega_over_all_assignments(
+    digits: tuple[xr.Dataset, xr.Dataset, nn.Module], margin: bool
 ) -> None:
+    """Against every assignment within the budget; with the margin the program sees trace + 1 standard error."""
     calibration, test, model = digits
-    options = FAST | {"landscape_points": 0, "mean_plus_error": False, "trace_tolerance": 0.0}
-    out, result = record(Hawq, {"model": model, "data": calibration, "test": test}, criterion="trace", **options)
+    options = FAST | {"landscape_points": 0, "trace_tolerance": 0.0, "random_orders": 0, "sweep": 0}
+    inputs = {"model": model, "data": calibration, "test": test}
+    out, result = record(Hawq, inputs, criterion="trace", mean_plus_error=margin, **options)
     data = out.data
     free = np.flatnonzero(~data["fixed"].values)
-    omega, n = np.maximum(data["omega"].values, 0), data["parameter_count"].values
-    widths = data["bit"].values
+    n, widths = data["parameter_count"].values, data["bit"].values
+    trace = data["trace"].values + (data["trace_standard_error"].values if margin else 0.0)
+    objective = np.maximum(trace, 0.0)[:, None] / n[:, None] * data["weight_error"].values
     best = np.inf
     for choice in itertools.product(range(len(widths)), repeat=len(free)):
         bits = np.full(len(n), 8)
         bits[free] = widths[list(choice)]
         if (bits * n).sum() / n.sum() <= 3.0 + 1e-9:
-            best = min(best, omega[free, list(choice)].sum())
-    assert data["omega_total"].values[0] == pytest.approx(best, rel=1e-6)
+            best = min(best, objective[free, list(choice)].sum())
+    chosen = np.searchsorted(widths, data["bits"].values[free])
+    assert objective[free, chosen].sum() == pytest.approx(best, rel=1e-6)
+    if not margin:
+        assert data["omega_total"].values[0] == pytest.approx(best, rel=1e-6)
     check_report(Hawq, result)
+
+
+@pytest.mark.parametrize("margin", [False, True])
+def test_program_sees_trace_plus_one_standard_error_and_no_negative_trace(margin: bool) -> None:
+    model = SmallCNN(10, width=4).eval()
+    image = torch.rand(6, 1, 8, 8, generator=generator())
+    blocks, _ = find_blocks(model, image[:1])
+    sizes = np.array([block.size for block in blocks])
+    trace, error = np.array([4.0, -3.0, 2.0, 1.0, 5.0]), np.array([14.0, 1.0, 0.5, 2.0, 0.0])
+    curvature = Curvature(np.ones((5, 1)), trace, error, trace, trace, error)
+    costs = Costs(sizes, sizes, np.array([2, 4]), np.zeros(5, dtype=np.int64), 32)
+    params = Hawq.Params(bits=(2, 4), mean_plus_error=margin)
+    batches = [(image, torch.zeros(6, dtype=torch.int64))]
+    evidence = measure_rounding(model, blocks, batches, curvature, costs, params, RecordingOut(Hawq))
+    expected = np.array([18.0, 0.0, 2.5, 3.0, 5.0] if margin else [4.0, 0.0, 2.0, 1.0, 5.0])
+    dw2 = weight_errors(blocks, (2, 4), "channel")
+    np.testing.assert_allclose(evidence.objective, expected[:, None] / sizes[:, None] * dw2)
+    np.testing.assert_allclose(evidence.trace_objective, evidence.objective)
 
 
 def test_budget_fraction_bops_ties_and_blocks(digits: tuple[xr.Dataset, xr.Dataset, nn.Module]) -> None:

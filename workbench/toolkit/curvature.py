@@ -273,6 +273,7 @@ def spectral_density(
 
 
 def batch_size(batch: Any) -> int:
+    """Samples in a batch: its length, or that of its first tensor."""
     return len(batch) if isinstance(batch, Tensor) else len(batch[0])
 
 
@@ -304,6 +305,7 @@ def _gaussian(hessian: Hessian, generator: torch.Generator) -> list[Tensor]:
 
 
 def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent entries +-1 in the shape, dtype and place of `like`, drawn on the CPU."""
     return (torch.randint(0, 2, like.shape, generator=generator, dtype=like.dtype) * 2 - 1).to(like.device)
 
 

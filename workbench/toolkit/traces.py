@@ -8,6 +8,7 @@ Models must be in eval mode: batch statistics of train-mode BatchNorm couple the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def block_trace_probes(
     flat = [parameter for block in blocks for parameter in block]
     if mode == "joint":
         ends = np.cumsum([0, *(len(block) for block in blocks)])
-        groups = [list(range(start, stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        groups = [list(range(start, stop)) for start, stop in itertools.pairwise(ends)]
         joint = Hessian(loss, flat, batches, sizes=sizes, reuse_graph=reuse_graph)
         yield from trace_probes(joint, probes, generator, groups=groups)
         return
@@ -115,7 +116,7 @@ def empirical_fisher_samples(
             yield torch.tensor(
                 [
                     dot(gradients[start:stop], gradients[start:stop])
-                    for start, stop in zip(ends[:-1], ends[1:], strict=True)
+                    for start, stop in itertools.pairwise(ends)
                 ],
                 dtype=torch.float64,
             )
@@ -136,6 +137,9 @@ def activation_trace_probes(
     Args:
         loss: mean loss over one batch. At least one parameter of each layer, or its input, must require a gradient.
         layers: modules with a tensor as output, called once per forward pass.
+        batches: what `loss` accepts, one after the other.
+        probes: number of probes.
+        generator: CPU generator of the probes.
     """
     captured: dict[int, Tensor] = {}
 
