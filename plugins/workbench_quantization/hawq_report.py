@@ -84,9 +84,9 @@ def _metrics(facts: Facts) -> tuple[Metric, ...]:
         metrics.append(
             Metric(
                 name="beaten_random_orders",
-                value=float((facts.accuracy[0] > drawn).mean()),
+                value=float((facts.accuracy[0] > drawn).mean() + (facts.accuracy[0] == drawn).mean() / 2),
                 direction="higher",
-                description="share of random orders with lower accuracy before fine-tuning",
+                description="share of random orders with lower accuracy before fine-tuning; ties count half",
             )
         )
     metrics.append(Metric(name="accuracy_reversed", value=float(facts.of_kind("reversed")[0])))

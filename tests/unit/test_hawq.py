@@ -509,6 +509,10 @@ def test_report_shows_errors_baselines_and_what_mixing_brought(whole_run: Any) -
     assert metrics["accuracy"].value == data["accuracy"].values[0]
     drawn = data["accuracy"].values[data["solution_kind"].values == "random"]
     assert metrics["accuracy_random_median"].value == np.median(drawn)
+    beaten = np.mean(
+        [1.0 if metrics["accuracy"].value > a else 0.5 if metrics["accuracy"].value == a else 0.0 for a in drawn]
+    )
+    assert metrics["beaten_random_orders"].value == pytest.approx(beaten)
     layers = report.tables[0]
     assert {"residual", "± standard error"} <= set(layers.columns)
     assert any("mixing" in note.lower() for note in report.notes)
