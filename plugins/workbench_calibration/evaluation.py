@@ -38,7 +38,7 @@ from workbench_calibration.resampling import (
 from workbench_calibration.samples import PROBABILITY_FLOOR, Parts
 
 _SCORE_ARRAYS = ("value", "lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower",
-                 "chance_upper")
+                 "chance_upper", "p_value")
 
 Calibrator = Callable[[Tensor], Tensor]
 """Logits float64 (sample, class) to probabilities float64 (sample, class)."""
@@ -60,6 +60,9 @@ DESCRIPTIONS = {
     "ece_mass_debiased": "the same less its expected upward bias; may be negative",
     "squared_ce_mass_debiased": "unbiased squared top-label calibration error; may be negative",
     "ks_error": "largest distance of cumulated confidence and hits; no bins",
+    "sweep_ece_mass_l1": "the same with the most bins of equal count whose accuracies still rise",
+    "kde_ece_l1": "top-label calibration error under a kernel density of the confidence; no bins",
+    "mmce_laplacian": "top-label kernel calibration error, Laplacian kernel of width 0.4; no bins",
     "classwise_ece_width_mean": "calibration error of p_k against [label = k], mean over classes",
     "classwise_ece_width_sum": "the same, summed over classes",
     "classwise_ece_width_thresholded": "the same mean, events with p_k below 1/classes left out",
@@ -99,6 +102,7 @@ OUTPUTS = (
     Output("chance", ("method", "metric"), "float64", "mean of the metric if labels were drawn from the probabilities"),
     Output("chance_lower", ("method", "metric"), "float64", "2.5 % quantile of it"),
     Output("chance_upper", ("method", "metric"), "float64", "97.5 % quantile of it"),
+    Output("p_value", ("method", "metric"), "float64", "consistency test: chance of so large an error if calibrated"),
     Output("reliability_confidence", ("method", "bin"), "float64", "mean confidence in bins of equal width"),
     Output("reliability_accuracy", ("method", "bin"), "float64", "accuracy in the bin; NaN: empty"),
     Output("reliability_accuracy_lower", ("method", "bin"), "float64", "lower end of its 95 % Wilson interval"),
@@ -193,7 +197,7 @@ def _uncertainty(
 ) -> dict[str, dict[str, float]]:
     """Per stored array a row of numbers by metric; NaN where a metric is not resampled."""
     rows: dict[str, dict[str, float]] = {"value": dict(value)}
-    for column in ("lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower", "chance_upper"):
+    for column in _SCORE_ARRAYS[1:]:
         rows[column] = dict.fromkeys(value, math.nan)
     for name in value:
         change = value[name] - first[name]
@@ -203,6 +207,9 @@ def _uncertainty(
             low, high = paired_difference(drawn, before, name, change)
             rows["change_lower"][name], rows["change_upper"][name] = low, high
             rows["chance"][name] = float(chance[name].mean())
+            if name in ERRORS:
+                larger = int((chance[name] >= value[name] - 1e-12).sum())
+                rows["p_value"][name] = (1 + larger) / (1 + len(chance[name]))
             rows["chance_lower"][name], rows["chance_upper"][name] = np.quantile(chance[name], [0.025, 0.975])
     return rows
 
@@ -338,7 +345,6 @@ def _metric_table(scores: Scores) -> Table:
     for metric in HEADLINE:
         for name in scores.methods:
             value, first = scores("value", name, metric), name == UNCALIBRATED
-            low, high = scores.span("chance", name, metric)
             rows.append((
                 metric,
                 name,
@@ -346,18 +352,18 @@ def _metric_table(scores: Scores) -> Table:
                 _text(scores.span("value", name, metric)),
                 None if first else round(scores("change", name, metric), 4),
                 None if first else _text(scores.span("change", name, metric)),
-                _text((low, high)),
-                low <= value <= high or (metric in ERRORS and value < low),
+                _text(scores.span("chance", name, metric)),
+                round(scores("p_value", name, metric), 3) if metric in ERRORS else None,
             ))
     return Table(
         title="Before and after",
         columns=("metric", "method", "value", "95 % interval", "change", "95 % interval of the change",
-                 "by chance alone", "within chance"),
+                 "by chance alone", "p"),
         rows=tuple(rows),
         caption="Basic (reflected) bootstrap over the report samples with the fitted maps fixed; changes are paired. The "
         "reflection takes off the upward bias of calibration errors at finite samples, so an interval may lie below its "
         "value. By chance alone: central 95 % of the metric if labels were drawn from the probabilities themselves, that "
-        "is, under perfect calibration.",
+        "is, under perfect calibration; p: the share of those draws with at least as large an error (consistency test).",
     )
 
 

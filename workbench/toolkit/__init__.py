@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     )
     from workbench.toolkit.features import Pool, capture, find_layer, last_linear, layer_names
     from workbench.toolkit.inference import evaluating, model_device, predict, predict_all
+    from workbench.toolkit.kernels import (
+        CalibrationTest,
+        consistency_test,
+        kernel_calibration_error,
+        kernel_calibration_test,
+    )
     from workbench.toolkit.mixing import (
         Mixed,
         box_mask,
@@ -84,6 +90,11 @@ if TYPE_CHECKING:
         trace_probes,
     )
     from workbench.toolkit.training import FitResult, Loss, Transform, fit, numpy_generator, soft_cross_entropy
+    from workbench.toolkit.unbinned import (
+        density_calibration_error,
+        maximum_mean_calibration_error,
+        sweep_calibration_error,
+    )
 
 _HOME = {
     "augment": ("flip_crop", "random_crop", "random_flip"),
@@ -91,6 +102,12 @@ _HOME = {
     "curvature": ("Eigenpairs", "Hessian", "SpectralDensity", "lanczos", "spectral_density", "top_eigenpairs"),
     "features": ("Pool", "capture", "find_layer", "last_linear", "layer_names"),
     "inference": ("evaluating", "model_device", "predict", "predict_all"),
+    "kernels": (
+        "CalibrationTest",
+        "consistency_test",
+        "kernel_calibration_error",
+        "kernel_calibration_test",
+    ),
     "mixing": (
         "Mixed",
         "box_mask",
@@ -153,6 +170,11 @@ _HOME = {
     ),
     "training": ("FitResult", "Loss", "Transform", "fit", "numpy_generator", "soft_cross_entropy"),
     "statistics": ("Interval", "bootstrap_interval", "mean_interval", "wilson_interval"),
+    "unbinned": (
+        "density_calibration_error",
+        "maximum_mean_calibration_error",
+        "sweep_calibration_error",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -160,6 +182,7 @@ __all__ = [
     "ArrayLike",
     "Binning",
     "CalibrationBand",
+    "CalibrationTest",
     "Eigenpairs",
     "FitResult",
     "Hessian",
@@ -192,12 +215,14 @@ __all__ = [
     "classwise_calibration_error",
     "clipped_probability_count",
     "confidence_auroc",
+    "consistency_test",
     "count_operations",
     "cutmix_batch",
     "debiased_calibration_error",
     "debiased_error",
     "debiased_squared_calibration_error",
     "debiased_squared_error",
+    "density_calibration_error",
     "draw_box",
     "draw_share",
     "empirical_fisher_samples",
@@ -208,6 +233,8 @@ __all__ = [
     "fit",
     "flip_crop",
     "image_batches",
+    "kernel_calibration_error",
+    "kernel_calibration_test",
     "kfold_indices",
     "kolmogorov_smirnov_error",
     "ks_calibration_error",
@@ -218,6 +245,7 @@ __all__ = [
     "make_optimizer",
     "mask_batch",
     "maximum_calibration_error",
+    "maximum_mean_calibration_error",
     "mean_entropy",
     "mean_interval",
     "mix",
@@ -238,6 +266,7 @@ __all__ = [
     "soft_labels",
     "spectral_density",
     "split_indices",
+    "sweep_calibration_error",
     "to_tensor",
     "top_eigenpairs",
     "top_label",

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from workbench.errors import InputError
-from workbench.toolkit import reliability
+from workbench.toolkit import reliability, unbinned
 from workbench.toolkit.reliability import Binning, MurphyParts, Norm, ReliabilityBins
 
 __all__ = [
@@ -276,6 +276,9 @@ def calibration_metrics(
         "ece_mass_debiased": reliability.debiased_error(*events, n_bins=n_bins),
         "squared_ce_mass_debiased": reliability.debiased_squared_error(*events, n_bins=n_bins),
         "ks_error": reliability.kolmogorov_smirnov_error(*events),
+        "sweep_ece_mass_l1": unbinned.sweep_calibration_error(*events),
+        "kde_ece_l1": unbinned.density_calibration_error(*events),
+        "mmce_laplacian": unbinned.maximum_mean_calibration_error(*events),
         "classwise_ece_width_mean": float(per_class.mean()),
         "classwise_ece_width_sum": float(per_class.sum()),
         "classwise_ece_width_thresholded": classwise_calibration_error(p, y, n_bins=n_bins, threshold=1 / p.shape[1]),
