@@ -238,7 +238,7 @@ class Workbench:
         """See `workbench.execution.inputs.Sources`."""
         from workbench.subjects import load_model
 
-        return load_model(spec, factories=self._factories(), example=example)
+        return load_model(spec, factories=self._factories(), example=example, argument=role)
 
     def stored_run(self, run_id: str) -> StoredRun:
         """See `workbench.execution.inputs.Sources`."""
@@ -408,7 +408,9 @@ class Run:
         """What pages and panels show of the run (`workbench.render.RunInfo`)."""
         from workbench.render import RunInfo
 
-        return RunInfo.from_record(self.record, status=self.stored.status, served=self.served)
+        return RunInfo.from_record(
+            self.record, status=self.stored.status, served=self.served, store=self._bench.store.url
+        )
 
     @property
     def path(self) -> Path | str:

@@ -1,10 +1,10 @@
 """Every hook a plugin may implement, on one page. Implement any of them in a module named by an entry point in group `workbench`.
 
-    from workbench import MethodReference, hookimpl
+from workbench import MethodReference, hookimpl
 
-    @hookimpl
-    def workbench_methods():
-        return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
+@hookimpl
+def workbench_methods():
+return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ def workbench_methods() -> Sequence[MethodReference | type[Method]]:  # type: ig
 
 
 @hookspec
-def workbench_datasets() -> Mapping[str, Callable[[], Any]]:  # type: ignore[empty-body]
-    """Data sets by name: a function that returns an xarray Dataset with the variables of `workbench.schema`."""
+def workbench_datasets() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Data sets by name: a function of keyword arguments (`name(size=64)`) that returns a Dataset with the variables of
+    `workbench.schema`.
+    """
 
 
 @hookspec
 def workbench_models() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Model factories by name: a function of keyword arguments that returns an `nn.Module`."""
+    """Model factories by name: a function of keyword arguments that returns an `nn.Module` or a `workbench.Model`.
+
+    Arguments called `n_classes` and `channels` are filled in from the data where the user gives none; one called
+    `weights` receives the path after `@`. Every factory also understands `mean`, `std` and `seed` in `name(...)`.
+    """
 
 
 @hookspec

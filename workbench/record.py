@@ -135,10 +135,9 @@ class RunRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """Metric values by name, from the report saved with the run."""
-        special = {"__nan__": float("nan"), "__inf__": float("inf"), "__-inf__": float("-inf")}
-        if self.report is None:
-            return {}
-        return {
-            metric["name"]: special.get(metric["value"], metric["value"]) if isinstance(metric["value"], str) else metric["value"]
-            for metric in self.report["metrics"]
-        }
+        return {str(metric["name"]): _number(metric["value"]) for metric in (self.report or {}).get("metrics", ())}
+
+
+def _number(value: Any) -> float:
+    """A number of a report, where NaN and the infinities are spelled `__nan__`, `__inf__`, `__-inf__`."""
+    return float(value.strip("_")) if isinstance(value, str) else float(value)

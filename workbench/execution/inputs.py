@@ -198,7 +198,11 @@ def _data(name: str, role: DataRole, value: Any, sources: Sources) -> Resolved:
 def _wanted(dataset: xr.Dataset, role: DataRole) -> xr.Dataset:
     """Only what the role asks for: other variables can change nothing, so they are no part of the identity."""
     keep = [name for name in dataset.data_vars if name in role.variables or name in role.optional_variables]
-    return dataset[keep] if keep else dataset
+    if not keep:
+        return dataset
+    # Class names say what labels mean, though no variable of the role may run over classes.
+    names = {"class": dataset.coords["class"]} if "class" in dataset.coords else {}
+    return dataset[keep].assign_coords(names)
 
 
 def _content(dataset: xr.Dataset, handles: Mapping[str, Any]) -> str:

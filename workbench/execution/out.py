@@ -43,6 +43,8 @@ class StoredArray:
 
     def __setitem__(self, region: Any, values: Any) -> None:
         slices, dropped = self._region(region)
+        if not isinstance(values, torch.Tensor):
+            values = np.asarray(_to_numpy(values))
         source = _source(values, self._name, self._writer.dtype)
         shape = tuple(part.stop - part.start for part in slices)
         squeezed = tuple(size for axis, size in enumerate(shape) if axis not in dropped)

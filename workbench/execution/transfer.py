@@ -20,7 +20,7 @@ _SIDE_STREAMS: dict[int, torch.cuda.Stream] = {}
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     index = torch.cuda.current_device() if device.index is None else device.index
     if index not in _SIDE_STREAMS:
-        _SIDE_STREAMS[index] = torch.cuda.Stream(device=index)
+        _SIDE_STREAMS[index] = torch.cuda.Stream(device=index)  # type: ignore[no-untyped-call]
     return _SIDE_STREAMS[index]
 
 
@@ -61,6 +61,6 @@ class TensorSource:
         with torch.cuda.stream(stream):
             host.copy_(tensor.to(host.dtype), non_blocking=True)
             tensor.record_stream(stream)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event.synchronize

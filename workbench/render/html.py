@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["IndexCard", "RunInfo", "index_html", "notebook_fragment", "report_html", "resolve_views", "run_html", "runs_html"]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+CARDS = 10
+"""Metrics shown as cards; a report may have dozens, and the first ones are the ones to read."""
 
 
 def report_html(report: Report, result: Result, info: RunInfo) -> str:
@@ -43,15 +45,15 @@ def report_html(report: Report, result: Result, info: RunInfo) -> str:
             _header(info),
             element("p", report.summary, class_="wb-lead"),
             _failure(info),
-            sections.metric_cards(report.metrics),
+            _metrics(report.metrics),
             _views(report.views, result, info),
             _section("Tables", *[element("div", sections.report_table(table), class_="wb-card") for table in report.tables]),
             _section("Notes", _card(sections.notes_list(report.notes)) if report.notes else None),
             _section("Inputs", _card(sections.inputs_table(info)) if info.inputs else None),
-            _section("Parameters", _card(sections.parameters_table(info)) if info.params else None),
+            _section("Parameters", *_parameters(info)),
             _section("Arrays", _arrays(info)),
             _section("Stored models", _card(sections.models_table(info)) if info.models else None),
-            _section("Provenance", _card(sections.provenance_list(info))),
+            _section("Provenance", _folded("Versions, machine, key", sections.provenance_list(info))),
             _section("The same run in Python", _card(element("pre", element("code", info.code())))),
         ]
     )
@@ -82,6 +84,30 @@ def _section(title: str, *content: Html | None) -> Html | None:
 
 def _card(content: Html) -> Html:
     return element("div", content, class_="wb-card")
+
+
+def _folded(title: str, content: Html) -> Html:
+    """Something for those who look for it: shown on a click, without scripts."""
+    return element("details", element("summary", title), content, class_="wb-card")
+
+
+def _metrics(metrics: Sequence[Metric]) -> Html | None:
+    """The first metrics as cards; all of them in a folded table where there are more."""
+    cards = sections.metric_cards(metrics[:CARDS])
+    if cards is None or len(metrics) <= CARDS:
+        return cards
+    return join([cards, _folded(f"All {len(metrics)} metrics", sections.metrics_table(metrics))])
+
+
+def _parameters(info: RunInfo) -> list[Html]:
+    """What differs from the defaults in the open, everything else folded."""
+    changed = [name for name in info.params if info.changed(name)]
+    parts = [_card(sections.parameters_table(info, changed))] if changed else []
+    unchanged = len(info.params) - len(changed)
+    if unchanged:
+        rest = [name for name in info.params if name not in changed]
+        parts.append(_folded(f"{unchanged} parameters at their defaults", sections.parameters_table(info, rest)))
+    return parts
 
 
 def _header(info: RunInfo) -> Html:
@@ -118,7 +144,7 @@ def _arrays(info: RunInfo) -> Html | None:
     sizes = [entry.get("bytes") for entry in info.arrays.values()]
     total = sum(size for size in sizes if isinstance(size, int))
     about = f"{len(info.arrays):,} arrays with coordinates and model states, {bytes_text(total)} before compression."
-    return _card(join([sections.arrays_table(info), element("div", about, class_="wb-missing")]))
+    return _folded(about, sections.arrays_table(info))
 
 
 # -------------------------------------------------------------------------------------------------------------- views
@@ -220,12 +246,22 @@ class IndexCard:
         for candidate in chosen:
             (plot,) = resolve_views([candidate], result)
             if not isinstance(plot, WorkbenchError):
-                thumbnail = svg(plot, salt=f"card {href}", small=True)
+                thumbnail = svg(_glimpse(plot), salt=f"card {href}", small=True)
                 break
         return cls(
             href, info.method, info.method_title, report.summary, tuple(report.metrics), info.status,
             info.device, info.seconds, thumbnail,
         )  # fmt: skip
+
+
+def _glimpse(plot: Plot) -> Plot:
+    """As much of a plot as can be recognised at the size of a stamp."""
+    if isinstance(plot, ReliabilityPlot):
+        return replace(plot, panels=plot.panels[:1])
+    if isinstance(plot, ImageGridPlot):
+        cells = tuple(row[:4] for row in plot.cells[:3])
+        return replace(plot, rows=plot.rows[:3], columns=tuple("" for _ in plot.columns[:4]), cells=cells)
+    return plot
 
 
 def index_html(cards: Sequence[IndexCard], *, title: str = "Workbench reports", intro: str = "") -> str:

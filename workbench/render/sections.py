@@ -18,6 +18,7 @@ __all__ = [
     "metric_cards",
     "metric_text",
     "metrics_line",
+    "metrics_table",
     "models_table",
     "notes_list",
     "parameters_table",
@@ -75,6 +76,16 @@ def _metric_card(metric: Metric) -> Html:
     )
 
 
+def metrics_table(metrics: Sequence[Metric]) -> Html:
+    """Every metric in a row."""
+    rows = [
+        (plain_name(m.name), number_text(m.value), m.unit, _interval(m), _better(m), element("span", m.description))
+        for m in metrics
+    ]
+    columns = ("metric", "value", "unit", "interval", "direction", "what it is")
+    return table_html(columns, rows, (False, True, False, False, False, False))
+
+
 def metrics_line(metrics: Sequence[Metric], most: int = 4) -> Html:
     """The first metrics in one line: `accuracy 0.934 ↑ · size 2,600 kB`."""
     parts: list[object] = []
@@ -130,10 +141,11 @@ def notes_list(notes: Sequence[str]) -> Html:
     return element("ul", *[element("li", note) for note in notes], class_="wb-notes")
 
 
-def parameters_table(info: RunInfo) -> Html:
-    """Every parameter; those that differ from their default are marked."""
+def parameters_table(info: RunInfo, names: Sequence[str] | None = None) -> Html:
+    """Parameters (all by default); those that differ from their default are marked."""
     rows: list[Any] = []
-    for name, value in info.params.items():
+    for name in info.params if names is None else names:
+        value = info.params[name]
         text = element("code", _value_text(value))
         changed = info.changed(name)
         default = _value_text(info.default_params[name]) if changed else ""

@@ -44,6 +44,8 @@ a:hover {{ text-decoration: underline; }}
   padding-left: 18px; text-wrap: pretty; }}
 .wb-card {{ background: var(--wb-card); border: 1px solid var(--wb-line); border-radius: 10px; padding: 16px 18px;
   min-width: 0; }}
+summary {{ cursor: pointer; color: var(--wb-muted); font-size: 13.5px; }} details[open] > summary {{ margin-bottom: 10px; }}
+.wb-metrics + details {{ margin-top: 14px; }}
 .wb-metrics {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(212px, 1fr)); gap: 14px; }}
 .wb-metric .wb-name {{ color: var(--wb-muted); font-size: 13px; overflow-wrap: anywhere; }}
 .wb-metric .wb-value {{ font-size: 27px; line-height: 1.3; font-weight: 640; font-variant-numeric: tabular-nums;

@@ -76,16 +76,18 @@ def digits(split: str = "all", size: int = 8) -> xr.Dataset:
     )
 
 
-def photos(size: int = 256, count: int | None = None, gray: bool = False) -> xr.Dataset:
+def photos(size: int = 256, count: int | None = None, gray: bool = False, shrink: int = 1) -> xr.Dataset:
     """Square crops of the photographs that come with scikit-image, uint8; coordinate `name` says which photo.
 
-    The centre crop of each photo comes first. Where `count` asks for more, crops on a grid of the photos follow, photo
-    by photo in turn, none overlapping another crop of the grid.
+    By default the centre crop of each photo. With `count`, the crops of a centred grid over each photo, photo by photo in
+    turn: no two of them overlap, so that some can be trained on and others reported on.
 
     Args:
         size: side of the crops; photos that are smaller are left out.
         count: number of crops; by default one of each photo.
         gray: luminance (ITU-R 601) in one channel instead of RGB.
+        shrink: first reduce the photos by this factor (mean of `shrink` x `shrink` pixels), so that small crops show
+            more than a patch of texture.
     """
     from PIL import Image
     from skimage import data
@@ -93,18 +95,20 @@ def photos(size: int = 256, count: int | None = None, gray: bool = False) -> xr.
     _check_size("size", size, 8)
     if not isinstance(gray, bool):
         raise InputError("gray", expected="True or False", got=repr(gray))
+    _check_size("shrink", shrink, 1)
     if count is not None:
         _check_size("count", count, 1)
     pictures = {name: Image.fromarray(getattr(data, name)()).convert("L" if gray else "RGB") for name in PHOTOS}
+    pictures = {name: picture.reduce(shrink) for name, picture in pictures.items()}
     pictures = {name: picture for name, picture in pictures.items() if min(picture.size) >= size}
-    boxes = [(name, _centre(picture.size, size)) for name, picture in pictures.items()]
-    tiles = {name: _tiles(picture.size, size) for name, picture in pictures.items()}
+    boxes = [(name, _centre(picture.size, size)) for name, picture in pictures.items()] if count is None else []
+    tiles = {name: [] if count is None else _tiles(picture.size, size) for name, picture in pictures.items()}
     for turn in range(max((len(found) for found in tiles.values()), default=0)):
         boxes += [(name, found[turn]) for name, found in tiles.items() if turn < len(found)]
     wanted = len(pictures) if count is None else count
     if not pictures or wanted > len(boxes):
         raise InputError("count" if pictures else "size", expected=f"at most {len(boxes)} crops of {size}x{size}" if pictures
-                         else "at most 512, the smaller side of the largest photo", got=str(wanted if pictures else size))
+                         else f"at most {512 // shrink}, the smaller side of the largest photo", got=str(wanted if pictures else size))
     chosen = boxes[:wanted]
     crops = [np.asarray(pictures[name].crop((x, y, x + size, y + size))) for name, (x, y) in chosen]
     image = np.stack([crop[None] if gray else crop.transpose(2, 0, 1) for crop in crops])
@@ -118,11 +122,10 @@ def _centre(shape: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _tiles(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Corners of the grid of crops, centred; nothing where the grid is the centre crop alone."""
+    """Corners of the grid of crops, centred."""
     columns, rows = shape[0] // size, shape[1] // size
     left, top = (shape[0] - columns * size) // 2, (shape[1] - rows * size) // 2
-    corners = [(left + i * size, top + j * size) for j in range(rows) for i in range(columns)]
-    return [corner for corner in corners if corner != _centre(shape, size)]
+    return [(left + i * size, top + j * size) for j in range(rows) for i in range(columns)]
 
 
 def _check_size(name: str, value: Any, least: int) -> None:

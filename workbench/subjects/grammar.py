@@ -1,6 +1,7 @@
 """How subjects are written as text: `name(key=value, ...)`, followed by `@weights` for models or `[start:stop]` for data.
 
-Values are Python literals, `true` and `false`; other bare words are strings: `photos(size=64)[:16]`, `resnet20(n_classes=100)@weights.safetensors`.
+Values are Python literals, `true` and `false`; other bare words are strings:
+    `photos(size=64)[:16]`, `resnet20(n_classes=100)@weights.safetensors`.
 """
 
 from __future__ import annotations
