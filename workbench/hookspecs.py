@@ -1,10 +1,12 @@
-"""Every hook a plugin may implement, on one page. Implement any of them in a module named by an entry point in group `workbench`.
+"""Every hook a plugin may implement, on one page.
 
-from workbench import MethodReference, hookimpl
+Implement any of them in a module named by an entry point in group `workbench`:
 
-@hookimpl
-def workbench_methods():
-return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
+    from workbench import MethodReference, hookimpl
+
+    @hookimpl
+    def workbench_methods():
+        return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
 """
 
 from __future__ import annotations
