@@ -85,9 +85,25 @@ def fit_full(
         at_weight = slope.T @ score + 2 * square * outside * weight
         return value, torch.cat([at_weight.reshape(-1), slope.sum(0) + 2 * linear * bias]).cpu().numpy()
 
-    first = (torch.eye(classes), torch.zeros(classes)) if start is None else (start.weight, start.bias)
-    begin = np.concatenate([part.double().cpu().numpy().reshape(-1) for part in first])
-    flat, gradient = _minimise(objective, begin, tolerance)
+    identity = (torch.eye(classes, dtype=score.dtype), torch.zeros(classes, dtype=score.dtype))
+    first = identity if start is None else (start.weight, start.bias)
+    weight, bias = (part.to(score.device, score.dtype) for part in first)
+    # Penalties make entries differ in curvature by orders of magnitude; the diagonal of the Hessian evens them out.
+    p = torch.softmax(score @ weight.T + bias, dim=1)
+    spread = p * (1 - p)
+    curvature = torch.cat([
+        (spread.T @ score**2 / len(label) + 2 * square * outside).reshape(-1), spread.mean(0) + 2 * linear
+    ])
+    scale = torch.sqrt(curvature + 1e-6 * curvature.max()).cpu().numpy()
+
+    def scaled(flat: Float) -> tuple[float, Float]:
+        value, slope = objective(flat / scale)
+        return value, slope / scale
+
+    begin = torch.cat([weight.reshape(-1), bias]).cpu().numpy()
+    flat, _ = _minimise(scaled, begin * scale, tolerance)
+    flat = flat / scale
+    gradient = float(np.abs(objective(flat)[1]).max())
     found = torch.as_tensor(flat, device=score.device)
     return AffineMap(found[:size].reshape(classes, classes), found[size:], gradient)
 
