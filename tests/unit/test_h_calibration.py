@@ -1,6 +1,7 @@
 """h-calibration: the loss against a naive one, clusters against exact ones, maps that keep order, and the whole method."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from workbench_calibration.h_calibration import HCalibration
 from workbench_calibration.h_loss import event_gap, h_calibration_loss, kmeans_1d, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, MonotoneNetwork, PiecewiseLinear, clenshaw_curtis, make_map
 from workbench_calibration.h_training import fit_map
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
 
 
 def overconfident(samples=600, classes=6, sharpness=2.5, seed=0):
@@ -346,3 +349,24 @@ def test_it_can_be_cancelled_within_a_map():
 def test_a_window_that_holds_every_event_is_refused():
     with pytest.raises(InputError, match="window"):
         record(HCalibration, {"data": dataset(*overconfident(60, 3))}, maps=("linear-16",), epochs=1, window=100)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the stored classifier outputs are not beside this repository")
+def test_on_a_stored_classifier_it_beats_temperature_and_the_same_map_trained_with_cross_entropy():
+    with np.load(DATA / "wideresnet-16-4-cifar-100.npz") as stored:
+        p, y = stored["predictions"], stored["ground_truth"].reshape(-1).astype(np.int64)
+    rows = np.random.default_rng(0).permutation(10_000)
+    fit, report = (
+        xr.Dataset({"probability": (("sample", "class"), p[part]), "label": ("sample", y[part])})
+        for part in (rows[:5000], rows[5000:])
+    )
+    _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), epochs=240,
+                       leave_one_class_out=False, resamples=100, chance_draws=20)
+    table = result["value"]
+    error = {str(name): float(table.sel({"method": name, "metric": "ece_width_l1"})) for name in table["method"].values}
+    assert error["h_calibration"] < 0.6 * min(error["temperature"], error["cross_entropy"])
+    assert error["h_calibration"] < 0.4 * error["uncalibrated"]
+    likelihood = table.sel({"metric": "negative_log_likelihood"})
+    assert float(likelihood.sel({"method": "h_calibration"})) < float(likelihood.sel({"method": "temperature"})) + 0.01
+    assert (result["changed_predictions"].values == 0).all()
