@@ -178,7 +178,7 @@ class LogitScores(Method):
                 )
                 .cpu()
                 .numpy()
-                for name in names
+                for name in out.track(names, "scoring")
             ]
         )
         out.coordinate("method", names)

@@ -84,6 +84,7 @@ class ClassifierTraining(Method):
 
     id = "training.classifier"
     title = "Trains or fine-tunes a classifier, judges it on held-out samples and stores it for the next method"
+    paper = None
     inputs = {
         "model": ModelRole("the architecture, or with initialization='given' the weights to go on from"),
         "data": DataRole(

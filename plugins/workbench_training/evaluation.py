@@ -26,6 +26,7 @@ class ClassifierEvaluation(Method):
 
     id = "training.evaluation"
     title = "What a classifier says about a data set: logits, features, mistakes, accuracy and calibration"
+    paper = None
     inputs = {
         "model": ModelRole("the classifier"),
         "data": DataRole(
