@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import InputError
+from workbench.record import report_number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,8 +51,8 @@ def compare_runs(runs: Sequence[Comparable], variables: Sequence[str] = ()) -> x
         data[name] = ("run", [record.metrics.get(name, np.nan) for record in records], attributes)
         if any(entry is not None and entry.get("interval") for entry in entries):
             bounds = [(entry or {}).get("interval") or (np.nan, np.nan) for entry in entries]
-            data[f"{name}_lower"] = ("run", [float(low) for low, _ in bounds])
-            data[f"{name}_upper"] = ("run", [float(high) for _, high in bounds])
+            data[f"{name}_lower"] = ("run", [report_number(low) for low, _ in bounds])
+            data[f"{name}_upper"] = ("run", [report_number(high) for _, high in bounds])
     dataset = xr.Dataset(data, coords=coords)
     for name in variables:
         dataset[name] = _aligned(runs, name)

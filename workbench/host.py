@@ -207,7 +207,8 @@ class Host:
 
     def _unknown(self, method_id: str) -> str:
         close = difflib.get_close_matches(method_id, self._methods, n=3, cutoff=0.5)
-        close = close or [known for known in self._methods if method_id.partition(".")[2] in known][:3]
+        name = method_id.rpartition(".")[2]
+        close = close or [known for known in self._methods if name and name in known.rpartition(".")[2]][:3]
         hint = f"Did you mean {' or '.join(close)}?" if close else "See `workbench list`."
         broken = [status.name for status in self._statuses.values() if status.state == "failed"]
         note = f" Plugins that failed to load: {', '.join(broken)} (see `workbench plugins`)." if broken else ""

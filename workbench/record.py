@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from workbench.fingerprint import digest_json
 
-__all__ = ["FORMAT_VERSION", "STALE_AFTER", "Failure", "RunRecord", "Status", "new_run_id", "now", "run_key"]
+__all__ = ["FORMAT_VERSION", "STALE_AFTER", "Failure", "RunRecord", "Status", "new_run_id", "now", "report_number", "run_key"]
 
 FORMAT_VERSION = 1
 """Version of the store's layout (contract 3). Stores of a newer version are refused."""
@@ -135,9 +135,9 @@ class RunRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """Metric values by name, from the report saved with the run."""
-        return {str(metric["name"]): _number(metric["value"]) for metric in (self.report or {}).get("metrics", ())}
+        return {str(metric["name"]): report_number(metric["value"]) for metric in (self.report or {}).get("metrics", ())}
 
 
-def _number(value: Any) -> float:
+def report_number(value: Any) -> float:
     """A number of a report, where NaN and the infinities are spelled `__nan__`, `__inf__`, `__-inf__`."""
     return float(value.strip("_")) if isinstance(value, str) else float(value)

@@ -71,6 +71,7 @@ for _command in COMMANDS:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (the console script exits with it)."""
+    stdout = sys.stdout
     try:
         result = cli.main(
             args=None if arguments is None else list(arguments), prog_name="workbench", standalone_mode=False
@@ -86,10 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         if os.environ.get("WORKBENCH_DEBUG"):
             raise
-        click.echo(f"error: {error}", err=True)
+        from workbench.cli.printing import harmless
+
+        click.echo(f"error: {harmless(str(error))}", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        # `workbench runs | head`: whoever read us has what they wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:
+        # `workbench runs | head`: whoever read us has what they wanted. Of the two that turn a broken pipe into an exit,
+        # click swaps the stream for a silent one, and rich keeps the error as the context.
+        if sys.stdout is stdout and not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 0
     return result if isinstance(result, int) else 0

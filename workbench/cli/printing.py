@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from workbench.record import report_number
+
 if TYPE_CHECKING:
     from workbench.bench import Run
     from workbench.description import MethodDescription
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "harmless",
     "number",
     "print_description",
     "print_methods",
@@ -40,12 +43,17 @@ def console() -> Console:
 
 def printable(text: object) -> Text:
     """Text of unknown origin for a terminal: no markup, no control characters, no reordering marks."""
-    return Text("".join(" " if ch in "\n\t" else ch for ch in str(text) if ch.isprintable() or ch in "\n\t"))
+    return Text(harmless(str(text)).replace("\n", " ").replace("\t", " "))
 
 
-def number(value: float | None) -> str:
-    """Four significant digits."""
-    return "" if value is None else f"{value:.4g}"
+def harmless(text: str) -> str:
+    """Text without control characters (terminals obey those) and reordering marks; lines stay lines."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+def number(value: float | str | None) -> str:
+    """Four significant digits; NaN and the infinities also as a report spells them."""
+    return "" if value is None else f"{report_number(value):.4g}"
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -106,7 +114,7 @@ def print_plugins(statuses: Sequence[PluginStatus]) -> None:
     for status in statuses:
         if status.traceback:
             out.print(Text(f"{status.name}:", style="bold"))
-            out.print(Text(status.traceback, style="dim"))
+            out.print(Text(harmless(status.traceback), style="dim"))
 
 
 def print_description(description: MethodDescription) -> None:
@@ -115,7 +123,7 @@ def print_description(description: MethodDescription) -> None:
     out.print(Text.assemble((description.id, "bold"), f"  version {description.version}"))
     out.print(printable(description.title))
     out.print()
-    out.print(Padding(Text(description.text), (0, 0, 1, 2)))
+    out.print(Padding(Text(harmless(description.text)), (0, 0, 1, 2)))
     out.print(_fields((("paper", description.paper), ("official code", description.code))))
     roles = _table("input", "kind", "takes", "description", title="inputs")
     for role in description.roles:
@@ -146,12 +154,10 @@ def _metrics(metrics: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("metric", "value", "95 % interval", "unit", "description")
     for metric in metrics:
         interval = metric.get("interval")
-        value = metric["value"]
-        text = number(value) if isinstance(value, float | int) else str(value).strip("_")
         _add(
             table,
             f"{metric['name']} {ARROWS.get(metric.get('direction', ''), '')}".strip(),
-            text,
+            number(metric["value"]),
             f"{number(interval[0])} to {number(interval[1])}" if interval else "",
             metric.get("unit", ""),
             metric.get("description", ""),
@@ -193,7 +199,7 @@ def print_run(run: Run) -> None:
     """One run, whole."""
     out = console()
     record, status = run.record, run.status
-    out.print(Text.assemble((run.id, "bold"), "  ", (status, STYLES[status])))
+    out.print(Text.assemble(printable(run.id), "  ", (status, STYLES[status]), style="bold"))
     facts = [
         ("method", f"{record.method} (version {record.method_version}): {record.method_title}"),
         ("paper", (record.paper or {}).get("citation", "")),
@@ -230,7 +236,7 @@ def print_run(run: Run) -> None:
     for warning in record.provenance.get("warnings", ()):
         out.print(Text.assemble(("warning: ", "yellow"), printable(warning)))
     if run.traceback:
-        out.print(Text(run.traceback, style="red"))
+        out.print(Text(harmless(run.traceback), style="red"))
 
 
 def _bytes(size: float) -> str:

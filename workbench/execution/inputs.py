@@ -293,6 +293,12 @@ def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) 
     if isinstance(value, tuple) and len(value) == 2:  # (run, name of the stored model)
         stored, model_name = _stored(value[0]), str(value[1])
     if stored is not None:
+        if model_name not in stored.record.models:
+            raise InputError(
+                name,
+                expected="a run that stored a model" + ("" if model_name == "model" else f" called {model_name!r}"),
+                got=f"run {stored.id} ({stored.record.method}), which stored {', '.join(stored.record.models) or 'none'}",
+            )
         module = sources.stored_model(stored, model_name)
         identity = digest_json({"run": stored.record.key or stored.id, "model": model_name})
         suffix = "" if model_name == "model" else f"[{model_name}]"
