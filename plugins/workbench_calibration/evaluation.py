@@ -30,8 +30,8 @@ from workbench_calibration.resampling import (
     ERRORS,
     RESAMPLED,
     BinnedProbability,
-    basic_interval,
     chance_metrics,
+    metric_interval,
     paired_difference,
     resample_counts,
 )
@@ -203,7 +203,7 @@ def _uncertainty(
         change = value[name] - first[name]
         rows["change"][name] = change
         if name in RESAMPLED:
-            rows["lower"][name], rows["upper"][name] = basic_interval(name, value[name], drawn[name])
+            rows["lower"][name], rows["upper"][name] = metric_interval(name, value[name], drawn[name])
             low, high = paired_difference(drawn, before, name, change)
             rows["change_lower"][name], rows["change_upper"][name] = low, high
             rows["chance"][name] = float(chance[name].mean())
@@ -360,10 +360,11 @@ def _metric_table(scores: Scores) -> Table:
         columns=("metric", "method", "value", "95 % interval", "change", "95 % interval of the change",
                  "by chance alone", "p"),
         rows=tuple(rows),
-        caption="Basic (reflected) bootstrap over the report samples with the fitted maps fixed; changes are paired. The "
-        "reflection takes off the upward bias of calibration errors at finite samples, so an interval may lie below its "
-        "value. By chance alone: central 95 % of the metric if labels were drawn from the probabilities themselves, that "
-        "is, under perfect calibration; p: the share of those draws with at least as large an error (consistency test).",
+        caption="Bootstrap over the report samples with the fitted maps fixed: percentile intervals of means (accuracy, NLL, "
+        "Brier score), reflected ones of calibration errors and of changes (paired). The reflection takes off the upward "
+        "bias of calibration errors at finite samples, so an interval may lie below its value. By chance alone: central "
+        "95 % of the metric if labels were drawn from the probabilities themselves, that is, under perfect calibration; p: "
+        "the share of those draws with at least as large an error (consistency test).",
     )
 
 

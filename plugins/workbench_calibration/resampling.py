@@ -28,7 +28,7 @@ RESAMPLED = (
 """Metrics that get intervals; named as in `calibration_metrics` of the toolkit."""
 
 ERRORS = ("ece_width_l1", "ece_mass_l1", "ks_error", "classwise_ece_width_mean")
-"""Those that cannot be negative and that chance pushes up."""
+"""Those that cannot be negative and that chance pushes up; the others are means over samples."""
 
 CLIP = 1e-12
 _BLOCK = 100
@@ -126,14 +126,24 @@ def chance_metrics(binned: BinnedProbability, rng: np.random.Generator, draws: i
     return {name: np.concatenate([result[name] for result in results]) for name in RESAMPLED}
 
 
-def basic_interval(name: str, value: float, draws: Float, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval by reflection, `2 value - quantile`; it takes off the upward bias that resampling adds.
+def metric_interval(name: str, value: float, draws: Float, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of a metric: percentile for plain means, reflected and cut at 0 for calibration errors.
 
     Resampled calibration errors lie above the error of the sample as this lies above the true one, so the percentile
-    interval of a well calibrated model misses its true error. Errors that cannot be negative are cut at 0.
+    interval of a well calibrated model misses its true error; `2 value - quantile` takes that upward bias off. Means have
+    no such bias, and their percentile interval stays in the metric's range (an accuracy in 0..1).
+
+    Args:
+        name: one of `RESAMPLED`.
+        value: the metric of the sample.
+        draws: (resample,), the metric of each resample.
+        level: coverage.
     """
-    low, high = 2 * value - np.quantile(draws, [0.5 + level / 2, 0.5 - level / 2])
-    return (max(float(low), 0.0), max(float(high), 0.0)) if name in ERRORS else (float(low), float(high))
+    quantile = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+    if name not in ERRORS:
+        return float(quantile[0]), float(quantile[1])
+    high, low = np.maximum(2 * value - quantile, 0.0)
+    return float(low), float(high)
 
 
 def paired_difference(

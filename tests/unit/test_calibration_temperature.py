@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -18,8 +19,8 @@ from workbench_calibration.evaluation import require_kept_predictions
 from workbench_calibration.resampling import (
     RESAMPLED,
     BinnedProbability,
-    basic_interval,
     chance_metrics,
+    metric_interval,
     resample_counts,
 )
 from workbench_calibration.samples import log_probability, read_parts
@@ -205,23 +206,41 @@ def test_chance_metrics_are_those_of_labels_drawn_from_the_probabilities():
     assert chance["negative_log_likelihood"].mean() == pytest.approx(entropy, rel=0.01)
 
 
+def test_intervals_of_means_stay_in_their_range_and_errors_are_cut_at_zero():
+    """197 of 200 right: a reflected interval would end above 1."""
+    p, label = np.full((200, 2), [0.01, 0.99]), np.repeat([1, 0], [197, 3])
+    binned = BinnedProbability(p, 15)
+    drawn = binned.metrics(label, resample_counts(200, 4000, np.random.default_rng(0)))
+    value = {name: float(one[0]) for name, one in binned.metrics(label).items()}
+    low, high = metric_interval("accuracy", value["accuracy"], drawn["accuracy"])
+    # binomial quantiles of 200 draws at 0.985, an independent closed form
+    assert (low, high) == pytest.approx(stats.binom.ppf([0.025, 0.975], 200, 0.985) / 200, abs=0.0051)
+    assert high <= 1
+    assert metric_interval("negative_log_likelihood", value["negative_log_likelihood"],
+                              drawn["negative_log_likelihood"])[0] > 0  # fmt: skip
+    low, high = metric_interval("ece_width_l1", value["ece_width_l1"], drawn["ece_width_l1"])
+    assert 0 == low < high
+    quantile = np.quantile(drawn["ece_width_l1"], 0.025)
+    assert high == pytest.approx(2 * value["ece_width_l1"] - quantile)
+
+
 @pytest.mark.slow
-def test_basic_intervals_cover_the_true_calibration_error_and_percentiles_do_not():
+def test_reflected_intervals_cover_the_true_calibration_error_and_percentiles_do_not():
     """A calibrated classifier with errors in known bins; the true binned error is that of a very large sample."""
     rng = np.random.default_rng(0)
     logit, label = overconfident(400_000, 3, temperature=1.15)
     truth = calibration_metrics(softmax(logit, axis=1), label)["ece_width_l1"]
-    basic = percentile = 0
+    reflected = percentile = 0
     for trial in range(300):
         rows = slice(1000 * trial, 1000 * trial + 1000)
         binned = BinnedProbability(softmax(logit[rows], axis=1), 15)
         drawn = binned.metrics(label[rows], resample_counts(1000, 300, rng))["ece_width_l1"]
         value = float(binned.metrics(label[rows])["ece_width_l1"][0])
-        low, high = basic_interval("ece_width_l1", value, drawn)
-        basic += low <= truth <= high
+        low, high = metric_interval("ece_width_l1", value, drawn)
+        reflected += low <= truth <= high
         percentile += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)
-    assert basic > percentile
-    assert basic >= 0.8 * 300
+    assert reflected > percentile
+    assert reflected >= 0.8 * 300
 
 
 def test_the_report_shows_before_after_and_change_with_intervals():
