@@ -326,6 +326,9 @@ def _global_state(trial: Trial) -> Iterator[str]:
         if isinstance(before, dict):
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             yield f"it changes {name}: {', '.join(map(str, changed[:5]))}"
+        elif name == "threads":
+            if left := sorted(set(after) - set(before)):
+                yield f"it leaves threads behind: {', '.join(left)}"
         else:
             yield f"it changes {name} from {before} to {after}"
 

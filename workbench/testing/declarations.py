@@ -162,8 +162,10 @@ def _refuses_extremes(cls: type[Params], name: str) -> bool:
     for value in (-(10**12), 10**12):
         try:
             cls(**{name: value})
-        except pydantic.ValidationError:
-            return True
+        except pydantic.ValidationError as error:
+            # A validator of the whole model has no place in the error; a field that is missing has another one.
+            if any(entry["loc"][:1] in ((), (name,)) for entry in error.errors(include_url=False)):
+                return True
     return False
 
 

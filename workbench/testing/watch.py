@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,7 @@ def watching(*, own: tuple[Path | str, ...] = (), package: Path | None = None) -
         after = _global_state()
         seen.printed = text.getvalue()
         seen.changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+        _restore(before, seen.changed)
 
 
 def _global_state() -> Mapping[str, Any]:
@@ -126,9 +127,7 @@ def _global_state() -> Mapping[str, Any]:
         "environment": dict(os.environ),
         "sys.path": list(sys.path),
         "recursion limit": sys.getrecursionlimit(),
-        "threads": sorted(
-            t.name for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()
-        ),
+        "threads": sorted(f"{thread.name} ({thread.ident})" for thread in threading.enumerate() if not thread.daemon),
         "numpy error settings": dict(np.geterr()),
         "numpy print options": repr(np.get_printoptions()),
         "torch default dtype": torch.get_default_dtype(),
@@ -140,3 +139,29 @@ def _global_state() -> Mapping[str, Any]:
         "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
         "open pyplot figures": list(pyplot.get_fignums()) if pyplot is not None else [],
     }
+
+
+def _restore(before: Mapping[str, Any], changed: Collection[str]) -> None:
+    """Undo what was changed, so that the next run starts where this one did, and the tests after it as well."""
+    import numpy as np
+    import torch
+
+    if "working folder" in changed:
+        os.chdir(before["working folder"])
+    if "environment" in changed:
+        os.environ.clear()
+        os.environ.update(before["environment"])
+    if "sys.path" in changed:
+        sys.path[:] = before["sys.path"]
+    if "numpy error settings" in changed:
+        np.seterr(**before["numpy error settings"])
+    if "torch default dtype" in changed:
+        torch.set_default_dtype(before["torch default dtype"])
+    if "torch threads" in changed:
+        torch.set_num_threads(before["torch threads"])
+    if "torch gradients" in changed:
+        torch.set_grad_enabled(before["torch gradients"][0])
+    if "torch deterministic algorithms" in changed:
+        torch.use_deterministic_algorithms(before["torch deterministic algorithms"])
+    if "torch matmul precision" in changed:
+        torch.set_float32_matmul_precision(before["torch matmul precision"])
