@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from workbench.execution.progress import CancelToken, Progress
     from workbench.render import RenderedReport
     from workbench.report import Report
+    from workbench.store.annotations import RunAnnotations
 
 __all__ = ["Methods", "Run", "Workbench", "open"]
 
 DEFAULT_STORE = "store"
 SEED_LIMIT = 2**63
+WAIT = 24 * 3600.0
+"""Seconds `run` waits for the same run that somebody else is computing; a run that dies is not waited for."""
 
 
 def open(url: str | os.PathLike[str] | None = None, *, host: Host | None = None) -> Workbench:
@@ -128,6 +131,7 @@ class Workbench:
         device: str | torch.device | None = None,
         precision: str = "float32",
         force: bool = False,
+        wait: float = WAIT,
         progress: bool | Progress = True,
         cancel: CancelToken | None = None,
         **inputs_and_parameters: Any,
@@ -140,6 +144,7 @@ class Workbench:
             device: where to compute; default: cuda, else mps, else cpu. Not part of the run's identity.
             precision: float32, float16, bfloat16 or float64; part of the identity.
             force: compute even if the store has it.
+            wait: seconds to wait for somebody who is computing the same just now, before computing it here as well.
             progress: show a bar, or an object that shows progress.
             cancel: a token that stops the run from another thread.
             inputs_and_parameters: roles and parameters of the method by name. Data: arrays, Datasets, names, paths,
@@ -177,8 +182,10 @@ class Workbench:
                 seed=seed,
                 precision=precision,
             )
-        if key is not None and not force and (found := self.store.find(key)) is not None:
-            return Run(self, found, served=True)
+        if key is not None and not force:
+            waiting = _Waiting(progress, cancel)
+            if (found := self.store.wait_for(key, wait, waiting.poll)) is not None:
+                return Run(self, found, served=True)
         preparation.check(cls, resolved)
         job = Job(cls, validated, resolved, seed, precision, code, key, device)
         shown = _bar(cls.id) if progress is True else (progress or None)
@@ -202,9 +209,13 @@ class Workbench:
         """
         return Run(self, self.store.run(run_id))
 
-    def delete(self, run: str | Run) -> None:
-        """Remove a run from the store for good."""
-        self.store.delete(run if isinstance(run, str) else run.id)
+    def delete(self, run: str | Run, *, force: bool = False) -> None:
+        """Remove a run from the store for good.
+
+        Raises:
+            StoreError: others were made from it, or it is running; `force` removes it all the same.
+        """
+        self.store.delete(run if isinstance(run, str) else run.id, force=force)
 
     def compare(self, runs: Sequence[Run | str], *, variables: Sequence[str] = ()) -> xr.Dataset:
         """Runs side by side: every metric, every parameter that differs and the arrays asked for, over the dim `run`.
@@ -255,6 +266,23 @@ class Workbench:
         from workbench.subjects.builtin import FACTORIES
 
         return {**self.host.models(), **FACTORIES}
+
+
+class _Waiting:
+    """Shows whose run is waited for, and stops when asked to."""
+
+    def __init__(self, progress: bool | Progress, cancel: CancelToken | None) -> None:
+        self._progress, self._cancel, self._told = progress, cancel, False
+
+    def poll(self, other: StoredRun) -> None:
+        if self._cancel is not None:
+            self._cancel.check()
+        if not self._told and self._progress:
+            import sys
+
+            record = other.record
+            print(f"waiting for the same run by {record.user} on {record.host} ({record.id})", file=sys.stderr)
+        self._told = True
 
 
 def _bar(title: str) -> Progress:
@@ -337,6 +365,15 @@ class Run:
                 except RunNotFoundError:
                     continue  # deleted since; the record still names it
         return found
+
+    def descendants(self, *, direct: bool = False) -> Runs:
+        """Runs that were made from its outputs, and from theirs (only the former, if `direct`), oldest first."""
+        return Runs(Run(self._bench, stored) for stored in self._bench.store.descendants(self.id, direct=direct))
+
+    @property
+    def annotations(self) -> RunAnnotations:
+        """Tags, notes, pin and archive mark: `run.annotations.tag("paper")`, `run.annotations.notes`."""
+        return self._bench.store.annotations.of(self.id)
 
     @property
     def traceback(self) -> str:

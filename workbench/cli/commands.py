@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workbench.cli.store_commands import annotate_command, store_group
 from workbench.errors import InputError, StoreError
 
 if TYPE_CHECKING:
@@ -273,6 +274,8 @@ COMMANDS = (
     runs_command,
     show_command,
     report_command,
+    annotate_command,
+    store_group,
     plugins_command,
     completion_command,
 )

@@ -179,7 +179,7 @@ def _checkpointed(store: Store, key: str | None, running: str) -> str | None:
     for run in store.runs_with_key(key):
         folder = run_folder(run.record)
         ended = run.id != running and run.status in ("interrupted", "cancelled", "failed")
-        if ended and store.backend.exists(f"{folder}/{CHECKPOINT}"):
+        if ended and store.backend.size(f"{folder}/{CHECKPOINT}") is not None:
             return folder
     return None
 

@@ -102,7 +102,7 @@ class RunInfo:
             arrays=record.arrays,
             models=record.models,
             failure=record.failure,
-            report=None if record.report is None else Report.from_json(record.report),
+            report=_report(record),
             served=served,
             store=store,
         )
@@ -184,3 +184,13 @@ def _input_code(entry: Mapping[str, Any]) -> tuple[str, str]:
     if not label or re.search(r"\s\(.*\d\)$", label):  # an object of the notebook: `Dataset (sample 100, y 8)`
         return "...", " ".join(f"your object: {label}, {remark}".split())
     return repr(label), remark
+
+
+def _report(record: RunRecord) -> Report | None:
+    """The saved report; none where a store made elsewhere has something else in its place: one run never hides the others."""
+    from workbench.report import Report
+
+    try:
+        return None if record.report is None else Report.from_json(record.report)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None

@@ -1,7 +1,7 @@
 """The index: one SQLite file per store in the user's cache folder, so that finding runs never reads the whole store.
 
-It is derived data. It is brought up to date before every question (only folders that changed are listed, only runs that
-are new or unfinished are read), and may be deleted at any time. Several processes may use it at once.
+It is derived data. It is brought up to date before every question (only folders that changed are listed, only what is
+new or unfinished is read), and may be deleted at any time. Several processes may use it at once.
 """
 
 from __future__ import annotations
@@ -12,36 +12,72 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.errors import StoreError
 from workbench.record import RunRecord
-from workbench.store.backend import Backend
-from workbench.store.query import Condition
+from workbench.store.backend import Backend, read_document
+from workbench.store.query import COLUMNS, Condition
+from workbench.store.records import read_record
 
-__all__ = ["Index"]
+__all__ = ["Annotation", "Index"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
 
 _SCHEMA = """
-CREATE TABLE runs (id TEXT PRIMARY KEY, month TEXT, key TEXT, status TEXT, started TEXT, record TEXT) WITHOUT ROWID;
-CREATE INDEX runs_key ON runs (key, status);
-CREATE INDEX runs_started ON runs (started);
-CREATE INDEX runs_open ON runs (status) WHERE status = 'running';
-CREATE TABLE facts (run TEXT, name TEXT, text TEXT, number REAL);
-CREATE INDEX facts_name_number ON facts (name, number);
-CREATE INDEX facts_name_text ON facts (name, text);
-CREATE INDEX facts_run ON facts (run);
+CREATE TABLE runs (
+    n INTEGER PRIMARY KEY, id TEXT UNIQUE, month TEXT, key TEXT, status TEXT, method TEXT, family TEXT, user TEXT, host TEXT,
+    device TEXT, started TEXT, finished TEXT, seconds REAL, seed INTEGER, record TEXT
+);
+CREATE TABLE facts (run INTEGER, name TEXT, text TEXT, number REAL);
+CREATE TABLE annotations (
+    id TEXT PRIMARY KEY, run TEXT, kind TEXT, text TEXT, user TEXT, time TEXT, holds INTEGER
+) WITHOUT ROWID;
+CREATE INDEX annotations_run ON annotations (run, kind);
+CREATE INDEX annotations_kind ON annotations (kind, text);
+CREATE TABLE taken_back (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE seen (month TEXT, name TEXT, PRIMARY KEY (month, name)) WITHOUT ROWID;
+CREATE VIRTUAL TABLE notes USING fts5 (id UNINDEXED, text);
 CREATE TABLE months (month TEXT PRIMARY KEY, version TEXT) WITHOUT ROWID;
 """
+_INDICES = {
+    "runs_month": "runs (month)",
+    "runs_key": "runs (key, status)",
+    "runs_started": "runs (started, id)",
+    "runs_open": "runs (status) WHERE status = 'running'",
+    "facts_number": "facts (name, number, run)",
+    "facts_text": "facts (name, text, run)",
+    "facts_run": "facts (run)",
+}
 
 SETTLING = 2_000_000_000
 """Nanoseconds during which a folder that changed is listed again: file systems stamp with coarse clocks."""
+PATIENCE = 2.0
+"""Seconds for which the listing of a store behind a network is taken as current."""
+OLD_MONTHS = 600.0
+"""Seconds after which such a store's months before the last two are listed again."""
+BULK = 1000
+"""New runs from which on the SQL indices are made afterwards."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Something said about a run (`run` is empty for saved views)."""
+
+    id: str
+    run: str
+    kind: str
+    text: str
+    user: str
+    time: str
 
 
 class Index:
-    """Searchable copy of all run records of one store."""
+    """Searchable copy of all run records and annotations of one store."""
 
     def __init__(self, backend: Backend, folder: Path | None = None) -> None:
         self._backend = backend
@@ -49,6 +85,8 @@ class Index:
         self.path = (folder or cache_folder()) / f"index-{name}.sqlite"
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._refreshed: float | None = None
+        self._old_refreshed: float | None = None
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -59,6 +97,12 @@ class Index:
                 "SELECT record FROM runs WHERE key = ? AND status = 'complete' ORDER BY started DESC LIMIT 1", (key,)
             ).fetchone()
         return None if row is None else RunRecord.from_json(json.loads(row[0]))
+
+    def running_with_key(self, key: str) -> list[RunRecord]:
+        """Runs with this key that have not ended, as of the last question (the store is not looked at again)."""
+        with self._lock, self._open() as connection:
+            rows = connection.execute("SELECT record FROM runs WHERE key = ? AND status = 'running'", (key,)).fetchall()
+        return [RunRecord.from_json(json.loads(row[0])) for row in rows]
 
     def runs_with_key(self, key: str) -> list[RunRecord]:
         """All runs with this key, newest first."""
@@ -86,63 +130,172 @@ class Index:
             rows = connection.execute("SELECT id FROM runs WHERE instr(id, ?) ORDER BY id", (text,)).fetchall()
         return [row[0] for row in rows]
 
+    def users_of(self, run: str) -> list[str]:
+        """Ids of the runs that were made from this run's output, directly."""
+        with self._current() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT runs.id FROM facts JOIN runs ON runs.n = facts.run WHERE name = 'uses' AND text = ?"
+                " ORDER BY runs.id",
+                (run,),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def annotations(self, kind: str, run: str | None = None) -> list[Annotation]:
+        """Annotations of a kind that hold, oldest first; of one run or of all."""
+        sql = "SELECT id, run, kind, text, user, time FROM annotations WHERE holds AND kind = ?"
+        values = [kind]
+        if run is not None:
+            sql, values = sql + " AND run = ?", [kind, run]
+        with self._current() as connection:
+            rows = connection.execute(sql + " ORDER BY time, id", values).fetchall()
+        return [Annotation(*row) for row in rows]
+
     def put(self, record: RunRecord) -> None:
         """Enter a record at once (the writer knows it without reading it back)."""
         with self._lock, self._open() as connection:
             self._store(connection, record)
+
+    def forget(self, run: str) -> None:
+        """Take a run out at once (it was deleted)."""
+        with self._lock, self._open() as connection:
+            self._forget(connection, run)
+
+    def expire(self) -> None:
+        """Look at the store before the next question, however recently that was done."""
+        self._refreshed = self._old_refreshed = None
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _current(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._open() as connection:
-            self._refresh(connection)
+            moment = time.monotonic()
+            if not self._backend.remote or self._refreshed is None or moment - self._refreshed > PATIENCE:
+                self._refresh(connection)
+                self._refreshed = moment
             yield connection
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
         known_months = dict(connection.execute("SELECT month, version FROM months").fetchall())
-        for month in self._backend.folders("runs"):
-            version = self._backend.folder_version(f"runs/{month}")
-            if version is not None and known_months.get(month) == str(version):
-                continue
-            known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
-            present = set(self._backend.folders(f"runs/{month}"))
-            for run in present - known:
-                self._read(connection, month, run)
-            for run in known - present:
-                self._forget(connection, run)
-            settled = isinstance(version, int) and time.time_ns() - version > SETTLING
-            connection.execute(
-                "INSERT OR REPLACE INTO months VALUES (?, ?)", (month, str(version) if settled else "")
-            )
-        for month in set(known_months) - set(self._backend.folders("runs")):
+        present = self._backend.folders("runs")
+        marked = [f"annotations/{month}" for month in self._backend.folders("annotations")]
+        moment = time.monotonic()
+        # Over a network every month is a request, so old ones are listed now and then only.
+        everything = (
+            not self._backend.remote or self._old_refreshed is None or moment - self._old_refreshed > OLD_MONTHS
+        )
+        if everything:
+            self._old_refreshed = moment
+        for month in present if everything else [m for m in present if m not in known_months or m in present[-2:]]:
+            if (version := self._changed(month, f"runs/{month}", known_months)) is not None:
+                self._refresh_month(connection, month)
+                connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
+        for folder in marked if everything else [m for m in marked if m not in known_months or m in marked[-2:]]:
+            if (version := self._changed(folder, folder, known_months)) is not None:
+                self._refresh_annotations(connection, folder)
+                connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (folder, version))
+        for month in set(known_months) - set(present) - set(marked):
             for (run,) in connection.execute("SELECT id FROM runs WHERE month = ?", (month,)).fetchall():
                 self._forget(connection, run)
             connection.execute("DELETE FROM months WHERE month = ?", (month,))
         unfinished = connection.execute("SELECT month, id FROM runs WHERE status = 'running'").fetchall()
-        for month, run in unfinished:
-            self._read(connection, month, run)
+        for month in {month for month, _ in unfinished}:
+            self._read(connection, month, [run for other, run in unfinished if other == month])
+        _make_indices(connection)  # a bulk build may have broken off
 
-    def _read(self, connection: sqlite3.Connection, month: str, run: str) -> None:
-        try:
-            attributes = json.loads(self._backend.read(f"runs/{month}/{run}/zarr.json"))["attributes"]
-            record = RunRecord.from_json(attributes["workbench"])
-        except (OSError, ValueError, KeyError, TypeError):
+    def _changed(self, name: str, folder: str, known: dict[str, str]) -> str | None:
+        """The version to remember for a folder that has to be listed, None for one that did not change."""
+        version = self._backend.folder_version(folder)
+        if version is not None and known.get(name) == str(version):
+            return None
+        settled = isinstance(version, str) or (isinstance(version, int) and time.time_ns() - version > SETTLING)
+        return str(version) if settled else ""
+
+    def _refresh_month(self, connection: sqlite3.Connection, month: str) -> None:
+        known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
+        present = set(self._backend.folders(f"runs/{month}"))
+        new = sorted(present - known)
+        if len(new) > BULK:
+            for index in _INDICES:
+                connection.execute(f"DROP INDEX IF EXISTS {index}")
+        self._read(connection, month, new)
+        for run in known - present:
             self._forget(connection, run)
-            return
-        self._store(connection, record)
+        _make_indices(connection)
+
+    def _read(self, connection: sqlite3.Connection, month: str, runs: list[str]) -> None:
+        """Read records and enter them. What is no record is left out; whose it is and what is wrong `verify` tells."""
+        for run, data in self._documents(f"runs/{month}", runs, "/zarr.json"):
+            try:
+                if isinstance(data, Exception):
+                    raise data
+                self._store(connection, read_record(data, month=month, run=run))
+            except (OSError, StoreError):
+                self._forget(connection, run)
+
+    def _documents(self, folder: str, names: list[str], file: str) -> Iterable[tuple[str, bytes | Exception]]:
+        published = self._backend.documents(folder) if names else None
+        if published is not None:
+            wanted = set(names)
+            return ((name, data) for name, data in published if name in wanted)
+
+        def read(name: str) -> tuple[str, bytes | Exception]:
+            try:
+                return name, read_document(self._backend, f"{folder}/{name}{file}")
+            except (OSError, StoreError) as error:
+                return name, error
+
+        if not self._backend.remote or len(names) < 2:
+            return map(read, names)
+        return _in_parallel(read, names)
+
+    def _refresh_annotations(self, connection: sqlite3.Connection, folder: str) -> None:
+        from workbench.store.annotations import parse_annotation
+
+        known = {row[0] for row in connection.execute("SELECT name FROM seen WHERE month = ?", (folder,))}
+        new = [name for name in self._backend.names(folder) if name not in known]
+        for name, data in self._documents(folder, new, ""):
+            try:
+                if isinstance(data, Exception):
+                    raise data
+                said = parse_annotation(data)
+            except OSError:
+                continue  # it may be readable the next time
+            except StoreError:
+                said = None
+            connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (folder, name))
+            if isinstance(said, Annotation):
+                self._enter(connection, name, said)
+            elif said is not None:
+                connection.executemany("INSERT OR IGNORE INTO taken_back VALUES (?)", [(item,) for item in said])
+                connection.executemany("UPDATE annotations SET holds = 0 WHERE id = ?", [(item,) for item in said])
+
+    def _enter(self, connection: sqlite3.Connection, name: str, said: Annotation) -> None:
+        gone = connection.execute("SELECT 1 FROM taken_back WHERE id = ?", (name,)).fetchone()
+        connection.execute(
+            "INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, said.run, said.kind, said.text, said.user, said.time, gone is None),
+        )
+        if said.kind == "note":
+            connection.execute("INSERT INTO notes VALUES (?, ?)", (name, said.text))
 
     def _store(self, connection: sqlite3.Connection, record: RunRecord) -> None:
         self._forget(connection, record.id)
-        connection.execute(
-            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)",
-            (record.id, record.month, record.key, record.status, record.started, json.dumps(record.to_json())),
-        )
-        connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", [(record.id, *fact) for fact in _facts(record)])
+        family = record.method.partition(".")[0]
+        columns = (record.status, record.method, family, record.user, record.host, record.device, record.started)
+        cursor = connection.execute(
+            f"INSERT INTO runs VALUES ({', '.join('?' * 15)})",
+            (None, record.id, record.month, record.key, *columns, record.finished, float(record.seconds),
+             max(0, min(record.seed, 2**63 - 1)), json.dumps(record.to_json(), separators=(",", ":"))),
+        )  # fmt: skip
+        number = cursor.lastrowid
+        connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", [(number, *fact) for fact in _facts(record)])
 
     def _forget(self, connection: sqlite3.Connection, run: str) -> None:
-        connection.execute("DELETE FROM runs WHERE id = ?", (run,))
-        connection.execute("DELETE FROM facts WHERE run = ?", (run,))
+        row = connection.execute("SELECT n FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is not None:
+            connection.execute("DELETE FROM runs WHERE n = ?", row)
+            connection.execute("DELETE FROM facts WHERE run = ?", row)
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
@@ -159,6 +312,7 @@ class Index:
             # Damaged or deleted under us: it is derived data, so make it anew for the next question.
             self._connection.close()
             self._connection = None
+            self.expire()
             self.path.unlink(missing_ok=True)
             raise
 
@@ -180,12 +334,37 @@ class Index:
         connection.execute("PRAGMA synchronous = OFF")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
-            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                connection.execute(f"DROP TABLE {table}")
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("BEGIN IMMEDIATE")  # two processes may find the file old at the same time
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA_VERSION:
+                _drop_all(connection)
+                for statement in _SCHEMA.split(";\n"):
+                    connection.execute(statement)
+                _make_indices(connection)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.commit()
         return connection
+
+
+def _drop_all(connection: sqlite3.Connection) -> None:
+    for kind, name in connection.execute(
+        "SELECT type, name FROM sqlite_master WHERE type IN ('view', 'table')"
+    ).fetchall():
+        if not name.startswith(("sqlite_", "notes_")):  # the last are parts of the full-text table
+            connection.execute(f"DROP {kind} IF EXISTS {name}")
+
+
+def _make_indices(connection: sqlite3.Connection) -> None:
+    present = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    for name, definition in _INDICES.items():
+        if name not in present:
+            connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {definition}")
+
+
+def _in_parallel(read: object, names: list[str]) -> Iterator[tuple[str, bytes | Exception]]:
+    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="workbench-index") as pool:
+        for start in range(0, len(names), 256):  # a few at a time: a document may be large
+            yield from pool.map(read, names[start : start + 256])  # type: ignore[arg-type]
 
 
 def cache_folder() -> Path:
@@ -196,17 +375,15 @@ def cache_folder() -> Path:
 
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str | None, float | None]]:
-    for name in ("id", "method", "status", "user", "host", "device", "started", "finished", "key"):
-        value = getattr(record, name)
-        if value is not None:
-            yield name, str(value), None
-    yield "family", record.method.partition(".")[0], None
-    yield "seed", str(record.seed), float(record.seed)
-    yield "seconds", None, record.seconds
+    """What can be asked for beside the columns of `runs`: metrics, parameters, inputs."""
     for described in record.inputs.values():
         yield "input", str(described.get("label", "")), None
+        for run in described.get("runs", ()):
+            yield "uses", run, None
     for name, value in record.metrics.items():
-        yield name.lower(), None, float(value)
+        if name.lower() not in COLUMNS:
+            yield name.lower(), None, float(value)
     for name, value in record.params.items():
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        small = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+        number = float(value) if small else None
         yield f"params.{name.lower()}", value if isinstance(value, str) else json.dumps(value), number

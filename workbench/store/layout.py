@@ -9,19 +9,34 @@ how many files each array has, and a missing one is an error instead of a silent
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ArrayLayout", "array_document", "chunk_files", "encode_chunk", "plan"]
+from workbench.errors import OutputError
+
+__all__ = ["MOST_FILES", "ArrayLayout", "array_document", "chunk_files", "encode_chunk", "layout_of", "plan"]
 
 CHUNK_BYTES = 512 * 1024
 SHARD_BYTES = 32 * 1024 * 1024
 SINGLE_CHUNK_BYTES = 1024 * 1024
+
+# What readers accept, whoever wrote it; `plan` stays far below.
+LARGEST_CHUNK = 64 * 1024 * 1024
+LARGEST_SHARD = 256 * 1024 * 1024
+MOST_CHUNKS = 65_536
+"""Chunks of one shard."""
+MOST_STRINGS = 4_000_000
+MOST_FILES = 4_000_000
+
+DTYPES = frozenset(
+    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+)
 
 _STRING_CODECS = [
     {"name": "vlen-utf8", "configuration": {}},
@@ -55,11 +70,23 @@ class ArrayLayout:
 
 
 def plan(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
-    """Choose chunks and shards for an array of this shape and dtype."""
+    """Choose chunks and shards for an array of this shape and dtype.
+
+    Raises:
+        OutputError: the format has no such dtype, or there are too many strings for one chunk.
+    """
     shape = tuple(int(size) for size in shape)
-    itemsize = 64 if dtype.kind == "O" else dtype.itemsize
+    if dtype.kind == "O":
+        if math.prod(shape) > MOST_STRINGS:
+            raise OutputError(f"an array of {math.prod(shape)} strings; at most {MOST_STRINGS} are stored in one")
+        return ArrayLayout(shape, dtype, tuple(max(1, size) for size in shape), None)
+    if dtype.name not in DTYPES:
+        raise OutputError(
+            f"arrays of dtype {dtype} cannot be stored; use one of {', '.join(sorted(DTYPES))} or strings"
+        )
+    itemsize = dtype.itemsize
     total = math.prod(shape) * itemsize
-    if total <= SINGLE_CHUNK_BYTES or dtype.kind == "O":
+    if total <= SINGLE_CHUNK_BYTES:
         return ArrayLayout(shape, dtype, tuple(max(1, size) for size in shape), None)
     # Cut leading axes to length one until what remains of an item is small enough, then take several of the next axis.
     chunk = list(shape)
@@ -81,21 +108,52 @@ def plan(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
     return ArrayLayout(shape, dtype, tuple(chunk), tuple(shard) if shard != chunk else None)
 
 
-def chunk_files(layout: ArrayLayout, region: tuple[slice, ...] | None = None) -> list[str]:
+def layout_of(shape: Sequence[int], dtype: object, chunk: object, shard: object) -> ArrayLayout | None:
+    """The layout that a record describes, or None where it is not one that this format has, or absurd."""
+    shape = tuple(shape)
+    if dtype != "string" and dtype not in DTYPES:
+        return None
+    kind = np.dtype(object if dtype == "string" else str(dtype))
+    if not _fits(chunk, shape) or not (shard is None or _fits(shard, shape)):
+        return None
+    layout = ArrayLayout(shape, kind, tuple(chunk), None if shard is None else tuple(shard))  # type: ignore[arg-type]
+    if kind.kind == "O":
+        strings = math.prod(layout.chunk) <= MOST_STRINGS
+        return layout if strings and shard is None and layout.files <= 1 else None
+    if math.prod(layout.chunk) * kind.itemsize > LARGEST_CHUNK or layout.files > MOST_FILES:
+        return None
+    if layout.shard is not None:
+        parts = [divmod(whole, part) for whole, part in zip(layout.shard, layout.chunk, strict=True)]
+        if any(rest for _, rest in parts) or math.prod(count for count, _ in parts) > MOST_CHUNKS:
+            return None
+        if math.prod(layout.shard) * kind.itemsize > LARGEST_SHARD:
+            return None
+    return layout
+
+
+def _fits(sizes: object, shape: tuple[int, ...]) -> bool:
+    return (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == len(shape)
+        and all(type(size) is int and size > 0 for size in sizes)
+    )
+
+
+def chunk_files(layout: ArrayLayout, region: tuple[slice, ...] | None = None) -> Iterator[str]:
     """Names (relative to the array) of the files that hold `region`, given as slices of step 1; None: all files."""
-    if not layout.shape:
-        return ["c"]
-    region = region or tuple(slice(0, size) for size in layout.shape)
     spans = []
-    for part, size, limits in zip(layout.file_shape, layout.shape, region, strict=True):
-        start, stop, _ = limits.indices(size)
+    for axis, (part, size) in enumerate(zip(layout.file_shape, layout.shape, strict=True)):
+        start, stop = (0, size) if region is None else region[axis].indices(size)[:2]
         if stop <= start:
-            return []
+            return
         spans.append(range(start // part, (stop - 1) // part + 1))
-    names = [""]
-    for span in spans:
-        names = [f"{name}/{index}" for name in names for index in span]
-    return ["c" + name for name in names]
+    for index in itertools.product(*spans):
+        yield file_name(index)
+
+
+def file_name(index: Sequence[int]) -> str:
+    """Name (relative to the array) of the file at a place of the grid of files."""
+    return "/".join(["c", *map(str, index)])
 
 
 def _numeric_codecs(dtype: np.dtype[Any]) -> list[dict[str, Any]]:
@@ -165,7 +223,7 @@ def encode_chunk(layout: ArrayLayout, values: np.ndarray) -> bytes:
     blosc = numcodecs.Blosc(cname="lz4", clevel=5, shuffle=shuffle, blocksize=0)
     # A zero-dimensional or empty array still is one chunk of at least one element.
     data = bytes(blosc.encode(contiguous.reshape(-1)))
-    return data + crc32c(data).to_bytes(4, "little")
+    return data + int(crc32c(data)).to_bytes(4, "little")
 
 
 def dump(document: Mapping[str, Any]) -> bytes:

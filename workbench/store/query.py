@@ -4,8 +4,11 @@
     method = calibration.* or (status = failed and started > 2026-11-01)
     not params.criterion = eig
 
+    tag = paper and note ~ "learning rate" and not archived = yes
+
 A comparison is NAME OP VALUE with OP one of = != < <= > >= ~ (contains). Names: id, method, family, status, user, host,
-device, started, finished, seconds, seed, key, input (labels of the inputs), any metric, and params.NAME. `*` in a value
+device, started, finished, seconds, seed, key, input (labels of the inputs), uses (ids of the runs it was made from), any
+metric, params.NAME, tag, note (`~` finds words, `learn*` their beginnings), pinned and archived (yes or no). `*` in a value
 of = or != stands for any text; `me` as a value of user is the person asking. Values with spaces are quoted.
 """
 
@@ -16,16 +19,25 @@ from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["Condition", "compile_query"]
+__all__ = ["COLUMNS", "Condition", "compile_query"]
+
+TEXTS = ("id", "method", "family", "status", "user", "host", "device", "started", "finished", "key")
+NUMBERS = ("seconds", "seed")
+COLUMNS = frozenset((*TEXTS, *NUMBERS))
+"""Names that are columns of the table `runs`; all others are looked up in `facts` or `annotations`."""
+MARKS = {"pinned": "pin", "archived": "archive"}
 
 GRAMMAR = r"""
 ?start: disjunction
-?disjunction: conjunction ("or"i conjunction)*
-?conjunction: negation ("and"i negation)*
-?negation: "not"i negation -> negate
+?disjunction: conjunction (_OR conjunction)*
+?conjunction: negation (_AND negation)*
+?negation: _NOT negation -> negate
          | "(" disjunction ")"
          | NAME OPERATOR value -> compare
 value: QUOTED | WORD
+_OR: /or\b/i
+_AND: /and\b/i
+_NOT: /not\b/i
 OPERATOR: "!=" | "<=" | ">=" | "=" | "<" | ">" | "~"
 NAME: /(?!(?:and|or|not)\b)[A-Za-z_][\w.\-]*/i
 WORD: /(?!(?:and|or|not)\b)[^\s()"'=<>!~]+/i
@@ -88,26 +100,62 @@ def _compile(tree: Any, user: str) -> Condition:
 def _compare(name: str, operator: str, text: str, user: str) -> Condition:
     if name == "user" and text == "me":
         text = user
+    if name in MARKS:
+        return _mark(name, operator, text)
+    if name == "note" and operator == "~":
+        return _words(text)
     if operator == "~":
         pattern = "%" + text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
-        return _in_facts(r"text LIKE ? ESCAPE '\'", name, [pattern])
-    if operator in ("=", "!="):
-        wildcard = text.replace("[", "[[]").replace("?", "[?]")
-        number = _number(text)
-        if number is None:
-            sql, values = _in_facts("text GLOB ? COLLATE NOCASE" if "*" in text else "text = ? COLLATE NOCASE", name,
-                                    [wildcard if "*" in text else text])
-        else:
-            sql, values = _in_facts("(number = ? OR text = ?)", name, [number, text])
-        return (sql, values) if operator == "=" else (f"NOT {sql}", values)
+        return _where(name, r"{text} LIKE ? ESCAPE '\'", [pattern])
     number = _number(text)
-    if number is not None:
-        return _in_facts(f"number {operator} ?", name, [number])
-    return _in_facts(f"text {operator} ?", name, [text])
+    if operator in ("=", "!="):
+        if number is not None:
+            sql, values = _where(name, "({number} = ? OR {text} = ?)", [number, text])
+        elif "*" in text:
+            # GLOB knows no COLLATE: both sides in lower case, its other wildcards taken literally.
+            sql, values = _where(name, "lower({text}) GLOB ?", [text.lower().replace("[", "[[]").replace("?", "[?]")])
+        else:
+            sql, values = _where(name, "{text} = ? COLLATE NOCASE", [text])
+        return (sql, values) if operator == "=" else (f"NOT {sql}", values)
+    if number is not None and name not in TEXTS:
+        return _where(name, f"{{number}} {operator} ?", [number])
+    return _where(name, f"{{text}} {operator} ?", [text])
 
 
-def _in_facts(condition: str, name: str, values: list[Any]) -> Condition:
-    return f"id IN (SELECT run FROM facts WHERE name = ? AND {condition})", [name, *values]
+def _where(name: str, condition: str, values: list[Any]) -> Condition:
+    """A condition on a column of `runs`, on a fact or on an annotation; never NULL, so that NOT means what it says."""
+    if name in COLUMNS:
+        sql = condition.format(text=f"CAST({name} AS TEXT)" if name in NUMBERS else name, number=name)
+        return f"coalesce({sql}, 0)", values
+    if name in ("tag", "note"):
+        sql = condition.format(text="text", number="NULL")
+        return f"id IN (SELECT run FROM annotations WHERE holds AND kind = ? AND {sql})", [name, *values]
+    return f"n IN (SELECT run FROM facts WHERE name = ? AND {condition.format(text='text', number='number')})", [
+        name,
+        *values,
+    ]
+
+
+def _mark(name: str, operator: str, text: str) -> Condition:
+    if operator not in ("=", "!=") or text.lower() not in ("yes", "no", "true", "false"):
+        raise InputError("where", expected=f"{name} = yes or {name} = no", got=f"{name} {operator} {text}")
+    wanted = (text.lower() in ("yes", "true")) == (operator == "=")
+    sql = "id IN (SELECT run FROM annotations WHERE holds AND kind = ?)"
+    return (sql if wanted else f"NOT {sql}"), [MARKS[name]]
+
+
+def _words(text: str) -> Condition:
+    """Notes that have all these words, in any order; `word*` is the beginning of one."""
+    terms = []
+    for word in text.split():
+        quoted = '"' + word.rstrip("*").replace('"', '""') + '"'
+        terms.append(quoted + "*" if word.endswith("*") else quoted)
+    if not terms:
+        raise InputError("where", expected="words to look for in notes", got="none")
+    return (
+        "id IN (SELECT run FROM annotations WHERE holds AND id IN (SELECT id FROM notes WHERE notes MATCH ?))",
+        [" ".join(terms)],
+    )
 
 
 def _number(text: str) -> float | None:

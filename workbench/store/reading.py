@@ -5,23 +5,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.errors import IntegrityError, OutputError
-from workbench.record import STALE_AFTER, RunRecord, Status
+from workbench.record import RunRecord, Status
 from workbench.store.backend import Backend
-from workbench.store.layout import ArrayLayout, chunk_files
+from workbench.store.chunks import ChunkError, ChunkReader
+from workbench.store.liveness import observed_status
+from workbench.store.records import array_layout
 from workbench.store.writer import run_folder
-from workbench.store.zarr_access import open_array
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Origin", "StoredRun", "observed_status", "origin_of"]
+__all__ = ["Origin", "StoredRun", "origin_of", "spell_region"]
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,6 @@ def origin_of(array: xr.DataArray) -> Origin | None:
     return None if getattr(data, "_copied", False) else origin
 
 
-def observed_status(record: RunRecord) -> Status:
-    """The record's status, except that a running run whose heartbeat is stale, or whose process is gone, is interrupted."""
-    if record.status != "running":
-        return record.status
-    beat = datetime.fromisoformat(record.heartbeat)
-    if (datetime.now(UTC) - beat).total_seconds() > STALE_AFTER:
-        return "interrupted"
-    import os
-    import socket
-
-    if record.host == socket.gethostname():
-        try:
-            os.kill(record.pid, 0)
-        except ProcessLookupError:
-            return "interrupted"
-        except PermissionError:
-            pass
-    return "running"
-
-
 class StoredRun:
     """A run in a store, read lazily. This is also the `Result` that a method's `report` receives (see `with_params`)."""
 
@@ -102,7 +82,7 @@ class StoredRun:
     @property
     def status(self) -> Status:
         """running, complete, failed, cancelled or interrupted."""
-        return observed_status(self.record)
+        return observed_status(self.backend, self.record)
 
     @property
     def method_id(self) -> str:
@@ -143,9 +123,7 @@ class StoredRun:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the stored outputs, coordinates left out."""
-        return tuple(
-            path for path, entry in self.record.arrays.items() if "/" not in path and not entry["coordinate"]
-        )
+        return tuple(path for path, entry in self.record.arrays.items() if "/" not in path and not entry["coordinate"])
 
     def __contains__(self, name: object) -> bool:
         return name in self.record.arrays
@@ -163,7 +141,9 @@ class StoredRun:
         if name not in self.record.arrays:
             close = difflib.get_close_matches(name, self.record.arrays, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise OutputError(f"run {self.id} stored no array {name!r}.{hint} It has: {', '.join(self.outputs) or 'none'}.")
+            raise OutputError(
+                f"run {self.id} stored no array {name!r}.{hint} It has: {', '.join(self.outputs) or 'none'}."
+            )
         variable = self._variable(name)
         group = name.rpartition("/")[0]
         array = xr.DataArray(variable, coords=self._coordinates(group, variable.dims), name=name.rpartition("/")[2])
@@ -176,8 +156,8 @@ class StoredRun:
 
         entry = self.record.arrays[path]
         if entry["files"] == 0:
-            dtype = np.dtype(object if entry["dtype"] == "string" else entry["dtype"])
-            return xr.Variable(entry["dims"], np.empty(entry["shape"], dtype=dtype), _attributes(entry))
+            layout = array_layout(path, entry)
+            return xr.Variable(entry["dims"], np.empty(layout.shape, dtype=layout.dtype), _attributes(entry))
         guarded = _backend_array()(self, path)
         lazy = indexing.CopyOnWriteArray(indexing.LazilyIndexedArray(guarded))  # type: ignore[arg-type]
         return xr.Variable(entry["dims"], lazy, _attributes(entry))
@@ -247,39 +227,13 @@ class StoredRun:
             if path.startswith(prefix)
         }
 
-    # --- integrity --------------------------------------------------------------------------------------------------
-
-    def layout(self, path: str) -> ArrayLayout:
-        """Chunks and shards of a stored array, read from its own document."""
-        document = self.open_zarr(path).metadata.to_dict()
-        entry = self.record.arrays[path]
-        file_shape = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
-        codecs = document["codecs"]
-        chunk = file_shape
-        if codecs and codecs[0]["name"] == "sharding_indexed":
-            chunk = tuple(codecs[0]["configuration"]["chunk_shape"])
-        dtype = np.dtype(object if entry["dtype"] == "string" else entry["dtype"])
-        return ArrayLayout(tuple(entry["shape"]), dtype, chunk, file_shape if chunk != file_shape else None)
-
-    def open_zarr(self, path: str, *, fast: bool = False) -> Any:
-        """The zarr array, with errors that name run and array; `fast` is for reads of whole files only."""
-        try:
-            return open_array(self.backend, f"{run_folder(self.record)}/{path}", writable=False, fast=fast)
-        except Exception as error:
-            raise IntegrityError(self.id, path, "all", f"cannot be opened ({error})") from error
-
-    def check_files(self, path: str, layout: ArrayLayout, region: tuple[slice, ...] | None = None) -> None:
-        """Raise IntegrityError if a file of `region` is missing."""
-        for name in chunk_files(layout, region):
-            if not self.backend.exists(f"{run_folder(self.record)}/{path}/{name}"):
-                raise IntegrityError(self.id, path, _spell(region), f"chunk file {name} is missing")
-
 
 def _attributes(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in ("description", "units") if entry.get(name)}
 
 
-def _spell(region: Any) -> str:
+def spell_region(region: tuple[slice, ...] | None) -> str:
+    """A region as people write it, `[0:3, 5:9]`."""
     if region is None:
         return "all"
     return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"
@@ -296,51 +250,44 @@ def _backend_array() -> Any:
 
         def __init__(self, run: StoredRun, path: str) -> None:
             entry = run.record.arrays[path]
+            layout = array_layout(path, entry)
             self.run, self.path = run, path
-            self.shape = tuple(entry["shape"])
-            self.dtype = np.dtype(object if entry["dtype"] == "string" else entry["dtype"])
-            self._layout: ArrayLayout | None = None
-            self._arrays: dict[bool, Any] = {}
+            self.shape, self.dtype = layout.shape, layout.dtype
+            self._reader = ChunkReader(run.backend, f"{run_folder(run.record)}/{path}", layout)
 
         def __getitem__(self, key: Any) -> Any:
-            return indexing.explicit_indexing_adapter(
-                key, self.shape, indexing.IndexingSupport.OUTER, self._read
-            )
+            return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
         def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-            if self._layout is None:
-                self._layout = self.run.layout(self.path)
-            region = tuple(_hull(part, size) for part, size in zip(key, self.shape, strict=True))
-            self.run.check_files(self.path, self._layout, region)
-            # Only reads of whole files may take the fast way: it checks no checksum on the others.
-            whole = all(isinstance(part, slice) and part.step in (None, 1) for part in key)
-            fast = whole and _covers_files(region, self._layout)
-            if fast not in self._arrays:
-                self._arrays[fast] = self.run.open_zarr(self.path, fast=fast)
-            array = self._arrays[fast]
+            parts = tuple(_part(part, size) for part, size in zip(key, self.shape, strict=True))
             try:
-                values = array.oindex[key] if any(isinstance(part, np.ndarray) for part in key) else array[key]
-            except Exception as error:
-                raise IntegrityError(self.run.id, self.path, _spell(region), f"damaged ({error})") from error
-            return np.asarray(values, dtype=self.dtype)
+                values = self._reader.read(parts)
+            except ChunkError as error:
+                region = spell_region(error.region) if error.region else _spell_key(parts, self.shape)
+                raise IntegrityError(self.run.id, self.path, region, error.problem) from error
+            single = tuple(axis for axis, part in enumerate(key) if not isinstance(part, slice | np.ndarray))
+            return values.squeeze(axis=single) if single else values
 
     return GuardedArray
 
 
-def _covers_files(region: tuple[slice, ...], layout: ArrayLayout) -> bool:
-    """Whether a region consists of whole files (chunks or shards)."""
-    return all(
-        limits.start % part == 0 and (limits.stop % part == 0 or limits.stop == size)
-        for limits, part, size in zip(region, layout.file_shape, layout.shape, strict=True)
-    )
-
-
-def _hull(part: Any, size: int) -> slice:
-    """The smallest slice of step 1 that holds an index, slice or index array."""
+def _part(part: Any, size: int) -> slice | np.ndarray:
+    """A slice or an array of non-negative indices."""
     if isinstance(part, slice):
-        indices = range(*part.indices(size))
-        return slice(min(indices[0], indices[-1]), max(indices[0], indices[-1]) + 1) if indices else slice(0, 0)
+        return part
     if isinstance(part, np.ndarray):
-        return slice(int(part.min()), int(part.max()) + 1) if part.size else slice(0, 0)
+        return np.where(part < 0, part + size, part)
     index = int(part) + (size if part < 0 else 0)
     return slice(index, index + 1)
+
+
+def _spell_key(parts: tuple[slice | np.ndarray, ...], shape: tuple[int, ...]) -> str:
+    texts = []
+    for part, size in zip(parts, shape, strict=True):
+        if isinstance(part, slice):
+            indices = range(*part.indices(size))  # as numbers only: the array may be absurdly large
+            low, high = min(indices[0], indices[-1]), max(indices[0], indices[-1])
+        else:
+            low, high = int(part.min()), int(part.max())
+        texts.append(f"{low}:{high + 1}")
+    return f"[{', '.join(texts)}]"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from workbench._version import __version__
 from workbench.errors import FormatVersionError, RunNotFoundError, StoreError
 from workbench.record import FORMAT_VERSION, RunRecord, now
-from workbench.store.backend import Backend, backend_for
+from workbench.store.annotations import Annotations
+from workbench.store.backend import Backend, backend_for, read_document
 from workbench.store.index import Index
 from workbench.store.query import compile_query
 from workbench.store.reading import StoredRun
+from workbench.store.records import RecordError, parse_json
+from workbench.store.verify import Problem, run_folders, verify_run
 from workbench.store.writer import RunWriter, run_folder
 
 __all__ = ["Store", "current_user"]
@@ -49,10 +54,11 @@ class Store:
         self.url = self.backend.url
         self._initialized = self._check_marker()
         self.index = Index(self.backend, index_folder)
+        self.annotations = Annotations(self.backend, self.index, current_user, self.prepare)
 
     def _check_marker(self) -> bool:
         try:
-            marker = json.loads(self.backend.read(MARKER))
+            marker = parse_json(read_document(self.backend, MARKER))
             version = int(marker["format_version"])
         except FileNotFoundError:
             return False
@@ -60,7 +66,7 @@ class Store:
             raise StoreError(f"the store {self.url} lies below a file; give a folder") from error
         except OSError as error:
             raise StoreError(f"the store {self.url} cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (RecordError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.url} is not a workbench store: its {MARKER} is damaged") from error
         if version > FORMAT_VERSION:
             raise FormatVersionError(
@@ -78,24 +84,59 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
+        self.prepare()
+        return RunWriter(self.backend, record)
+
+    def prepare(self) -> None:
+        """Make the place a store, if it is not one yet.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if not self.backend.writable:
+            raise StoreError(
+                f"the store {self.url} is published read-only; choose another with --store or $WORKBENCH_STORE"
+            )
         if not self._initialized:
             self.backend.check_writable()
             marker = {"format_version": FORMAT_VERSION, "created_by": __version__, "created": now()}
             self.backend.write(MARKER, json.dumps(marker, indent=1).encode())
             self._initialized = True
-        return RunWriter(self.backend, record)
 
-    def delete(self, run_id: str) -> None:
-        """Remove a run for good."""
-        record = self.run(run_id).record
-        self.backend.delete(run_folder(record))
+    def delete(self, run_id: str, *, force: bool = False) -> None:
+        """Remove a run for good.
+
+        Raises:
+            StoreError: the run is alive, or others were made from it; `force` removes it all the same.
+        """
+        run = self.run(run_id)
+        if not force:
+            if run.status == "running":
+                raise StoreError(f"run {run.id} is running ({run.record.user} on {run.record.host}); it is not deleted")
+            users = self.index.users_of(run.id)
+            if users:
+                names = ", ".join(users[:5]) + (", ..." if len(users) > 5 else "")
+                raise StoreError(
+                    f"run {run.id} is an input of {len(users)} other {'run' if len(users) == 1 else 'runs'} ({names}); "
+                    "delete those first, or force it"
+                )
+        self.remove_folder(run_folder(run.record), run.id)
+
+    def remove_folder(self, folder: str, run_id: str = "") -> None:
+        """Remove a run's folder: its record first, so that the run is gone in one step, whatever happens after it."""
+        if not self.backend.writable:
+            raise StoreError(f"the store {self.url} is published read-only")
+        self.backend.delete_object(f"{folder}/zarr.json")
+        self.backend.delete(folder)
+        if run_id:
+            self.index.forget(run_id)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def find(self, key: str) -> StoredRun | None:
         """The newest complete run with this key, or None."""
         record = self.index.complete_run(key)
-        if record is None or not self.backend.exists(f"{run_folder(record)}/zarr.json"):
+        if record is None or self.backend.size(f"{run_folder(record)}/zarr.json") is None:
             return None
         return StoredRun(self.backend, record)
 
@@ -127,6 +168,47 @@ class Store:
     def count(self, where: str = "") -> int:
         """How many runs meet a query."""
         return self.index.count(compile_query(where, user=current_user()))
+
+    def wait_for(self, key: str, timeout: float, poll: Callable[[StoredRun], object]) -> StoredRun | None:
+        """The complete run with this key, after waiting for somebody who is computing it.
+
+        Returns None as soon as nobody alive computes it (the run failed, was cancelled or interrupted), or after
+        `timeout` seconds: then compute it yourself. `poll` is called with the other's run between looks and may raise.
+        Two who begin within the same moment both compute; both results are valid, and the newer one is served later.
+        """
+        end, pause = time.monotonic() + timeout, 0.05
+        while True:
+            if (found := self.find(key)) is not None:
+                return found
+            others = (StoredRun(self.backend, record) for record in self.index.running_with_key(key))
+            alive = next((run for run in others if run.status == "running"), None)
+            if alive is None or time.monotonic() >= end:
+                return None
+            poll(alive)
+            time.sleep(max(0.0, min(pause, end - time.monotonic())))
+            pause = min(2 * pause, 5.0)
+
+    def descendants(self, run_id: str, *, direct: bool = False) -> list[StoredRun]:
+        """Runs that were made from this run's output, and from theirs (only the former, if `direct`), oldest first."""
+        found: dict[str, None] = {}
+        waiting = [run_id]
+        while waiting:
+            for user in self.index.users_of(waiting.pop()):
+                if user not in found and user != run_id:
+                    found[user] = None
+                    if not direct:
+                        waiting.append(user)
+        runs = [self.run(user) for user in found]
+        return sorted(runs, key=lambda run: (run.record.started, run.id))
+
+    def verify(self, where: str = "") -> Iterator[Problem]:
+        """Everything that is damaged, missing or foreign in the runs of a query; of all folders, if there is none."""
+        if where.strip():
+            for run in self.runs(where):
+                yield from verify_run(self.backend, run.record.month, run.id)
+            return
+        for month, name in run_folders(self.backend):
+            yield from verify_run(self.backend, month, name)
 
     def runs_with_key(self, key: str) -> list[StoredRun]:
         """All runs with a key, whatever became of them, newest first."""

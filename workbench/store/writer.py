@@ -19,6 +19,7 @@ from workbench.errors import OutputError, StoreError
 from workbench.record import RunRecord, now
 from workbench.store.backend import Backend
 from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, plan
+from workbench.store.records import root_document
 from workbench.store.zarr_access import open_array
 
 __all__ = ["ArrayWriter", "RunWriter", "Source", "run_folder"]
@@ -94,7 +95,7 @@ class ArrayWriter:
         if self._streams:
             self._written = np.zeros(self.shape[0], dtype=bool)
             run.backend.write_new_chunk(f"{run.folder}/{path}/zarr.json", dump(run.documents[path]))
-            self._zarr = open_array(run.backend, f"{run.folder}/{path}", writable=True)
+            self._zarr = open_array(run.backend, f"{run.folder}/{path}")
         else:
             self._whole = np.empty(self.shape, dtype=self.dtype)
             self._written = np.zeros(self.shape, dtype=bool)
@@ -165,7 +166,10 @@ class ArrayWriter:
         assert self._written is not None
         if self._written.all():
             return None
-        if self._direct + int(self._written.sum()) * math.prod(self.shape[1:]) >= math.prod(self.shape) and self._direct:
+        if (
+            self._direct + int(self._written.sum()) * math.prod(self.shape[1:]) >= math.prod(self.shape)
+            and self._direct
+        ):
             return None
         where = tuple(int(index) for index in np.argwhere(~self._written)[0])
         return f"[{', '.join(map(str, where))}{', ...' if self._streams and len(self.shape) > 1 else ''}]"
@@ -285,7 +289,7 @@ class RunWriter:
                 name = "/".join(["c", *("0" for _ in layout.shape)])
                 self.backend.write_new_chunk(f"{key}/{name}", encode_chunk(layout, values))
             elif layout.files:
-                open_array(self.backend, key, writable=True)[...] = values
+                open_array(self.backend, key)[...] = values
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -397,6 +401,8 @@ class RunWriter:
                 "dims": self.documents[path]["dimension_names"],
                 "shape": list(layout.shape),
                 "dtype": "string" if layout.dtype.kind == "O" else layout.dtype.name,
+                "chunk": list(layout.chunk),
+                "shard": None if layout.shard is None else list(layout.shard),
                 "bytes": math.prod(layout.shape) * layout.dtype.itemsize,
                 "files": layout.files,
                 "description": self.documents[path]["attributes"].get("description", ""),
@@ -407,17 +413,9 @@ class RunWriter:
         }
 
     def _write_root(self) -> None:
-        attributes: dict[str, Any] = {"workbench": self.record.to_json()}
-        if self._coordinates:
-            attributes["coordinates"] = " ".join(self._coordinates)
-        document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        if self.record.status != "running":
-            document["consolidated_metadata"] = {
-                "kind": "inline",
-                "must_understand": False,
-                "metadata": self.documents,
-            }
-        self.backend.write(f"{self.folder}/zarr.json", dump(document))
+        documents = None if self.record.status == "running" else self.documents
+        data = root_document(self.record, " ".join(self._coordinates), documents)
+        self.backend.write(f"{self.folder}/zarr.json", data)
 
 
 def _name(path: str) -> str:

@@ -1,0 +1,143 @@
+"""`workbench store ...`: take stock of a store, check it, clean it, copy it, publish it; and `workbench annotate`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from workbench.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from workbench.store import Store
+
+__all__ = ["annotate_command", "store_group"]
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def _store(ctx: click.Context) -> Store:
+    import workbench
+
+    return workbench.open(ctx.find_root().obj).store
+
+
+def _plain(text: str) -> str:
+    """Text from a store as a terminal may show it: control characters spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value.strip())
+    if match is None:
+        raise InputError("--older-than", expected="a time such as 12h, 7d or 4w", got=repr(value))
+    return float(match[1]) * UNITS[match[2]]
+
+
+@click.group("store")
+def store_group() -> None:
+    """Take stock of the store, check it, clean it up, copy it, publish it."""
+
+
+@store_group.command("info")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def info_command(ctx: click.Context, as_json: bool) -> None:
+    """Say what lies in the store: runs by status, user and method, and their size."""
+    from workbench.store.maintenance import summarize
+
+    found = summarize(_store(ctx))
+    if as_json:
+        click.echo(json.dumps(vars(found), indent=1))
+        return
+    click.echo(f"{found.url}: {found.runs} runs, {_size(found.bytes)} of arrays before compression")
+    for title, table in (("status", found.by_status), ("user", found.by_user), ("method", found.by_method)):
+        parts = [f"{_plain(name)} {count}" for name, count in sorted(table.items(), key=lambda item: -item[1])]
+        if parts:
+            click.echo(f"  by {title}: {', '.join(parts)}")
+    for folder in found.unreadable:
+        click.echo(f"  no readable run: {_plain(folder)} (see `workbench store verify`)")
+
+
+@store_group.command("verify")
+@click.option("--where", default="", help="Only runs that meet this query.")
+@click.pass_context
+def verify_command(ctx: click.Context, where: str) -> None:
+    """Check every checksum of every run. Exit code 5 if anything is damaged, missing or foreign."""
+    store = _store(ctx)
+    count = 0
+    for problem in store.verify(where):
+        count += 1
+        click.echo(_plain(str(problem)))
+    if count:
+        raise StoreError(f"{count} {'problem' if count == 1 else 'problems'} in {store.url}")
+    click.echo(f"{store.url}: {store.count(where)} runs, nothing damaged, missing or foreign")
+
+
+@store_group.command("gc")
+@click.option("--older-than", default="7d", show_default=True, callback=_seconds, help="Age, e.g. 12h, 7d, 4w.")
+@click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is touched.")
+@click.pass_context
+def gc_command(ctx: click.Context, older_than: float, delete: bool) -> None:
+    """List (or with --delete remove) archived, failed, cancelled and interrupted runs, and leftovers.
+
+    Runs that are alive, pinned, or an input of a run that stays are kept.
+    """
+    from workbench.store.maintenance import find_garbage, remove_garbage
+
+    store = _store(ctx)
+    found = list(find_garbage(store, older_than))
+    for item in found:
+        click.echo(
+            f"{'removed' if delete else 'would remove'} {_plain(item.what)} ({item.reason}, {_size(item.bytes)})"
+        )
+        if delete:
+            remove_garbage(store, item)
+    total = _size(sum(item.bytes for item in found))
+    click.echo(f"{len(found)} items, {total}" + ("" if delete or not found else "; remove them with --delete"))
+
+
+@click.command("annotate")
+@click.argument("run")
+@click.option("--tag", multiple=True, help="Add a tag (may be repeated).")
+@click.option("--untag", multiple=True, help="Remove a tag (may be repeated).")
+@click.option("--note", multiple=True, help="Add a note.")
+@click.option("--pin/--unpin", default=None, help="Keep it from being cleaned up.")
+@click.option("--archive/--unarchive", default=None, help="Mark it as no longer needed.")
+@click.pass_context
+def annotate_command(
+    ctx: click.Context,
+    run: str,
+    tag: Sequence[str],
+    untag: Sequence[str],
+    note: Sequence[str],
+    pin: bool | None,
+    archive: bool | None,
+) -> None:
+    """Tag RUN, add notes, pin or archive it; without options show what was said about it."""
+    store = _store(ctx)
+    said = store.annotations.of(store.run(run).id)
+    said.tag(*tag)
+    said.untag(*untag)
+    for text in note:
+        said.note(text)
+    if pin is not None:
+        (said.pin if pin else said.unpin)()
+    if archive is not None:
+        (said.archive if archive else said.unarchive)()
+    click.echo(f"tags: {', '.join(map(_plain, said.tags)) or 'none'}")
+    marks = [name for name, holds in (("pinned", said.pinned), ("archived", said.archived)) if holds]
+    click.echo(f"marks: {', '.join(marks) or 'none'}")
+    for item in said.notes:
+        click.echo(f"{item.time[:16].replace('T', ' ')} {_plain(item.user)}: {_plain(item.text)}")

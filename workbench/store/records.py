@@ -1,0 +1,200 @@
+"""Run records as bytes and back. What is read may have been made by anybody, so every part is checked before it is used.
+
+The root `zarr.json` of a run holds the record and a CRC-32C of it, so that a damaged record is never taken for a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.errors import StoreError
+from workbench.record import RunRecord
+from workbench.store.backend import DOCUMENT_LIMIT
+from workbench.store.layout import MOST_FILES, ArrayLayout, layout_of
+
+__all__ = ["RecordError", "array_layout", "parse_json", "read_record", "root_document", "safe_run_id"]
+
+DEEPEST = 40
+"""Levels of nesting of a document; our own have about ten."""
+MOST_ELEMENTS = 2**53
+MOST_DIMS = 32
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,199}")
+_MONTH = re.compile(r"\d{4}-\d{2}")
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_STATUS = ("running", "complete", "failed", "cancelled")
+_NAMES = ("method", "method_version", "user", "host", "device", "precision")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "key": (str, type(None)),
+    "method_title": (str,),
+    "method_code": (str, type(None)),
+    "params": (dict,),
+    "default_params": (dict,),
+    "inputs": (dict,),
+    "seed": (int,),
+    "pid": (int,),
+    "paper": (dict, type(None)),
+    "seconds": (int, float),
+    "provenance": (dict,),
+    "progress": (dict,),
+    "arrays": (dict,),
+    "models": (dict,),
+    "report": (dict, type(None)),
+    "failure": (dict, type(None)),
+}
+
+
+class RecordError(StoreError):
+    """A document of the store is not what it should be: such a run is left out and listed by `verify`."""
+
+
+def safe_run_id(text: str) -> bool:
+    """Whether a text can be a run id: one folder name without surprises."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON document from a store.
+
+    Raises:
+        RecordError: it is no JSON, is nested too deeply, or has numbers of thousands of digits.
+    """
+    try:
+        value = json.loads(data)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is no text: UnicodeEncodeError
+        if data.count(b"[") + data.count(b"{") > DEEPEST:
+            _check_depth(value, DEEPEST)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not a JSON document ({error})") from error
+    return value
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left == 0:
+        raise RecordError(f"nested more than {DEEPEST} levels deep")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return
+    for item in value:
+        if isinstance(item, dict | list):
+            _check_depth(item, left - 1)
+
+
+def root_document(record: RunRecord, coordinates: str, documents: Mapping[str, Any] | None) -> bytes:
+    """The root `zarr.json` of a run: record, its checksum, and once closed the documents of all arrays.
+
+    Raises:
+        StoreError: the record is larger than what readers accept.
+    """
+    body = _dump(record.to_json())
+    text = f'{{"zarr_format":3,"node_type":"group","attributes":{{"workbench":{body},"checksum":"{_checksum(body)}"'
+    if coordinates:
+        text += f',"coordinates":{json.dumps(coordinates)}'
+    text += "}"
+    if documents is not None:
+        metadata = _dump({"kind": "inline", "must_understand": False, "metadata": documents})
+        text += f',"consolidated_metadata":{metadata}'
+    data = (text + "}").encode()
+    if len(data) > DOCUMENT_LIMIT:
+        raise StoreError(
+            f"the record of run {record.id} has {len(data) / 2**20:.0f} MiB, at most {DOCUMENT_LIMIT / 2**20:.0f} are "
+            "kept: store long tables and texts of a report as arrays"
+        )
+    return data
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(text: str) -> str:
+    from google_crc32c import value as crc32c
+
+    return f"{crc32c(text.encode()):08x}"
+
+
+def read_record(data: bytes, *, month: str, run: str) -> RunRecord:
+    """The record in the root `zarr.json` of the folder `runs/MONTH/RUN`, checked.
+
+    Raises:
+        RecordError: it is damaged, or not what this format version writes.
+    """
+    document = parse_json(data)
+    try:
+        attributes = document["attributes"]
+        value = attributes["workbench"]
+        if document["zarr_format"] != 3 or not isinstance(value, dict):
+            raise RecordError("not a run in zarr format 3")
+        if attributes["checksum"] != _checksum(_dump(value)):
+            raise RecordError("the record is damaged: its checksum does not match")
+        _check(value, month, run)
+        record = RunRecord.from_json(value)
+        record.metrics  # noqa: B018  (raises where the report is not one)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise RecordError(f"not a run record ({type(error).__name__}: {str(error)[:200]})") from error
+    return record
+
+
+def _check(value: dict[str, Any], month: str, run: str) -> None:
+    if value["format"] != 1:
+        raise RecordError(f"record of format {str(value['format'])[:20]!r}, this version reads format 1")
+    if value["id"] != run or not safe_run_id(run) or not _MONTH.fullmatch(month):
+        raise RecordError(f"the record says run {str(value['id'])[:100]!r}, its folder {run[:100]!r}")
+    for name, kinds in _TYPES.items():
+        if name in value and (not isinstance(value[name], kinds) or isinstance(value[name], bool)):
+            raise RecordError(f"{name} is a {type(value[name]).__name__}")
+    for name in _NAMES:
+        if not isinstance(value[name], str) or len(value[name]) > 500 or not value[name].isprintable():
+            raise RecordError(f"{name} is not a short printable text")
+    if value["status"] not in _STATUS:
+        raise RecordError(f"unknown status {str(value['status'])[:40]!r}")
+    for name in ("started", "heartbeat", "finished"):
+        moment = value.get(name)
+        if moment is None and name == "finished":
+            continue
+        if not isinstance(moment, str) or not _MOMENT.fullmatch(moment):
+            raise RecordError(f"{name} is not a moment")
+    if not value["started"].startswith(month):
+        raise RecordError(f"started {value['started']}, but lies in the folder of {month}")
+    for role, entry in value["inputs"].items():
+        runs = entry.get("runs", ()) if isinstance(entry, dict) else None
+        if not isinstance(runs, list | tuple) or not all(isinstance(item, str) and safe_run_id(item) for item in runs):
+            raise RecordError(f"input {role[:100]!r} is not described as it should be")
+    for path, entry in value["arrays"].items():
+        array_layout(path, entry)
+
+
+def array_layout(path: str, entry: Mapping[str, Any]) -> ArrayLayout:
+    """How the array of an entry of `record.arrays` is cut into chunks and files, checked.
+
+    Raises:
+        RecordError: the name leaves the run, or sizes, dtype or chunks are none this format has.
+    """
+    parts = path.split("/")
+    if len(path) > 1000 or not path.isprintable() or "\\" in path or any(part in ("", ".", "..") for part in parts):
+        raise RecordError(f"array name {path[:100]!r} is refused")
+    dims, shape = entry["dims"], entry["shape"]
+    if not isinstance(dims, list) or not all(isinstance(dim, str) for dim in dims):
+        raise RecordError(f"array {path!r}: dims are not names")
+    if not isinstance(shape, list) or len(shape) != len(dims) or len(shape) > MOST_DIMS:
+        raise RecordError(f"array {path!r}: shape and dims do not fit")
+    if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) > MOST_ELEMENTS:
+        raise RecordError(f"array {path!r}: absurd shape")
+    layout = layout_of(shape, entry["dtype"], entry["chunk"], entry["shard"])
+    if layout is None:
+        raise RecordError(f"array {path!r}: chunks, shards or dtype are none of this format")
+    if type(entry["files"]) is not int or entry["files"] != layout.files or layout.files > MOST_FILES:
+        raise RecordError(f"array {path!r}: {str(entry['files'])[:30]} files for {layout.files}")
+    for name in ("description", "units"):
+        if not isinstance(entry[name], str):
+            raise RecordError(f"array {path!r}: {name} is no text")
+    if not isinstance(entry["coordinate"], bool) or type(entry["bytes"]) is not int:
+        raise RecordError(f"array {path!r}: not described as it should be")
+    return layout
