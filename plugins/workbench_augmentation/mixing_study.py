@@ -24,8 +24,8 @@ from workbench.toolkit import (
     find_layer,
     fit,
     layer_names,
-    model_device,
     predict_all,
+    reinitialise,
     soft_cross_entropy,
 )
 
@@ -63,31 +63,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.image)
-
-
-def reinitialise(model: nn.Module, seed: int) -> None:
-    """Draw new weights, in place, with each layer's own `reset_parameters`; torch's global generator is put back.
-
-    Raises:
-        InputError: a parameter belongs to a module that cannot reset itself: it would keep what it has learnt.
-    """
-    layers = [module for module in model.modules() if hasattr(module, "reset_parameters")]
-    covered = {id(parameter) for module in layers for parameter in module.parameters()}
-    kept = [name for name, parameter in model.named_parameters() if id(parameter) not in covered]
-    if kept:
-        raise InputError(
-            "model",
-            expected="layers that can draw new weights (`reset_parameters`)",
-            got=f"none for {', '.join(kept[:3])}{' and others' if len(kept) > 3 else ''}",
-            hint="Every mode starts from new weights, so the module that owns a parameter must be able to reset it.",
-        )
-    device = model_device(model)
-    model.cpu()  # every device draws alike
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in layers:
-            module.reset_parameters()
-    model.to(device).requires_grad_(True)
 
 
 def binary_cross_entropy(logit: Tensor, target: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Torch helpers for method authors; import every name from here: `from workbench.toolkit import predict`.
 
-Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `recipe`, `augment`, `mixing`),
-curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `reliability`,
-`statistics`). A module is imported when one of its names is first used.
+Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `recipe`, `initialise`, `augment`,
+`mixing`), curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`,
+`reliability`, `statistics`). A module is imported when one of its names is first used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from workbench.toolkit.features import Pool, capture, find_layer, last_linear, layer_names
     from workbench.toolkit.inference import evaluating, model_device, predict, predict_all
+    from workbench.toolkit.initialise import reinitialise
     from workbench.toolkit.kernels import (
         CalibrationTest,
         consistency_test,
@@ -102,6 +103,7 @@ _HOME = {
     "curvature": ("Eigenpairs", "Hessian", "SpectralDensity", "lanczos", "spectral_density", "top_eigenpairs"),
     "features": ("Pool", "capture", "find_layer", "last_linear", "layer_names"),
     "inference": ("evaluating", "model_device", "predict", "predict_all"),
+    "initialise": ("reinitialise",),
     "kernels": (
         "CalibrationTest",
         "consistency_test",
@@ -260,6 +262,7 @@ __all__ = [
     "predict_all",
     "random_crop",
     "random_flip",
+    "reinitialise",
     "reliability_bins",
     "reliability_diagram",
     "soft_cross_entropy",
