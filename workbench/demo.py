@@ -94,14 +94,18 @@ def run_demo(bench: Workbench, folder: Path, *, force: bool = False) -> list[Run
         StoreError: the store or the folder cannot be written.
         WorkbenchError: a step failed; earlier ones are kept.
     """
+    import os
     import time
 
+    import torch
     from rich.text import Text
 
     from workbench.cli.printing import console
 
     out = console()
     folder = _writable(folder)
+    # The networks are tiny: more threads only wait for each other, and badly so where other programs use the cores.
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 2) // 2)))
     runs: dict[str, Run] = {}
     started = time.perf_counter()
     for number, step in enumerate(STEPS, start=1):
