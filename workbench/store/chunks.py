@@ -351,7 +351,8 @@ class ChunkReader:
     def _place(self, pieces: tuple[_Piece, ...], packed: Any, values: np.ndarray) -> None:
         layout = self._layout
         if all(isinstance(piece.target, slice) for piece in pieces):
-            target = values[tuple(piece.target for piece in pieces)]
+            # The ellipsis keeps it a view also without dims, where values[()] would be a copy.
+            target = values[(*(piece.target for piece in pieces), ...)]
             whole = all(
                 isinstance(piece.source, slice) and piece.source == slice(0, part, 1)
                 for piece, part in zip(pieces, layout.chunk, strict=True)
