@@ -7,6 +7,16 @@ Implement any of them in a module named by an entry point in group `workbench`:
     @hookimpl
     def workbench_methods():
         return [MethodReference("family.name", "my_package.my_module:MyMethod", "What it tells a practitioner")]
+
+Compatibility. These hooks, `workbench`'s and `workbench.toolkit`'s public names and `workbench.testing` follow semantic
+versions: within a major version hooks and arguments are added, never taken away or reordered (pluggy passes a hook only the
+arguments it names). What is to go raises a DeprecationWarning for one minor version at least and goes with the next major
+one. Before 1.0 a minor version counts as a major one. State the range you tested in your package's dependencies
+(`vision-workbench>=1.2,<2`) or in the plugin's module:
+
+    requires_workbench = ">=1.2,<2"
+
+A plugin outside its range is not loaded; `workbench plugins` says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Plugin discovery: finds plugins by entry point, isolates the broken ones with their reason, and knows every method.
 
 A plugin is a module named by an entry point in group `workbench` that implements hooks of `workbench.hookspecs`. One that
-fails to import, repeats an id or has a hook of the wrong signature is listed with its reason and never takes the host down.
+fails to import, repeats an id, has a hook of the wrong signature or was built for another version of the workbench is listed
+with its reason and never takes the host down.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import Any, Literal
 import pluggy
 
 from workbench import hookspecs
+from workbench._version import __version__
 from workbench.errors import PluginError, UnknownMethodError
 from workbench.method import Method, MethodReference
 
 __all__ = ["Host", "PluginStatus"]
 
+OWN = "vision-workbench"
+"""Our own distribution."""
 SLOW_IMPORT = 2.0
 """Seconds of import time above which a plugin is reported as slow."""
 
@@ -41,7 +45,7 @@ class PluginStatus:
     seconds: float = 0.0
     methods: tuple[str, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)
-    """Method ids that were refused, with the reason (a duplicate, a broken contract)."""
+    """Method ids (and names of data sets and models) that were refused, with the reason."""
 
 
 class Host:
@@ -90,6 +94,9 @@ class Host:
         if self._allow is not None and not {point.name, distribution} & self._allow:
             self._statuses[name] = replace(status, state="blocked", reason="not on the allow list")
             return
+        if problem := _built_for_another(_required_by(point)):
+            self._statuses[name] = replace(status, state="failed", reason=problem)
+            return
         started = time.perf_counter()
         try:
             module = point.load()
@@ -103,6 +110,9 @@ class Host:
     def register_plugin(self, plugin: object, status: PluginStatus) -> PluginStatus:
         """Register a plugin object (a module or an instance with hook implementations) and collect its methods."""
         self._statuses[status.name] = status
+        if problem := _built_for_another(getattr(plugin, "requires_workbench", "")):
+            self._statuses[status.name] = replace(status, state="failed", reason=problem)
+            return self._statuses[status.name]
         try:
             self._manager.register(plugin, name=status.name)
             self._manager.check_pending()
@@ -113,7 +123,7 @@ class Host:
             return self._statuses[status.name]
         try:
             offered = [item for items in self._call(plugin, "workbench_methods") for item in items]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._manager.unregister(name=status.name)
             self._statuses[status.name] = _failed(status, "workbench_methods failed", error)
             return self._statuses[status.name]
@@ -133,12 +143,14 @@ class Host:
 
     def _problem(self, item: object) -> str:
         if isinstance(item, type) and issubclass(item, Method):
-            missing = [name for name in ("id", "title") if not isinstance(getattr(item, name, None), str)]
-            if missing:
-                return f"the class lacks {' and '.join(missing)}"
+            if abstract := sorted(getattr(item, "__abstractmethods__", ())):
+                return f"the class does not implement {' and '.join(abstract)}"
         elif not isinstance(item, MethodReference):
             return f"neither a Method class nor a MethodReference: {item!r}"
-        if item.id.count(".") != 1 or not item.id.replace(".", "").replace("_", "").isalnum():
+        missing = [name for name in ("id", "title") if not isinstance(getattr(item, name, None), str)]
+        if missing:
+            return f"the class lacks {' and '.join(missing)}"
+        if item.id.count(".") != 1 or not all(part.isidentifier() for part in item.id.split(".")):
             return f"id {item.id!r} is not of the form family.name"
         if item.id in self._methods:
             return f"id already taken by plugin {self._owners[item.id]!r}"
@@ -197,7 +209,7 @@ class Host:
                 item = item.load()
             except PluginError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 owner = self._owners.get(method_id, "?")
                 raise PluginError(
                     f"method {method_id} (plugin {owner!r}) cannot be imported: {type(error).__name__}: {error}"
@@ -216,19 +228,18 @@ class Host:
 
     # --- other hooks ------------------------------------------------------------------------------------------------
 
-    def datasets(self) -> dict[str, Callable[[], Any]]:
+    def datasets(self) -> dict[str, Callable[..., Any]]:
         """Registered data sets by name."""
-        return self._merge("workbench_datasets")
+        return self._merge("workbench_datasets", "data set")
 
     def models(self) -> dict[str, Callable[..., Any]]:
         """Registered model factories by name."""
-        return self._merge("workbench_models")
+        return self._merge("workbench_models", "model")
 
     def commands(self) -> Iterator[Any]:
         """Click commands that plugins add."""
         for plugin in self._plugins_with("workbench_commands"):
-            for commands in self._guarded(plugin, "workbench_commands"):
-                yield from commands
+            yield from self._guarded(plugin, "workbench_commands", lambda answer: [_command(item) for item in answer])
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call a life-cycle hook of every plugin; one that raises is noted and does not disturb the run."""
@@ -236,32 +247,94 @@ class Host:
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             try:
                 self._manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
-            except Exception as error:
-                name = self._manager.get_name(plugin) or repr(plugin)
-                self._statuses[name] = replace(
-                    self._statuses[name], reason=f"{hook} raised {type(error).__name__}: {error}",
-                    traceback=traceback.format_exc(),
-                )
+            except (Exception, SystemExit) as error:
+                self._note(plugin, f"{hook} raised", error)
 
     def _plugins_with(self, hook: str) -> list[object]:
-        implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        return [implementation.plugin for implementation in reversed(implementations)]
+        # In order of registration: our own first, so that a name of ours stays ours.
+        return [implementation.plugin for implementation in getattr(self._manager.hook, hook).get_hookimpls()]
 
-    def _guarded(self, plugin: object, hook: str) -> list[Any]:
+    def _guarded(self, plugin: object, hook: str, read: Callable[[Any], list[Any]]) -> list[Any]:
+        """What a plugin answers; nothing, and a note, where it raises or answers something that cannot be read."""
         try:
-            return self._call(plugin, hook)
-        except Exception as error:
-            name = self._manager.get_name(plugin) or ""
-            self._statuses[name] = _failed(self._statuses[name], f"{hook} failed", error)
+            return [item for answer in self._call(plugin, hook) for item in read(answer)]
+        except (Exception, SystemExit) as error:
+            self._note(plugin, f"{hook} failed", error)
             return []
 
-    def _merge(self, hook: str) -> dict[str, Any]:
+    def _note(self, plugin: object, what: str, error: BaseException) -> None:
+        # The plugin stays loaded: its other hooks and its methods may well work.
+        status = self._status_of(plugin)
+        self._statuses[status.name] = replace(_failed(status, what, error), state=status.state)
+
+    def _status_of(self, plugin: object) -> PluginStatus:
+        return self._statuses[self._manager.get_name(plugin) or ""]
+
+    def _merge(self, hook: str, what: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}
+        owners: dict[str, str] = {}
         for plugin in self._plugins_with(hook):
-            for mapping in self._guarded(plugin, hook):
-                for name, factory in mapping.items():
-                    merged.setdefault(name, factory)
+            for name, factory in self._guarded(plugin, hook, lambda answer: [_named(*item) for item in answer.items()]):
+                if name in merged:
+                    status = self._status_of(plugin)
+                    rejected = {**status.rejected, name: f"{what} already offered by plugin {owners[name]!r}"}
+                    self._statuses[status.name] = replace(status, rejected=rejected)
+                    continue
+                merged[name], owners[name] = factory, self._status_of(plugin).name
         return merged
+
+
+def _command(item: Any) -> Any:
+    import click
+
+    if not isinstance(item, click.Command):
+        raise TypeError(f"not a click command: {item!r}")
+    return item
+
+
+def _named(name: Any, factory: Any) -> tuple[str, Any]:
+    if not isinstance(name, str) or not callable(factory):
+        raise TypeError(f"expected a name and a function, got {name!r}: {factory!r}")
+    return name, factory
+
+
+def _required_by(point: EntryPoint) -> str:
+    """The range of versions of the workbench that a plugin's package asks for, read without importing it.
+
+    pip installs a package beside a workbench it does not fit and only warns; so this is looked at again here.
+    """
+    if point.dist is None or point.dist.name == OWN:
+        return ""
+    for text in point.dist.requires or ():
+        if text.lower().replace("_", "-").startswith(OWN):
+            from packaging.requirements import InvalidRequirement, Requirement
+
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                return text
+            if requirement.name.lower().replace("_", "-") == OWN and requirement.marker is None:
+                return str(requirement.specifier)
+    return ""
+
+
+def _built_for_another(wanted: object) -> str:
+    """Why a plugin that asks for these versions of the workbench does not fit; empty if it does."""
+    if wanted == "":
+        return ""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.version import Version
+
+    if not isinstance(wanted, str):
+        return f"requires_workbench must be a version range such as '>=1.2,<2', got {wanted!r}"
+    try:
+        versions = SpecifierSet(wanted)
+    except InvalidSpecifier:
+        return f"requires_workbench must be a version range such as '>=1.2,<2', got {wanted!r}"
+    # A development version counts as the release it leads to.
+    if versions.contains(Version(__version__).base_version, prereleases=True):
+        return ""
+    return f"built for workbench {wanted}, this is {__version__}; install a version of the plugin that fits"
 
 
 def _names(variable: str) -> frozenset[str] | None:
@@ -271,7 +344,7 @@ def _names(variable: str) -> frozenset[str] | None:
 
 def _own_first(point: EntryPoint) -> tuple[bool, str]:
     # Our own families load first, so that a third party cannot take one of their ids.
-    return (point.dist is None or point.dist.name != "vision-workbench", point.name)
+    return (point.dist is None or point.dist.name != OWN, point.name)
 
 
 def _failed(status: PluginStatus, what: str, error: BaseException) -> PluginStatus:

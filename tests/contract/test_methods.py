@@ -48,6 +48,18 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "calibration.h_calibration": Case({**CALIBRATION, "maps": ("pwlinear-10", "linear-16"), "epochs": 5, "window": 10}),
+    "calibration.overlap_mixup": Case(
+        {
+            "epochs": 2,
+            "batch_size": 16,
+            "seeds": 1,
+            "mix_sizes": (2,),
+            "n_bins": 5,
+            "gap_points": 2,
+            "gap_directions": 3,
+            "class_counts": (2,),
+        }
+    ),
     "detection.discopatch": Case(
         {
             "preset": "fast",
