@@ -1,6 +1,6 @@
 """Calibration: are a classifier's probabilities frequencies, and if not, which map of its logits makes them so?
 
-Every method works on stored logits (or probabilities) and labels alone.
+The recalibrators work on stored logits (or probabilities) and labels alone; other methods of the family train models.
 """
 
 from workbench import MethodReference, hookimpl
@@ -49,6 +49,11 @@ def workbench_methods() -> list[MethodReference]:
             "calibration.matrix_scaling",
             "workbench_calibration.matrix_scaling:MatrixScaling",
             "Calibrates by a full linear map of the logits, kept from overfitting by a chosen penalty",
+        ),
+        MethodReference(
+            "calibration.overlap_mixup",
+            "workbench_calibration.overlap_mixup:OverlapMixup",
+            "Where classes overlap: is temperature scaling enough, or must the training mix samples?",
         ),
         MethodReference(
             "calibration.spline",
