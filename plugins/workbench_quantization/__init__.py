@@ -13,5 +13,10 @@ def workbench_methods() -> list[MethodReference]:
             "quantization.hawq",
             "workbench_quantization.hawq:Hawq",
             "Which layers may go to 4 or 2 bits, judged by the curvature of the loss",
-        )
+        ),
+        MethodReference(
+            "quantization.uniform",
+            "workbench_quantization.uniform:Uniform",
+            "What plain rounding of the weights costs, at every width; and what a table of widths is worth",
+        ),
     ]

@@ -1,9 +1,9 @@
-"""The images of a HAWQ run: what is calibrated and fine-tuned on, and what is reported on, kept apart."""
+"""The images of a quantisation run: what is calibrated and fine-tuned on, and what is reported on, kept apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,6 @@ from workbench import InputError, Inputs, Out
 from workbench.toolkit import predict_all, split_indices, to_tensor
 
 from workbench_quantization.hawq_curvature import Batch
-
-if TYPE_CHECKING:
-    from workbench_quantization.hawq import Params
-
 
 IN_MEMORY = 2 << 30
 """Bytes up to which the report images are kept in memory; more are read from the store for every solution."""
@@ -43,13 +39,23 @@ class Parts:
     held_out: Images
 
 
-def split_roles(inputs: Inputs, params: Params, out: Out) -> Parts:
-    """Take role `test` to report on, or keep a share of `data` for it; draw the calibration images from the rest."""
+def split_roles(
+    inputs: Inputs, out: Out, *, report_fraction: float, calibration_samples: int, training: bool = False
+) -> Parts:
+    """Take role `test` to report on, or keep a share of `data` for it; draw the calibration images from the rest.
+
+    Args:
+        inputs: with roles `data` and perhaps `test`.
+        out: seeds the split and the draw.
+        report_fraction: share of `data` to report on when there is no `test`.
+        calibration_samples: calibration images at most.
+        training: also hand over all images that are not reported on.
+    """
     data, test = inputs["data"], inputs.get("test")
     if test is None:
-        share = params.report_fraction
-        parts = split_indices(data["label"], {"calibration": 1 - share, "report": share}, out.seed)
-        training, held_out = parts["calibration"], _images(data, parts["report"], lazy=True)
+        shares = {"calibration": 1 - report_fraction, "report": report_fraction}
+        parts = split_indices(data["label"], shares, out.seed)
+        rest, held_out = parts["calibration"], _images(data, parts["report"], lazy=True)
     else:
         if test["image"].shape[1:] != data["image"].shape[1:]:
             raise InputError(
@@ -57,9 +63,9 @@ def split_roles(inputs: Inputs, params: Params, out: Out) -> Parts:
                 expected=f"images like those of data {data['image'].shape[1:]}",
                 got=f"{test['image'].shape[1:]}",
             )
-        training, held_out = np.arange(data.sizes["sample"]), _images(test, np.arange(test.sizes["sample"]), lazy=True)
-    drawn = np.sort(out.rng("calibration").permutation(training)[: params.hess_samples])
-    whole = None if params.finetune == "none" else _images(data, training)
+        rest, held_out = np.arange(data.sizes["sample"]), _images(test, np.arange(test.sizes["sample"]), lazy=True)
+    drawn = np.sort(out.rng("calibration").permutation(rest)[:calibration_samples])
+    whole = _images(data, rest) if training else None
     return Parts(_images(data, drawn), whole, held_out)
 
 

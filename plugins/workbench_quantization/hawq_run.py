@@ -67,7 +67,13 @@ class Subject:
 def run(inputs: Inputs, params: Params, out: Out) -> None:
     """Do everything and write every output."""
     model = inputs["model"]
-    parts = split_roles(inputs, params, out)
+    parts = split_roles(
+        inputs,
+        out,
+        report_fraction=params.report_fraction,
+        calibration_samples=params.hess_samples,
+        training=params.finetune != "none",
+    )
     check_labels(model, parts, out.device)
     batches = calibration_batches(parts.calibration, params.hess_batch, out.device, _model_dtype(model))
     blocks, reasons = find_blocks(model, batches[0][0][:1], params.blocks)

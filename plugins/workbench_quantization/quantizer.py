@@ -51,6 +51,11 @@ def weight_scale(weight: Tensor, bits: int, granularity: Granularity = "channel"
     return torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), torch.ones_like(largest))
 
 
+def weight_levels(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The integers clamp(round(w / s), -2^(b-1), 2^(b-1) - 1), in the dtype of the weight."""
+    return torch.clamp(torch.round(weight.detach() / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def quantise_weight(weight: Tensor, bits: int, granularity: Granularity = "channel", axis: int = 0) -> Tensor:
     """Q_b(w) = s * clamp(round(w / s), -2^(b-1), 2^(b-1) - 1), same shape and dtype; straight-through gradient.
 
@@ -65,8 +70,7 @@ def quantise_weight(weight: Tensor, bits: int, granularity: Granularity = "chann
     if bits >= FULL_PRECISION:
         return weight
     scale = weight_scale(weight, bits, granularity, axis)
-    levels = torch.clamp(torch.round(weight.detach() / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return _StraightThrough.apply(weight, levels * scale)
+    return _StraightThrough.apply(weight, weight_levels(weight, scale, bits) * scale)
 
 
 class FakeQuantise(nn.Module):
