@@ -120,11 +120,11 @@ def test_streamed_regions_arrive_whatever_their_order(tmp_path, order):
         starts.reverse()
     elif order == "shuffled":
         np.random.default_rng(1).shuffle(starts)
-    from workbench.store.writer import _NumpySource
+    from workbench.store.writer import NumpySource
 
     for start in starts:
         stop = min(start + step, 700)
-        array.write((slice(start, stop), slice(0, 128), slice(0, 128)), _NumpySource(values[start:stop]))
+        array.write((slice(start, stop), slice(0, 128), slice(0, 128)), NumpySource(values[start:stop]))
     assert writer.missing_regions() == {}
     run = writer.complete()
     store.index.put(run)
@@ -145,11 +145,11 @@ def test_a_dim_has_one_length_and_an_array_is_written_once(tmp_path):
 
 
 def test_unwritten_regions_are_found(tmp_path):
-    from workbench.store.writer import _NumpySource
+    from workbench.store.writer import NumpySource
 
     writer = Store(tmp_path / "store").begin(record())
     array = writer.declare("score", (10,), np.dtype("float32"), ("sample",))
-    array.write((slice(0, 7),), _NumpySource(np.zeros(7, np.float32)))
+    array.write((slice(0, 7),), NumpySource(np.zeros(7, np.float32)))
     assert writer.missing_regions() == {"score": "[7]"}
 
 

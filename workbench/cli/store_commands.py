@@ -108,6 +108,39 @@ def gc_command(ctx: click.Context, older_than: float, delete: bool) -> None:
     click.echo(f"{len(found)} items, {total}" + ("" if delete or not found else "; remove them with --delete"))
 
 
+@store_group.command("copy")
+@click.argument("target")
+@click.option("--where", default="", help="Only runs that meet this query.")
+@click.option("--with-inputs", is_flag=True, help="Also the runs they were made from.")
+@click.pass_context
+def copy_command(ctx: click.Context, target: str, where: str, with_inputs: bool) -> None:
+    """Copy runs to the store TARGET (a folder or URL). Run it again to go on after an interruption."""
+    from workbench.store import Store
+    from workbench.store.copying import Copied, copy_runs
+
+    def tell(item: Copied) -> None:
+        click.echo(f"{item.run}: {item.what}" + (f" ({_size(item.bytes)})" if item.bytes else ""))
+
+    done = copy_runs(_store(ctx), Store(target), where, with_inputs=with_inputs, progress=tell)
+    copied = sum(item.what == "copied" for item in done)
+    click.echo(f"{copied} of {len(done)} runs copied and verified, {_size(sum(item.bytes for item in done))}")
+
+
+@store_group.command("index")
+@click.option("--publish", is_flag=True, help="Write the snapshot with which any web server can hand out the store.")
+@click.pass_context
+def index_command(ctx: click.Context, publish: bool) -> None:
+    """Bring this user's index up to date and say where it lies; with --publish write a snapshot into the store."""
+    store = _store(ctx)
+    if publish:
+        from workbench.store.publishing import publish as write_snapshot
+
+        count = write_snapshot(store)
+        click.echo(f"published {count} runs of {store.url}; open it elsewhere with --store https://...")
+        return
+    click.echo(f"{store.count()} runs of {store.url} in {store.index.path}")
+
+
 @click.command("annotate")
 @click.argument("run")
 @click.option("--tag", multiple=True, help="Add a tag (may be repeated).")

@@ -21,7 +21,7 @@ from workbench.store.backend import Backend
 from workbench.store.index import Annotation, Index
 from workbench.store.records import RecordError, parse_json, safe_run_id
 
-__all__ = ["Annotations", "RunAnnotations", "SavedView", "parse_annotation"]
+__all__ = ["Annotations", "RunAnnotations", "SavedView", "annotated_run", "parse_annotation"]
 
 KINDS = ("tag", "note", "pin", "archive", "view")
 LONGEST = 20_000
@@ -81,6 +81,15 @@ def parse_annotation(data: bytes) -> Annotation | tuple[str, ...] | None:
     if not isinstance(text, str) or len(text) > LONGEST or not user.isprintable():
         raise RecordError("not an annotation")
     return Annotation("", run, kind, text, user, time)
+
+
+def annotated_run(data: bytes) -> str | None:
+    """The run that an object is about; None if it is no annotation."""
+    try:
+        parse_annotation(data)
+        return str(parse_json(data)["run"])
+    except RecordError:
+        return None
 
 
 class Annotations:

@@ -31,6 +31,8 @@ SMALLEST_RATIO = 300
 CHECKED_BEFORE = 16 * 1024 * 1024
 """Regions above this size are compared with the sizes of their files before any memory is taken."""
 STRING_BYTES = 256 * 1024 * 1024
+LARGEST_FILE = 2 * 300 * 1024 * 1024
+"""Bytes of the largest file a run may have."""
 GAP = 16 * 1024
 """Unwanted bytes between two chunks of a shard that are read anyway to save a request."""
 ABSENT = 2**64 - 1

@@ -22,7 +22,7 @@ from workbench.errors import StoreError
 from workbench.record import RunRecord
 from workbench.store.backend import Backend, read_document
 from workbench.store.query import COLUMNS, Condition
-from workbench.store.records import read_record
+from workbench.store.records import RecordError, read_record
 
 __all__ = ["Annotation", "Index"]
 
@@ -188,7 +188,7 @@ class Index:
             self._old_refreshed = moment
         for month in present if everything else [m for m in present if m not in known_months or m in present[-2:]]:
             if (version := self._changed(month, f"runs/{month}", known_months)) is not None:
-                self._refresh_month(connection, month)
+                version = version if self._refresh_month(connection, month) else ""
                 connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
         for folder in marked if everything else [m for m in marked if m not in known_months or m in marked[-2:]]:
             if (version := self._changed(folder, folder, known_months)) is not None:
@@ -211,27 +211,36 @@ class Index:
         settled = isinstance(version, str) or (isinstance(version, int) and time.time_ns() - version > SETTLING)
         return str(version) if settled else ""
 
-    def _refresh_month(self, connection: sqlite3.Connection, month: str) -> None:
+    def _refresh_month(self, connection: sqlite3.Connection, month: str) -> bool:
+        """Bring one month up to date; false if something could not be read that may be readable later."""
         known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
         present = set(self._backend.folders(f"runs/{month}"))
         new = sorted(present - known)
         if len(new) > BULK:
             for index in _INDICES:
                 connection.execute(f"DROP INDEX IF EXISTS {index}")
-        self._read(connection, month, new)
+        readable = self._read(connection, month, new)
         for run in known - present:
             self._forget(connection, run)
         _make_indices(connection)
+        return readable
 
-    def _read(self, connection: sqlite3.Connection, month: str, runs: list[str]) -> None:
-        """Read records and enter them. What is no record is left out; whose it is and what is wrong `verify` tells."""
+    def _read(self, connection: sqlite3.Connection, month: str, runs: list[str]) -> bool:
+        """Read records and enter them. What is no record is left out; what is wrong with it `verify` tells."""
+        readable = True
         for run, data in self._documents(f"runs/{month}", runs, "/zarr.json"):
             try:
                 if isinstance(data, Exception):
                     raise data
                 self._store(connection, read_record(data, month=month, run=run))
-            except (OSError, StoreError):
+            except RecordError:
                 self._forget(connection, run)
+            except FileNotFoundError:
+                self._forget(connection, run)
+                readable = False  # a run or copy that is just beginning
+            except (OSError, StoreError):
+                readable = False  # a disk or network that hiccups takes no known run away
+        return readable
 
     def _documents(self, folder: str, names: list[str], file: str) -> Iterable[tuple[str, bytes | Exception]]:
         published = self._backend.documents(folder) if names else None

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workbench.errors import StoreError
 from workbench.record import RunRecord
 from workbench.store.backend import DOCUMENT_LIMIT
-from workbench.store.layout import MOST_FILES, ArrayLayout, layout_of
+from workbench.store.layout import MOST_FILES, ArrayLayout, chunk_files, layout_of
 
-__all__ = ["RecordError", "array_layout", "parse_json", "read_record", "root_document", "safe_run_id"]
+__all__ = ["RecordError", "array_layout", "parse_json", "read_record", "root_document", "run_files", "safe_run_id"]
 
 DEEPEST = 40
 """Levels of nesting of a document; our own have about ten."""
@@ -177,9 +177,7 @@ def array_layout(path: str, entry: Mapping[str, Any]) -> ArrayLayout:
     Raises:
         RecordError: the name leaves the run, or sizes, dtype or chunks are none this format has.
     """
-    parts = path.split("/")
-    if len(path) > 1000 or not path.isprintable() or "\\" in path or any(part in ("", ".", "..") for part in parts):
-        raise RecordError(f"array name {path[:100]!r} is refused")
+    _check_path(path)
     dims, shape = entry["dims"], entry["shape"]
     if not isinstance(dims, list) or not all(isinstance(dim, str) for dim in dims):
         raise RecordError(f"array {path!r}: dims are not names")
@@ -198,3 +196,30 @@ def array_layout(path: str, entry: Mapping[str, Any]) -> ArrayLayout:
     if not isinstance(entry["coordinate"], bool) or type(entry["bytes"]) is not int:
         raise RecordError(f"array {path!r}: not described as it should be")
     return layout
+
+
+def _check_path(path: str) -> None:
+    parts = path.split("/")
+    if len(path) > 1000 or not path.isprintable() or "\\" in path or any(part in ("", ".", "..") for part in parts):
+        raise RecordError(f"array name {path[:100]!r} is refused")
+
+
+def run_files(data: bytes, folder: str) -> Iterator[str]:
+    """Names of all files that an ended run must have below its folder, but its root document, which is `data`.
+
+    Raises:
+        RecordError: it is not the document of an ended run, or names something outside the folder.
+    """
+    _, month, run = folder.split("/")
+    record = read_record(data, month=month, run=run)
+    try:
+        documents = parse_json(data)["consolidated_metadata"]["metadata"]
+        paths = list(documents)
+    except (KeyError, TypeError) as error:
+        raise RecordError("the run has not ended") from error
+    for path in paths:
+        _check_path(path)
+        yield f"{path}/zarr.json"
+    for path, entry in record.arrays.items():
+        for name in chunk_files(array_layout(path, entry)):
+            yield f"{path}/{name}"

@@ -41,7 +41,7 @@ class Store:
     """A place with runs. Opening one creates nothing; the first run does.
 
     Args:
-        url: folder (or `file://` URL) of the store.
+        url: folder or URL (file://, s3://, gs://, az://, https://) of the store, or a back-end of your own.
         index_folder: where the derived index lies; default: the user's cache folder.
 
     Raises:
@@ -49,8 +49,9 @@ class Store:
         StoreError: the place exists and is not a store, or is of a kind no back-end serves.
     """
 
-    def __init__(self, url: str | os.PathLike[str], *, index_folder: Path | None = None) -> None:
-        self.backend: Backend = backend_for(url)
+    def __init__(self, url: str | os.PathLike[str] | Backend, *, index_folder: Path | None = None) -> None:
+        self.backend: Backend = backend_for(url) if isinstance(url, str | os.PathLike) else url
+        self._given, self._index_folder = url, index_folder
         self.url = self.backend.url
         self._initialized = self._check_marker()
         self.index = Index(self.backend, index_folder)
@@ -218,7 +219,7 @@ class Store:
         return f"Store({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self._given, "index_folder": self._index_folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"])  # type: ignore[misc]
+        self.__init__(state["url"], index_folder=state["index_folder"])  # type: ignore[misc]

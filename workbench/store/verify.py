@@ -20,7 +20,7 @@ from workbench.store.layout import ArrayLayout, array_document, file_name
 from workbench.store.reading import spell_region
 from workbench.store.records import RecordError, array_layout, parse_json, read_record, safe_run_id
 
-__all__ = ["Problem", "leftover", "run_folders", "verify_run"]
+__all__ = ["Problem", "leftover", "run_folders", "verify_content", "verify_run"]
 
 CHECKPOINT = "checkpoint.safetensors"
 ROOT = "zarr.json"
@@ -70,10 +70,11 @@ def verify_run(backend: Backend, month: str, run: str) -> Iterator[Problem]:
         missing = isinstance(error, FileNotFoundError)
         yield Problem(run, "", "", "no record: not a run, or one being copied or deleted" if missing else _text(error))
         return
-    yield from _verify_content(backend, folder, record, documents)
+    yield from verify_content(backend, folder, record, documents)
 
 
-def _verify_content(backend: Backend, folder: str, record: RunRecord, documents: dict[str, Any]) -> Iterator[Problem]:
+def verify_content(backend: Backend, folder: str, record: RunRecord, documents: dict[str, Any]) -> Iterator[Problem]:
+    """Everything that is wrong with the files of an ended run, given its record and the documents of its arrays."""
     unexpected = {key[len(folder) + 1 :]: size for key, size in backend.files(folder)}
     unexpected.pop(ROOT, None)
     for path, document in documents.items():

@@ -47,12 +47,12 @@ class Source(Protocol):
         """Copy to `target`; a returned function blocks until an asynchronous copy has arrived."""
 
 
-class _NumpySource:
+class NumpySource:
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.shape = values, values.shape
 
-    def part(self, start: int, stop: int) -> _NumpySource:
-        return _NumpySource(self.values[start:stop])
+    def part(self, start: int, stop: int) -> NumpySource:
+        return NumpySource(self.values[start:stop])
 
     def copy_into(self, target: np.ndarray) -> None:
         np.copyto(target, self.values, casting="same_kind")
@@ -290,7 +290,7 @@ class RunWriter:
                 self.backend.write_new_chunk(f"{key}/{name}", encode_chunk(layout, values))
             elif layout.files:
                 open_array(self.backend, key)[...] = values
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
 
     # --- background writing -----------------------------------------------------------------------------------------
@@ -317,7 +317,8 @@ class RunWriter:
         """Raise what went wrong on the writing thread, if anything did."""
         if self._failure is not None:
             error, self._failure = self._failure, None
-            raise self._unwritable(error) if isinstance(error, OSError) else error
+            # Only writing happens on that thread; the Rust pipeline reports a full disk as a RuntimeError.
+            raise self._unwritable(error) if isinstance(error, OSError | RuntimeError) else error
 
     def drain(self) -> None:
         """Wait until everything handed to the writing thread lies in the store."""
@@ -326,8 +327,9 @@ class RunWriter:
         self._pending.clear()
         self.raise_background_error()
 
-    def _unwritable(self, error: OSError) -> StoreError:
-        return StoreError(f"the store {self.backend.url} cannot be written: {error.strerror or error}")
+    def _unwritable(self, error: OSError | RuntimeError) -> StoreError:
+        reason = getattr(error, "strerror", None) or error
+        return StoreError(f"the store {self.backend.url} cannot be written: {reason}")
 
     # --- the record -------------------------------------------------------------------------------------------------
 
