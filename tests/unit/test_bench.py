@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,26 @@ def test_a_full_disk_fails_one_run_and_no_other(bench, images, monkeypatch):
     monkeypatch.undo()
     assert [run.status for run in bench.runs()] == ["failed", "complete"]
     np.testing.assert_array_equal(bench[before.id]["mean"].values, before["mean"].values)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_a_disk_that_is_really_full(bench, images, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        small = workbench.open(disk / "store", host=bench.host)
+        before = small.run("sample.mean_image", data=images, progress=False)
+        with pytest.raises(StoreError, match="No space left on device"):
+            small.run("sample.filling", rows=200, progress=False)
+        fits = small.run("sample.filling", rows=20, progress=False)  # the failed run has made room
+        assert [run.status for run in small.runs()] == ["complete", "failed", "complete"]
+        assert fits["value"].shape == (20, 262_144)
+        np.testing.assert_array_equal(small[before.id]["mean"].values, before["mean"].values)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_an_unwritable_store_and_one_of_a_newer_format(bench, images, tmp_path):
