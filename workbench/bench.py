@@ -71,10 +71,9 @@ class Methods(Mapping[str, "MethodReference | type[Method]"]):
         return "\n".join(f"{method_id:<{width}}  {item.title}" for method_id, item in self.items())
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from workbench.render import methods_html
 
-        rows = "".join(f"<tr><td><code>{escape(i)}</code></td><td>{escape(m.title)}</td></tr>" for i, m in self.items())
-        return f"<table><thead><tr><th>method</th><th>what it tells</th></tr></thead><tbody>{rows}</tbody></table>"
+        return methods_html({method_id: item.title for method_id, item in self.items()})
 
 
 class Workbench:

@@ -279,7 +279,8 @@ def test_a_report_publishes_figures_that_work_live_and_saved(monkeypatch):
     figures = [bundle for bundle in bundles if "application/vnd.plotly.v1+json" in bundle]
     assert len(figures) == 2
     for bundle in figures:
-        assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+        assert base64.b64decode(bundle["image/jpeg"]).startswith(b"\xff\xd8\xff")
+        assert "image/png" not in bundle, "JupyterLab would show it in place of the figure"
         assert bundle["application/vnd.plotly.v1+json"]["data"]
     json.dumps(bundles, allow_nan=False)  # what a notebook file can hold
     for bundle in bundles:
@@ -299,7 +300,7 @@ def test_a_notebook_with_a_report_is_shown_without_a_kernel():
     notebook = nbformat.v4.new_notebook(cells=[cell])
     nbformat.validate(notebook)
     shown, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
-    assert bundles[1]["image/png"][:200] in shown.replace("\n", "")
+    assert bundles[1]["image/jpeg"][:200] in shown.replace("\n", "")
     assert "Found much." in shown
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.render.display import RenderedReport
-    from workbench.render.html import IndexCard, index_html, report_html, run_html, runs_html
+    from workbench.render.html import IndexCard, index_html, methods_html, report_html, run_html, runs_html
     from workbench.render.info import RunInfo
 
 _HOME = {
@@ -20,6 +20,7 @@ _HOME = {
     "RenderedReport": "display",
     "RunInfo": "info",
     "index_html": "html",
+    "methods_html": "html",
     "report_html": "html",
     "run_html": "html",
     "runs_html": "html",
@@ -30,6 +31,7 @@ __all__ = [
     "RenderedReport",
     "RunInfo",
     "index_html",
+    "methods_html",
     "report_html",
     "run_html",
     "runs_html",

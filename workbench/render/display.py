@@ -28,8 +28,9 @@ __all__ = ["RenderedReport"]
 class RenderedReport:
     """What `run.report()` returns: displays itself as the last value of a cell.
 
-    A figure is published both as plotly's JSON and as a PNG. JupyterLab, Notebook 7 and VS Code draw the former;
+    A figure is published both as plotly's JSON and as a JPEG. JupyterLab, Notebook 7 and VS Code draw the former;
     nbconvert, GitHub and any other reader of the saved notebook show the latter. No widgets and no scripts are involved.
+    (Not as a PNG: plotly's renderer for JupyterLab shows a PNG in place of the figure where it finds one.)
     """
 
     def __init__(self, report: Report, result: Result, info: RunInfo) -> None:
@@ -103,7 +104,7 @@ class RenderedReport:
 
     def bundles(self) -> list[dict[str, Any]]:
         """What is published to the notebook, in order: MIME type -> content."""
-        from workbench.render.static import png
+        from workbench.render.static import jpeg
 
         shown: list[dict[str, Any]] = [{"text/html": self._opening(), "text/plain": repr(self)}]
         plots = [plot for plot in self._plots if not isinstance(plot, WorkbenchError)]
@@ -111,7 +112,7 @@ class RenderedReport:
             shown.append(
                 {
                     "application/vnd.plotly.v1+json": _plotly_json(made),
-                    "image/png": base64.b64encode(png(plot)).decode(),
+                    "image/jpeg": base64.b64encode(jpeg(plot)).decode(),
                     "text/plain": f"[figure: {plot.title}]",
                 }
             )

@@ -7,7 +7,7 @@ text that comes from a store passes `markup.element`, which escapes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,7 +25,17 @@ from workbench.report import FreeForm, Metric, Report, View
 if TYPE_CHECKING:
     from workbench.method import Result
 
-__all__ = ["IndexCard", "RunInfo", "index_html", "notebook_fragment", "report_html", "resolve_views", "run_html", "runs_html"]
+__all__ = [
+    "IndexCard",
+    "RunInfo",
+    "index_html",
+    "methods_html",
+    "notebook_fragment",
+    "report_html",
+    "resolve_views",
+    "run_html",
+    "runs_html",
+]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 CARDS = 10
@@ -339,8 +349,18 @@ def run_html(info: RunInfo) -> str:
         done, total = info.progress.get("done"), info.progress.get("total")
         share = f"{done / total:.0%}" if isinstance(done, (int, float)) and isinstance(total, (int, float)) and total else ""
         progress = element("div", " ".join(p for p in (share, str(info.progress.get("message") or "")) if p))
-    arrays = sections.arrays_table(info) if info.arrays else None
-    return notebook_fragment(run_head(info), summary, failure, progress, metrics, arrays)
+    stored = None
+    if info.arrays:
+        what = " and ".join(part for part in ("arrays", "models" if info.models else "") if part)
+        tables = [sections.arrays_table(info), sections.models_table(info) if info.models else None]
+        stored = element("details", element("summary", f"Stored {what}"), *tables)
+    return notebook_fragment(run_head(info), summary, failure, progress, metrics, stored)
+
+
+def methods_html(titles: Mapping[str, str]) -> str:
+    """Methods by id as a table."""
+    rows = [(element("code", method_id), title) for method_id, title in titles.items()]
+    return notebook_fragment(sections.table_html(("method", "what it tells"), rows))
 
 
 def runs_html(infos: Sequence[RunInfo], *, most: int = 200) -> str:

@@ -183,7 +183,7 @@ def arrays_table(info: RunInfo) -> Html:
     """What the run stored; coordinates and the states of models are summed up, not listed."""
     rows = []
     for name, entry in info.arrays.items():
-        if entry.get("coordinate") or name.startswith("models/"):
+        if entry.get("coordinate") or name.partition("/")[0] in info.models:
             continue
         dims, shape = entry.get("dims") or (), entry.get("shape") or ()
         text = (

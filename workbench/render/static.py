@@ -105,6 +105,18 @@ def png(plot: Plot, *, dpi: int = 144) -> bytes:
         return buffer.getvalue()
 
 
+def jpeg(plot: Plot) -> bytes:
+    """The plot with its title as a JPEG on white."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png(plot))) as picture:
+        flat = Image.new("RGB", picture.size, palette.CARD)
+        flat.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
+    buffer = io.BytesIO()
+    flat.save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
 def svg(plot: Plot, *, salt: str = "", small: bool = False) -> Html:
     """The plot as an `<svg>` element for a page; its texts are escaped by matplotlib's XML writer.
 

@@ -115,6 +115,7 @@ NOTEBOOK = """
 .workbench table tr { background: none; }
 .workbench table th { font-weight: 600; opacity: 0.72; white-space: nowrap; }
 .workbench table td.wb-number, .workbench table th.wb-number { text-align: right; white-space: nowrap; }
+.workbench summary { cursor: pointer; margin: 4px 0; opacity: 0.72; }
 .workbench .wb-notes { padding-left: 18px; margin: 4px 0; }
 .workbench .wb-views { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 12px; margin: 10px 0; }
 .workbench .wb-wide { grid-column: 1 / -1; }
