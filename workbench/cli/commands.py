@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workbench.cli.plugin_commands import check_command, new_plugin_command
 from workbench.cli.store_commands import annotate_command, store_group
 from workbench.errors import InputError, StoreError
 
@@ -277,5 +278,7 @@ COMMANDS = (
     annotate_command,
     store_group,
     plugins_command,
+    new_plugin_command,
+    check_command,
     completion_command,
 )
