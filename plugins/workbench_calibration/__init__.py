@@ -21,6 +21,11 @@ def workbench_methods() -> list[MethodReference]:
             "Histogram binning without choosing a number of bins: a Bayesian average over all of them",
         ),
         MethodReference(
+            "calibration.ccvr",
+            "workbench_calibration.ccvr:CCVR",
+            "Repairs the head of a classifier trained on skewed clients from class statistics, without their data",
+        ),
+        MethodReference(
             "calibration.dirichlet",
             "workbench_calibration.matrix_scaling:DirichletCalibration",
             "Dirichlet calibration: a full linear map of log-probabilities with a chosen penalty",

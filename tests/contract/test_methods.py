@@ -47,6 +47,19 @@ CASES: Mapping[str, Case] = {
             "batch_size": 16,
         }
     ),
+    "calibration.ccvr": Case(
+        {
+            "clients": 2,
+            "concentrations": (5.0,),
+            "rounds": 2,
+            "local_epochs": 1,
+            "batch_size": 16,
+            "draws": 10,
+            "head_epochs": 1,
+            "draw_curve": (5,),
+        },
+        inputs=lambda: {"statistics": None},
+    ),
     "calibration.h_calibration": Case({**CALIBRATION, "maps": ("pwlinear-10", "linear-16"), "epochs": 5, "window": 10}),
     "calibration.overlap_mixup": Case(
         {
