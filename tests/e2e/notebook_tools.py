@@ -65,7 +65,7 @@ def texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name != "image/png":
+            if not name.startswith("image/"):
                 yield from texts(item)
     elif isinstance(value, list):
         for item in value:
@@ -115,7 +115,7 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        changed = {name: item if name == "image/png" else _map_texts(item, change) for name, item in value.items()}
+        changed = {name: item if name.startswith("image/") else _map_texts(item, change) for name, item in value.items()}
         return nbformat.from_dict(changed)
     return [_map_texts(item, change) for item in value] if isinstance(value, list) else value
 

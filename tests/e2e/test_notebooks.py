@@ -66,7 +66,8 @@ def test_every_figure_has_a_picture_for_readers_without_scripts(path: Path):
     bundles = [output.data for cell in code_cells(document) for output in cell.outputs if "data" in output]
     figures = [bundle for bundle in bundles if "application/vnd.plotly.v1+json" in bundle]
     assert figures, "no interactive figure"
-    assert all("image/png" in bundle for bundle in figures)
+    assert all("image/jpeg" in bundle for bundle in figures)
+    assert not any("image/png" in bundle for bundle in figures), "JupyterLab would show it in place of the figure"
     assert all("<script" not in str(bundle.get("text/html", "")) for bundle in bundles)
 
 
