@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.render import sections
-from workbench.render.html import notebook_fragment, report_html, resolve_views, run_head
+from workbench.render.html import CARDS, notebook_fragment, report_html, resolve_views, run_head
 from workbench.render.info import RunInfo
 from workbench.render.markup import Html, element
 
@@ -67,10 +67,19 @@ class RenderedReport:
     def _opening(self) -> str:
         return notebook_fragment(
             run_head(self.info),
-            element("div", self.report.summary, class_="wb-lead"),
-            sections.metric_cards(self.report.metrics),
+            element("p", self.report.summary, class_="wb-lead"),
+            *self._metrics(),
             *self._undrawn(),
         )
+
+    def _metrics(self) -> list[Html]:
+        """The first metrics in the open, all others folded. A table reads well even where style sheets are dropped."""
+        metrics = self.report.metrics
+        parts = [sections.metrics_table(metrics[:CARDS])] if metrics else []
+        if metrics[CARDS:]:
+            more = element("summary", f"{len(metrics) - CARDS} more metrics")
+            parts.append(element("details", more, sections.metrics_table(metrics[CARDS:])))
+        return parts
 
     def _closing(self) -> str | None:
         parts: list[Html] = [sections.report_table(table) for table in self.report.tables]

@@ -327,8 +327,10 @@ def run_head(info: RunInfo) -> Html:
         [
             element(
                 "div",
-                element("span", info.method_title, class_="wb-title"),
+                element("b", info.method_title, class_="wb-title"),
+                " ",  # for readers that drop the style sheet
                 sections.pill(info.status),
+                " ",
                 element("code", info.id, class_="wb-dim"),
                 class_="wb-head",
             ),
@@ -339,8 +341,8 @@ def run_head(info: RunInfo) -> Html:
 
 def run_html(info: RunInfo) -> str:
     """A run in a notebook: method, status, key metrics, arrays, and whether it came from the store."""
-    summary = element("div", info.report.summary, class_="wb-lead") if info.report is not None else None
-    metrics = sections.metric_cards(info.report.metrics[:6]) if info.report is not None else None
+    summary = element("p", info.report.summary, class_="wb-lead") if info.report is not None else None
+    metrics = sections.metrics_table(info.report.metrics[:6]) if info.report and info.report.metrics else None
     failure = None
     if info.failure:
         failure = element("pre", f"{info.failure.get('type', 'Error')}: {info.failure.get('message', '')}")

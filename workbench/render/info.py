@@ -76,8 +76,6 @@ class RunInfo:
             served: whether the run was found in the store instead of computed.
             store: address of the store.
         """
-        from workbench.report import Report
-
         return cls(
             id=record.id,
             method=record.method,

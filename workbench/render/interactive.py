@@ -6,15 +6,23 @@ arrays). Texts are escaped, because plotly takes `<b>`, `<a>` and dollars in the
 
 from __future__ import annotations
 
-import html
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.render import palette
-from workbench.render.markup import visible
+from workbench.render.interactive_layout import (
+    as_list,
+    axis_layout,
+    color_bar,
+    legend_layout,
+    make_figure,
+    plain,
+    style,
+    translucent,
+    wrapped,
+)
 from workbench.render.plots import (
     Axis,
     BarPlot,
@@ -27,14 +35,13 @@ from workbench.render.plots import (
     ReliabilityPlot,
     ScatterPlot,
 )
-from workbench.render.texts import number_text, power_text, shorten, shorten_all, value_text
+from workbench.render.texts import number_text, power_text, shorten_all, value_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["figure"]
 
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _HOVER_POINTS = "%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y}"
 
 
@@ -51,107 +58,10 @@ def figure(plot: Plot) -> go.Figure:
         PicturePlot: _picture,
     }
     made = kinds[type(plot)](plot)
-    made.update_layout(title={"text": f"<b>{_plain(plot.title, 90)}</b>", "font": {"size": 15}, "x": 0.01, "xanchor": "left"})
-    return made
-
-
-# ---------------------------------------------------------------------------------------------------- texts and axes
-
-
-def _plain(text: str, most: int = 60) -> str:
-    """Text that plotly prints as it is: no tags, no entities, no mathematics."""
-    return html.escape(shorten(" ".join(visible(text).split()), most), quote=False).replace("$", "&#36;")
-
-
-def _wrapped(text: str, letters: int) -> str:
-    """Text on at most two lines of about `letters` characters."""
-    lines = textwrap.wrap(" ".join(visible(text).split()), letters, break_long_words=False)
-    lines = [lines[0], " ".join(lines[1:])] if len(lines) > 1 else lines
-    return "<br>".join(_plain(line, letters + 1) for line in lines)
-
-
-def _list(values: Any) -> list[Any]:
-    """Numbers for JSON: None for NaN and infinities, nested as the array is."""
-    array = np.asarray(values, dtype=np.float64)
-    objects = array.astype(object)
-    objects[~np.isfinite(array)] = None
-    return list(objects.tolist())
-
-
-def _figure(traces: Sequence[Any], *, height: int = 380, **layout: Any) -> go.Figure:
-    import plotly.graph_objects as go
-
-    made = _style(go.Figure(list(traces)), height)
-    made.update_layout(**layout)
-    if not traces:
-        made.add_annotation(text="no values to draw", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    return made
-
-
-def _style(made: go.Figure, height: int) -> go.Figure:
-    """Our looks, and only ours: templates set in the notebook do not reach a report."""
-    import plotly.graph_objects as go
-
     made.update_layout(
-        template=go.layout.Template(),
-        colorway=list(palette.COLORS),
-        font={"family": _FONT, "size": 12, "color": palette.INK},
-        paper_bgcolor=palette.CARD,
-        plot_bgcolor=palette.CARD,
-        margin={"l": 60, "r": 24, "t": 52, "b": 52},
-        height=height,
-        hoverlabel={"font": {"family": _FONT}},
-        legend={"title": {"font": {"size": 11}}, "font": {"size": 11}},
+        title={"text": f"<b>{plain(plot.title, 90)}</b>", "font": {"size": 15}, "x": 0.01, "xanchor": "left"}
     )
-    made.update_xaxes(**_LINES)
-    made.update_yaxes(**_LINES)
     return made
-
-
-_LINES = {
-    "gridcolor": palette.GRID,
-    "linecolor": palette.MUTED,
-    "showline": True,
-    "zeroline": False,
-    "ticks": "outside",
-    "ticklen": 4,
-    "tickcolor": palette.MUTED,
-    "automargin": True,
-    "title": {"standoff": 10},
-}
-
-
-def _axis(axis: Axis) -> dict[str, Any]:
-    settings: dict[str, Any] = {"title": {"text": _plain(axis.label), "standoff": 10}}
-    if axis.categories:
-        every = -(-len(axis.categories) // 60)
-        settings |= {
-            "tickmode": "array",
-            "tickvals": list(range(0, len(axis.categories), every)),
-            "ticktext": [_plain(text) for text in shorten_all(axis.categories[::every], 26)],
-            "showgrid": False,
-        }
-    elif axis.log:
-        settings |= {"type": "log", "exponentformat": "power"}
-    if axis.downwards:
-        settings["autorange"] = "reversed"
-    return settings
-
-
-def _clear(color: str, alpha: float) -> str:
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
-def _legend(names: Sequence[str], title: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"showlegend": len(names) > 1}
-    if title:
-        settings["legend_title_text"] = _plain(title)
-    return settings
-
-
-def _bar_scale(label: str) -> dict[str, Any]:
-    return {"title": {"text": _plain(label), "side": "right"}, "outlinewidth": 0, "thickness": 14}
 
 
 # -------------------------------------------------------------------------------------------------------------- kinds
@@ -170,10 +80,10 @@ def _line(plot: LinePlot) -> go.Figure:
                 x, lower, upper = curve.x[run], curve.lower[run], curve.upper[run]
                 traces.append(
                     go.Scatter(
-                        x=_list(np.concatenate([x, x[::-1]])),
-                        y=_list(np.concatenate([lower, upper[::-1]])),
+                        x=as_list(np.concatenate([x, x[::-1]])),
+                        y=as_list(np.concatenate([lower, upper[::-1]])),
                         fill="toself",
-                        fillcolor=_clear(color, 0.18),
+                        fillcolor=translucent(color, 0.18),
                         mode="none",
                         line={"width": 0},
                         hoverinfo="skip",
@@ -184,7 +94,7 @@ def _line(plot: LinePlot) -> go.Figure:
         else:
             traces += [
                 go.Scatter(
-                    x=_list(curve.x), y=_list(edge), mode="lines", line={"color": color, "width": 1, "dash": "dot"},
+                    x=as_list(curve.x), y=as_list(edge), mode="lines", line={"color": color, "width": 1, "dash": "dot"},
                     hoverinfo="skip", showlegend=False, legendgroup=group,
                 )
                 for edge in (curve.lower, curve.upper)
@@ -192,22 +102,22 @@ def _line(plot: LinePlot) -> go.Figure:
             ]  # fmt: skip
         traces.append(
             go.Scatter(
-                x=_list(curve.x),
-                y=_list(curve.y),
+                x=as_list(curve.x),
+                y=as_list(curve.y),
                 mode="lines+markers" if plot.markers else "lines",
                 line={"color": color, "width": 2, "dash": palette.dash(index)},
                 marker={"size": 6},
-                name=_plain(curve.name, 30) or "value",
+                name=plain(curve.name, 30) or "value",
                 legendgroup=group,
                 connectgaps=False,
             )
         )
-    return _figure(
+    return make_figure(
         traces,
-        xaxis=_axis(plot.x),
-        yaxis=_axis(plot.y),
+        xaxis=axis_layout(plot.x),
+        yaxis=axis_layout(plot.y),
         hovermode="closest" if plot.x.categories else "x unified",
-        **_legend([curve.name for curve in plot.curves], plot.legend),
+        **legend_layout([curve.name for curve in plot.curves], plot.legend),
     )
 
 
@@ -221,31 +131,31 @@ def _bar(plot: BarPlot) -> go.Figure:
     import plotly.graph_objects as go
 
     # plotly's own hover would show positions 0, 1, 2; the category stands in the hover text instead.
-    categories = [_plain(text, 60) for text in plot.x.categories]
+    categories = [plain(text, 60) for text in plot.x.categories]
     traces = [
         go.Bar(
             x=list(range(len(categories))),
-            y=_list(group.values),
+            y=as_list(group.values),
             customdata=categories,
             marker={
                 "color": palette.color(index),
                 "pattern": {"shape": "" if index < len(palette.COLORS) else "/"},
             },
-            name=_plain(group.name, 30) or "value",
+            name=plain(group.name, 30) or "value",
             hovertemplate="%{customdata}: %{y}",
             error_y=None
             if group.errors is None
-            else {"type": "data", "array": _list(group.errors), "color": palette.INK, "thickness": 1.2, "width": 3},
+            else {"type": "data", "array": as_list(group.errors), "color": palette.INK, "thickness": 1.2, "width": 3},
         )
         for index, group in enumerate(plot.groups)
     ]
-    return _figure(
+    return make_figure(
         traces,
-        xaxis=_axis(plot.x),
-        yaxis=_axis(plot.y),
+        xaxis=axis_layout(plot.x),
+        yaxis=axis_layout(plot.y),
         barmode="group",
         bargap=0.2,
-        **_legend([group.name for group in plot.groups], plot.legend),
+        **legend_layout([group.name for group in plot.groups], plot.legend),
     )
 
 
@@ -253,7 +163,7 @@ def _heat_map(plot: HeatMapPlot) -> go.Figure:
     import plotly.graph_objects as go
 
     values, (low, high) = plot.values, plot.limits
-    bar = _bar_scale(plot.label)
+    bar = color_bar(plot.label)
     if plot.log:
         values, low, high = np.log10(np.where(values > 0, values, np.nan)), float(np.log10(low)), float(np.log10(high))
         ticks: list[float] = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1)) or [low, high]
@@ -261,9 +171,9 @@ def _heat_map(plot: HeatMapPlot) -> go.Figure:
     texts = [[value_text(float(value)) if np.isfinite(value) else "no value" for value in row] for row in plot.values]
     rows = len(plot.values)
     trace = go.Heatmap(
-        x=_list(plot.x_values),
-        y=_list(plot.y_values),
-        z=_list(values),
+        x=as_list(plot.x_values),
+        y=as_list(plot.y_values),
+        z=as_list(values),
         zmin=low,
         zmax=high,
         colorscale=_scale(palette.DIVERGING if plot.diverging else palette.SEQUENTIAL),
@@ -276,14 +186,14 @@ def _heat_map(plot: HeatMapPlot) -> go.Figure:
         texttemplate="%{text}" if plot.annotate else None,
         textfont={"size": 11},
     )
-    x_axis, y_axis = (_axis(axis) | {"showgrid": False, "showline": False} for axis in (plot.x, plot.y))
+    x_axis, y_axis = (axis_layout(axis) | {"showgrid": False, "showline": False} for axis in (plot.x, plot.y))
     for settings, places in ((x_axis, plot.x_values), (y_axis, plot.y_values)):
         if "tickvals" not in settings and len(places) <= 12:
-            settings |= {"tickmode": "array", "tickvals": _list(places)}
+            settings |= {"tickmode": "array", "tickvals": as_list(places)}
     x_axis["constrain"] = "domain"
     if plot.square:
         y_axis |= {"scaleanchor": "x", "constrain": "domain"}
-    return _figure(
+    return make_figure(
         [trace] if values.size else [],
         height=int(np.clip(180 + 22 * rows, 360, 760)) if not plot.square else 460,
         xaxis=x_axis,
@@ -300,7 +210,7 @@ def _scale(name: str) -> list[list[Any]]:
 
 
 def _names(axis: Axis, values: Any) -> list[str]:
-    return [_plain(text, 60) for text in axis.categories] if axis.categories else [f"{value:.6g}" for value in values]
+    return [plain(text, 60) for text in axis.categories] if axis.categories else [f"{value:.6g}" for value in values]
 
 
 def _histogram(plot: HistogramPlot) -> go.Figure:
@@ -312,12 +222,12 @@ def _histogram(plot: HistogramPlot) -> go.Figure:
         heights, color = plot.heights(distribution), palette.color(index)
         if plot.y.log:
             heights = np.where(heights > 0, heights, np.nan)
-        name = _plain(distribution.name, 30) or "value"
+        name = plain(distribution.name, 30) or "value"
         # Bars of uneven width are wrong on a logarithmic axis; a stepped line is right on both.
         traces.append(
             go.Scatter(
-                x=_list(plot.edges),
-                y=_list(np.append(heights, heights[-1:])),
+                x=as_list(plot.edges),
+                y=as_list(np.append(heights, heights[-1:])),
                 customdata=[
                     [f"{low:.4g} … {high:.4g}", f"{count:,}"]
                     for low, high, count in zip(plot.edges[:-1], plot.edges[1:], distribution.counts, strict=True)
@@ -327,15 +237,15 @@ def _histogram(plot: HistogramPlot) -> go.Figure:
                 mode="lines",
                 line={"shape": "hv", "color": color, "width": 1.6},
                 fill=None if plot.y.log else "tozeroy",
-                fillcolor=_clear(color, 0.22 if several else 0.75),
+                fillcolor=translucent(color, 0.22 if several else 0.75),
                 name=name,
             )
         )
-    return _figure(
+    return make_figure(
         traces,
-        xaxis=_axis(plot.x),
-        yaxis=_axis(plot.y) | ({} if plot.y.log else {"rangemode": "tozero"}),
-        **_legend([distribution.name for distribution in plot.distributions], plot.legend),
+        xaxis=axis_layout(plot.x),
+        yaxis=axis_layout(plot.y) | ({} if plot.y.log else {"rangemode": "tozero"}),
+        **legend_layout([distribution.name for distribution in plot.distributions], plot.legend),
     )
 
 
@@ -354,32 +264,32 @@ def _scatter(plot: ScatterPlot) -> go.Figure:
         }
         if group.color is not None and plot.color_limits is not None:
             marker |= {
-                "color": _list(group.color),
+                "color": as_list(group.color),
                 "colorscale": _scale(palette.SEQUENTIAL),
                 "cmin": plot.color_limits[0],
                 "cmax": plot.color_limits[1],
-                "colorbar": _bar_scale(plot.legend),
+                "colorbar": color_bar(plot.legend),
                 "showscale": True,
             }
-        labels = [_plain(text) for text in shorten_all(group.labels, 22)] or None
+        labels = [plain(text) for text in shorten_all(group.labels, 22)] or None
         traces.append(
             (go.Scattergl if total > 2_000 else go.Scatter)(
-                x=_list(group.x),
-                y=_list(group.y),
+                x=as_list(group.x),
+                y=as_list(group.y),
                 mode="markers+text" if plot.print_labels else "markers",
                 text=labels,
-                hovertext=[_plain(text, 120) for text in group.labels] or None,
+                hovertext=[plain(text, 120) for text in group.labels] or None,
                 textposition="top right",
                 textfont={"size": 10},
                 marker=marker,
-                name=_plain(group.name, 30) or "value",
+                name=plain(group.name, 30) or "value",
                 hovertemplate=("<b>%{hovertext}</b><br>" if labels else "") + _HOVER_POINTS + "<extra></extra>",
             )
         )
-    settings = _legend([group.name for group in plot.groups], plot.legend)
+    settings = legend_layout([group.name for group in plot.groups], plot.legend)
     if plot.color_limits is not None:
         settings = {"showlegend": False}
-    made = _figure(traces if total else [], xaxis=_axis(plot.x), yaxis=_axis(plot.y), **settings)
+    made = make_figure(traces if total else [], xaxis=axis_layout(plot.x), yaxis=axis_layout(plot.y), **settings)
     if plot.identity and total:
         x, y = (np.concatenate([getattr(group, name) for group in plot.groups]) for name in ("x", "y"))
         # Where x and y overlap: anything longer would stretch the axes.
@@ -398,7 +308,7 @@ def _image_grid(plot: ImageGridPlot) -> go.Figure:
 
     rows, columns = len(plot.rows), max((len(row) for row in plot.cells), default=0)
     if not rows or not columns:
-        return _figure([])
+        return make_figure([])
     grid = make_subplots(rows=rows, cols=columns, horizontal_spacing=0.06 / columns, vertical_spacing=0.06 / rows)
     shape = next(picture.shape for row in plot.cells for picture in row)
     for row, cells in enumerate(plot.cells):
@@ -412,16 +322,16 @@ def _image_grid(plot: ImageGridPlot) -> go.Figure:
                 hovertemplate="x %{x}, y %{y}: %{z}",
             )
             grid.add_trace(image, row=row + 1, col=column + 1)
-    made = _style(grid, 400)
+    made = style(grid, 400)
     hidden = {"showticklabels": False, "ticks": "", "showgrid": False, "showline": False, "constrain": "domain"}
     made.update_xaxes(**hidden)
     made.update_yaxes(**hidden)
     side = min(150.0, 840 / columns)
     for column, text in enumerate(plot.columns[:columns]):
-        title = {"text": _wrapped(text, max(4, int(side / 6.5))), "font": {"size": 11}, "standoff": 2}
+        title = {"text": wrapped(text, max(4, int(side / 6.5))), "font": {"size": 11}, "standoff": 2}
         made.update_xaxes(title=title, side="top", row=1, col=column + 1)
     for row, text in enumerate(plot.rows):
-        title = {"text": _plain(text, 24), "font": {"size": 11}, "standoff": 4}
+        title = {"text": plain(text, 24), "font": {"size": 11}, "standoff": 4}
         made.update_yaxes(title=title, row=row + 1, col=1)
     height = int(rows * side * shape[0] / max(shape[1], 1) * 1.08 + 120)
     made.update_layout(
@@ -439,39 +349,39 @@ def _reliability(plot: ReliabilityPlot) -> go.Figure:
 
     count = len(plot.panels)
     if not count:
-        return _figure([])
+        return make_figure([])
     grid = make_subplots(
         rows=2, cols=count, shared_xaxes=True, row_heights=[0.78, 0.22], vertical_spacing=0.06,
-        subplot_titles=[f"{_plain(panel.name, 30)}  (mean gap {number_text(panel.gap, 3)})" for panel in plot.panels],
+        subplot_titles=[f"{plain(panel.name, 30)}  (mean gap {number_text(panel.gap, 3)})" for panel in plot.panels],
     )  # fmt: skip
     for index, panel in enumerate(plot.panels, start=1):
         centers, widths, full = (panel.edges[1:] + panel.edges[:-1]) / 2, np.diff(panel.edges), panel.count > 0
-        shared = {"x": _list(centers), "width": _list(widths * 0.96)}
+        shared = {"x": as_list(centers), "width": as_list(widths * 0.96)}
         accuracy = go.Bar(
-            **shared, y=_list(panel.accuracy), name="accuracy", legendgroup="accuracy", showlegend=index == 1,
+            **shared, y=as_list(panel.accuracy), name="accuracy", legendgroup="accuracy", showlegend=index == 1,
             marker={"color": palette.color(0)}, hovertemplate="accuracy %{y:.4f}<extra></extra>",
             error_y={
                 "type": "data", "symmetric": False, "color": palette.INK, "thickness": 1, "width": 2,
-                "array": _list(np.where(full, np.clip(panel.upper - panel.accuracy, 0, None), 0)),
-                "arrayminus": _list(np.where(full, np.clip(panel.accuracy - panel.lower, 0, None), 0)),
+                "array": as_list(np.where(full, np.clip(panel.upper - panel.accuracy, 0, None), 0)),
+                "arrayminus": as_list(np.where(full, np.clip(panel.accuracy - panel.lower, 0, None), 0)),
             },
         )  # fmt: skip
         gap = go.Bar(
-            **shared, y=_list(panel.confidence - panel.accuracy), base=_list(panel.accuracy), legendgroup="gap",
+            **shared, y=as_list(panel.confidence - panel.accuracy), base=as_list(panel.accuracy), legendgroup="gap",
             name="gap to mean confidence", showlegend=index == 1,
-            marker={"color": _clear(palette.color(1), 0.35), "line": {"color": palette.color(1), "width": 1}},
-            customdata=_list(panel.confidence), hovertemplate="mean confidence %{customdata:.4f}<extra></extra>",
+            marker={"color": translucent(palette.color(1), 0.35), "line": {"color": palette.color(1), "width": 1}},
+            customdata=as_list(panel.confidence), hovertemplate="mean confidence %{customdata:.4f}<extra></extra>",
         )  # fmt: skip
         line = go.Scatter(
             x=[0, 1], y=[0, 1], mode="lines", name="calibrated", legendgroup="calibrated", showlegend=index == 1,
             line={"color": palette.MUTED, "width": 1, "dash": "dash"}, hoverinfo="skip",
         )  # fmt: skip
         counts = go.Bar(
-            **shared, y=_list(panel.count), marker={"color": _clear(palette.MUTED, 0.6)}, showlegend=False,
+            **shared, y=as_list(panel.count), marker={"color": translucent(palette.MUTED, 0.6)}, showlegend=False,
             hovertemplate="%{y:,} samples<extra></extra>",
         )  # fmt: skip
         grid.add_traces([accuracy, gap, line, counts], rows=[1, 1, 1, 2], cols=[index] * 4)
-    made = _style(grid, 500)
+    made = style(grid, 500)
     made.update_annotations(font={"size": 12})
     made.update_xaxes(range=[0, 1])
     made.update_xaxes(title={"text": "confidence", "standoff": 10}, row=2)
@@ -488,8 +398,10 @@ def _picture(plot: PicturePlot) -> go.Figure:
     from workbench.render.pixels import data_uri, from_png
 
     rows, columns = from_png(plot.png).shape[:2]
-    made = _figure([go.Image(source=data_uri(plot.png), hoverinfo="skip", zsmooth="fast")])
+    made = make_figure([go.Image(source=data_uri(plot.png), hoverinfo="skip", zsmooth="fast")])
     made.update_xaxes(visible=False, constrain="domain")
     made.update_yaxes(visible=False, constrain="domain")
-    made.update_layout(height=int(min(rows, 560, 900 * rows / columns) + 80), margin={"l": 10, "r": 10, "t": 52, "b": 10})
+    made.update_layout(
+        height=int(min(rows, 560, 900 * rows / columns) + 80), margin={"l": 10, "r": 10, "t": 52, "b": 10}
+    )
     return made

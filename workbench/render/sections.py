@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.render.info import RunInfo
-from workbench.render.markup import Html, element, join
+from workbench.render.markup import Html, element, embedded, join
 from workbench.render.texts import bytes_text, cell_texts, number_text, plain_name
 from workbench.report import Metric, Table
 
@@ -100,12 +100,19 @@ def metrics_line(metrics: Sequence[Metric], most: int = 4) -> Html:
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[bool] = ()) -> Html:
     """A table of texts (escaped) and markup; `numeric` columns are aligned to the right."""
     numeric = list(numeric) or [False] * len(columns)
-    kinds = ["wb-number" if right else None for right in numeric]
-    head = [element("th", name, class_=kind, scope="col") for name, kind in zip(columns, kinds, strict=True)]
+    # Written out for notebooks that are not trusted, and web sites: they drop style sheets and align to the right.
+    looks = [("wb-number" if right else None, f"text-align: {'right' if right else 'left'}") for right in numeric]
+    head = [
+        element("th", name, class_=kind, style=embedded(side), scope="col")
+        for name, (kind, side) in zip(columns, looks, strict=True)
+    ]
     body = [
         row
         if isinstance(row, Html)
-        else element("tr", *[element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)])
+        else element(
+            "tr",
+            *[element("td", cell, class_=kind, style=embedded(side)) for cell, (kind, side) in zip(row, looks, strict=True)],
+        )
         for row in rows
     ]
     table = element("table", element("thead", element("tr", *head)), element("tbody", *body))
