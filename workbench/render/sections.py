@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.render.info import RunInfo
-from workbench.render.markup import Html, element, embedded, join
+from workbench.render.markup import Html, element, join
 from workbench.render.texts import bytes_text, cell_texts, number_text, plain_name
 from workbench.report import Metric, Table
 
@@ -103,7 +103,7 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], numeric
     # Written out for notebooks that are not trusted, and web sites: they drop style sheets and align to the right.
     looks = [("wb-number" if right else None, f"text-align: {'right' if right else 'left'}") for right in numeric]
     head = [
-        element("th", name, class_=kind, style=embedded(side), scope="col")
+        element("th", name, class_=kind, style=side, scope="col")
         for name, (kind, side) in zip(columns, looks, strict=True)
     ]
     body = [
@@ -111,7 +111,7 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], numeric
         if isinstance(row, Html)
         else element(
             "tr",
-            *[element("td", cell, class_=kind, style=embedded(side)) for cell, (kind, side) in zip(row, looks, strict=True)],
+            *[element("td", cell, class_=kind, style=side) for cell, (kind, side) in zip(row, looks, strict=True)],
         )
         for row in rows
     ]
