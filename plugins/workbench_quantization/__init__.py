@@ -10,6 +10,11 @@ def workbench_methods() -> list[MethodReference]:
     """The methods of this family, imported on first use."""
     return [
         MethodReference(
+            "quantization.adaquant",
+            "workbench_quantization.adaquant:AdaQuant",
+            "4-bit weights and activations from a few hundred images, without retraining",
+        ),
+        MethodReference(
             "quantization.hawq",
             "workbench_quantization.hawq:Hawq",
             "Which layers may go to 4 or 2 bits, judged by the curvature of the loss",

@@ -73,6 +73,29 @@ def quantise_weight(weight: Tensor, bits: int, granularity: Granularity = "chann
     return _StraightThrough.apply(weight, weight_levels(weight, scale, bits) * scale)
 
 
+def affine_quantise(values: Tensor, low: Tensor, span: Tensor, bits: int) -> Tensor:
+    """(clamp(round(x / s + z), 0, n) - z) * s with n = 2^b - 1, s = span / n, z = clamp(round(-low / s), 0, n).
+
+    Rounding passes gradients straight through; those of the values, of `low` and of `span` follow from all else.
+
+    Args:
+        values: any shape.
+        low: lowest value of the range, at most 0; broadcasts against `values`.
+        span: length of the range, which must contain 0; broadcasts against `values`.
+        bits: from 32 on the values are returned as they are.
+    """
+    if bits >= FULL_PRECISION:
+        return values
+    levels = 2**bits - 1
+    step = span.clamp_min(1e-6) / levels
+    zero = _straight_round(-low / step).clamp(0, levels)
+    return (_straight_round(values / step + zero).clamp(0, levels) - zero) * step
+
+
+def _straight_round(values: Tensor) -> Tensor:
+    return _StraightThrough.apply(values, values.detach().round())
+
+
 class FakeQuantise(nn.Module):
     """Parametrization that shows a module `quantise_weight` of its weight, while the optimiser sees the original."""
 

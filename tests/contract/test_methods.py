@@ -89,6 +89,7 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "detection.logit_scores": Case({"bootstrap": 100}),
+    "quantization.adaquant": Case({"iterations": 3, "bias_steps": 2, "batch_size": 16, "calibration_samples": 20}),
     "quantization.hawq": Case(
         {
             "hess_samples": 16,

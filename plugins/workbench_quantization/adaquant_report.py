@@ -1,0 +1,258 @@
+"""The report of an AdaQuant run: what each stage brings beyond re-estimated batch norms, widths, errors by layer."""
+
+from __future__ import annotations
+
+import numpy as np
+from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
+from workbench.report import View
+from workbench.toolkit import wilson_interval
+
+SHIFTED = 0.1
+"""Loss of accuracy from calibration to report images from which on a shift is suspected."""
+
+
+def report(result: Result) -> Report:
+    """Metrics, tables, views and caveats from the stored arrays."""
+    return Report(
+        summary=_summary(result),
+        metrics=_metrics(result),
+        tables=_tables(result),
+        views=_views(result),
+        notes=_notes(result),
+    )
+
+
+def _values(result: Result, name: str) -> np.ndarray:
+    return np.asarray(result[name].values)
+
+
+def _stages(result: Result) -> list[str]:
+    return [str(name) for name in result["accuracy"]["stage"].values]
+
+
+def _chosen(result: Result) -> dict[str, float]:
+    """Accuracy of the stored solution by stage."""
+    return dict(zip(_stages(result), _values(result, "accuracy")[0].tolist(), strict=True))
+
+
+def _summary(result: Result) -> str:
+    by_stage, full = _chosen(result), float(result["accuracy_full_precision"])
+    gain = by_stage["adaquant + norms"] - by_stage["naive + norms"]
+    return (
+        f"At {float(_values(result, 'size_share')[0]):.1%} of the 32-bit size the model keeps {_final(result):.1%} of "
+        f"{full:.1%} accuracy. Rounding alone gives {by_stage['naive']:.1%}, re-estimating batch norms brings that to "
+        f"{by_stage['naive + norms']:.1%}, and AdaQuant adds {100 * gain:+.1f} points."
+    )
+
+
+def _final(result: Result) -> float:
+    return float(_values(result, "accuracy")[0, -1])
+
+
+def _metrics(result: Result) -> tuple[Metric, ...]:
+    count, by_stage = result["label"].sizes["sample"], _chosen(result)
+    full = float(result["accuracy_full_precision"])
+
+    def share(name: str, value: float, description: str) -> Metric:
+        low, high = wilson_interval(round(value * count), count)
+        return Metric(
+            name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
+        )
+
+    errors = _values(result, "layer_error")
+    names = {
+        "naive": "naive",
+        "naive + norms": "naive_norms",
+        "adaquant": "adaquant",
+        "adaquant + norms": "adaquant_norms",
+    }
+    metrics = [
+        share("accuracy", _final(result), "of the stored model, after the last stage (Wilson interval)"),
+        share("accuracy_full_precision", full, "of the model as it came"),
+        Metric(name="accuracy_drop", value=full - _final(result), direction="lower"),
+        *(share(f"accuracy_{short}", by_stage[stage], f"stage {stage}") for stage, short in names.items()),
+        Metric(
+            name="norm_tuning_gain",
+            value=by_stage["naive + norms"] - by_stage["naive"],
+            direction="higher",
+            description="accuracy that re-estimated batch norms bring without AdaQuant",
+        ),
+        Metric(
+            name="adaquant_gain",
+            value=by_stage["adaquant + norms"] - by_stage["naive + norms"],
+            direction="higher",
+            description="accuracy that AdaQuant adds, both with re-estimated batch norms",
+        ),
+        Metric(
+            name="size_share",
+            value=float(_values(result, "size_share")[0]),
+            direction="lower",
+            description="size of the weights over their size at 32 bits",
+        ),
+        Metric(
+            name="layer_error_ratio",
+            value=float(np.exp(np.mean(np.log((errors[:, 0, 1] + 1e-12) / (errors[:, 0, 0] + 1e-12))))),
+            direction="lower",
+            description="error of the layers' outputs after AdaQuant over before, lowest width, geometric mean",
+        ),
+        Metric(
+            name="worse_layers",
+            value=float((errors[:, 0, 1] > errors[:, 0, 0]).sum()),
+            direction="lower",
+            description="layers whose error on held-out images grew (lowest width)",
+        ),
+    ]
+    return tuple(metrics)
+
+
+def _tables(result: Result) -> tuple[Table, ...]:
+    stages = _stages(result)
+    solutions = tuple(
+        (
+            str(name),
+            round(float(share), 4),
+            float(f"{increase:.4g}"),
+            *(round(float(value), 4) for value in accuracies),
+        )
+        for name, share, increase, accuracies in zip(
+            result["accuracy"]["solution"].values,
+            _values(result, "size_share"),
+            _values(result, "predicted_increase"),
+            _values(result, "accuracy"),
+            strict=True,
+        )
+    )
+    errors, noise = _values(result, "layer_error"), _values(result, "signal_to_noise")
+    lowest = result.params.bits[0]
+    layers = tuple(
+        (
+            str(name),
+            int(count),
+            int(bits),
+            bool(fixed),
+            float(f"{errors[place, 0, 0]:.3g}"),
+            float(f"{errors[place, 0, 1]:.3g}"),
+            round(float(noise[place, 0, 0]), 1),
+            round(float(noise[place, 0, 1]), 1),
+            float(f"{_values(result, 'loss_increase')[place, 0]:.3g}"),
+        )
+        for place, (name, count, bits, fixed) in enumerate(
+            zip(
+                result["bits"]["layer"].values,
+                _values(result, "parameter_count"),
+                _values(result, "bits"),
+                _values(result, "fixed"),
+                strict=True,
+            )
+        )
+    )
+    return (
+        Table(
+            title="Accuracy by stage",
+            columns=("solution", "size share", "predicted increase", *stages),
+            rows=solutions,
+            caption=f"Full precision: {float(result['accuracy_full_precision']):.1%}. The first solution is stored.",
+        ),
+        Table(
+            title=f"Layers at {lowest} bits",
+            columns=(
+                "layer", "weights", "stored bits", "fixed", "error naive", "error AdaQuant", "SNR naive (dB)",
+                "SNR AdaQuant (dB)", "loss increase",
+            ),
+            rows=layers,
+            caption="Errors and signal-to-noise ratios of the outputs on calibration images that were not optimised on; "
+            "fixed layers at their own width.",
+        ),
+    )  # fmt: skip
+
+
+def _views(result: Result) -> tuple[View, ...]:
+    lowest = result.params.bits[0]
+    stages = _stages(result)
+    views: list[View] = [
+        Bar(
+            title="What each stage brings",
+            y=("accuracy",),
+            x="solution",
+            by="stage",
+            y_label="accuracy",
+            caption="AdaQuant's own share is its difference to naive + norms, not to naive.",
+        ),
+        Scatter(
+            title="Accuracy against size",
+            x="size_share",
+            y="accuracy",
+            color="solution_kind",
+            label="solution",
+            select={"stage": stages[-1]},
+            x_label="share of the 32-bit size",
+            caption=f"After the last stage ({stages[-1]}).",
+        ),
+        Bar(
+            title=f"Error of the layers' outputs at {lowest} bits",
+            y=("layer_error",),
+            x="layer",
+            by="state",
+            select={"bit": lowest},
+            log_y=True,
+            caption="On calibration images that were not optimised on.",
+        ),
+        HeatMap(title="Rise of the calibration loss, one layer at a time", z="loss_increase", x="bit", y="layer"),
+        HeatMap(title="Widths of every solution", z="solution_bits", x="layer", y="solution", annotate=True),
+        Line(
+            title=f"Optimisation at {lowest} bits",
+            y=("layer_loss",),
+            x="iteration",
+            by="layer",
+            select={"bit": lowest},
+            log_y=True,
+            y_label="squared error of the batch",
+        ),
+    ]
+    if _values(result, "normalised").any():
+        views.append(
+            Bar(
+                title="How far quantisation had moved the channels",
+                y=("norm_mean_shift", "norm_deviation_shift"),
+                x="layer",
+                caption="Root mean square over channels, in the stored solution: means in standard deviations, "
+                "and standard deviations relative to what they were.",
+            )
+        )
+    return tuple(views)
+
+
+def _notes(result: Result) -> tuple[str, ...]:
+    count, full = result["label"].sizes["sample"], float(result["accuracy_full_precision"])
+    low, high = wilson_interval(round(full * count), count)
+    params = result.params
+    notes = [
+        f"Accuracies are of {count:,} images that were not calibrated on; at {full:.1%} the sampling error is "
+        f"{float(high - low) / 2:.1%}, so smaller differences say little.",
+        "The widths are chosen by single-layer losses, which ignore how errors of several layers interact.",
+        "The stored model has quantised weights; the ranges of its inputs are in `input_range`, and `logit` was computed "
+        "with quantised inputs.",
+    ]
+    if not _values(result, "normalised").all():
+        missing = (~_values(result, "normalised").astype(bool)).sum()
+        notes.append(f"{missing} layers have no batch norm that could be folded and re-estimated.")
+    own = float(result["accuracy_calibration"])
+    if own - full > SHIFTED:
+        notes.append(
+            f"In full precision the model reaches {own:.1%} on the calibration images and {full:.1%} on the report images: "
+            "overfitting or a shift of the images, in which differences between stages drown."
+        )
+    worse = int((_values(result, "layer_error")[:, 0, 1] > _values(result, "layer_error")[:, 0, 0]).sum())
+    if worse:
+        hint = "rate_mode='relative' takes smaller steps" if params.rate_mode == "absolute" else "take more images"
+        notes.append(f"AdaQuant made the output of {worse} layers worse on held-out images; {hint}.")
+    if params.mode == "parallel" and params.bits[0] < 4:
+        notes.append(
+            "Layers were optimised without the errors of those before them; below 4 bits mode='sequential' sees them."
+        )
+    program = _values(result, "solution_kind") == "program"
+    greedy = _values(result, "solution_kind") == "greedy"
+    gap = _values(result, "predicted_increase")[greedy] - _values(result, "predicted_increase")[program]
+    if gap.max() > 1e-9:
+        notes.append(f"The program's predicted increase is up to {gap.max():.3g} below that of the greedy allocation.")
+    return tuple(notes)

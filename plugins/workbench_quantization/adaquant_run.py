@@ -1,0 +1,386 @@
+"""The steps of an AdaQuant run: fold, optimise layers, measure them, allocate widths, judge every stage, store one model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from workbench import InputError, Inputs, Out
+from workbench.toolkit import evaluating, predict_all, to_tensor
+
+from workbench_quantization.adaquant_layers import Quantised, Rates, Student, error, initial, integers, optimise, output
+from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, fraction_to_budget
+from workbench_quantization.folding import Unit, find_units, fold
+from workbench_quantization.hawq_images import Images, check_labels, split_roles
+from workbench_quantization.hawq_solutions import MEGABYTE, Costs, Solution
+from workbench_quantization.layers import find_blocks, multiply_accumulates
+
+if TYPE_CHECKING:
+    from workbench_quantization.adaquant import Params
+
+STAGES = ("naive", "naive + norms", "adaquant", "adaquant + norms", "adaquant + norms + biases")
+SMALLEST_INCREASE = 1e-6
+"""Floor of the program's objective: a layer that was lucky on the calibration images shall not be free more than once."""
+
+
+@dataclass
+class Calibration:
+    """Calibration images on the run's device: in batches to optimise on, and a part that only shows errors."""
+
+    fit: list[Tensor]
+    held: list[Tensor]
+    image: Tensor
+    label: Tensor
+    batches: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Every layer at every width: (width, layer) before and after AdaQuant."""
+
+    naive: list[list[Quantised]]
+    tuned: list[list[Quantised]]
+
+    def pick(self, table: str, bits: np.ndarray, widths: np.ndarray) -> list[Quantised]:
+        """The states of one solution; layers of a fixed width are alike in all columns."""
+        columns = np.minimum(np.searchsorted(widths, bits), len(widths) - 1)
+        chosen = self.naive if table == "naive" else self.tuned
+        return [chosen[column][place] for place, column in enumerate(columns)]
+
+
+def run(inputs: Inputs, params: Params, out: Out) -> None:
+    """Do everything and write every output."""
+    model = inputs["model"]
+    parts = split_roles(
+        inputs, out, report_fraction=params.report_fraction, calibration_samples=params.calibration_samples
+    )
+    check_labels(model, parts, out.device)
+    calibration = prepare(parts.calibration, model, params, out)
+    blocks, _ = find_blocks(model, calibration.image[:1])
+    if not blocks:
+        out.skip("the model has no convolution or linear layer with a weight of its own")
+    fixed = np.zeros(len(blocks), dtype=np.int64)
+    if params.first_last_bits is not None:
+        fixed[[0, -1]] = params.first_last_bits
+    costs = Costs(
+        np.array([block.size for block in blocks], dtype=np.int64),
+        multiply_accumulates(model, blocks, parts.calibration.image.shape[1:]),
+        np.array(params.bits),
+        fixed,
+        None if params.act_bits == "weight" else params.act_bits,
+    )
+    if not len(costs.free):
+        out.skip("first and last layer are all there is to quantise; first_last_bits=None lets them in")
+    budgets = size_budgets(costs, params.compression)
+
+    full = predict_all(model, parts.held_out.image, device=out.device, keep_on="cpu")[0]
+    own = predict_all(model, calibration.image, device=out.device)[0]
+    out.write("accuracy_full_precision", np.float64(_score(full, parts.held_out.label)[0]))
+    out.write("accuracy_calibration", np.float64(_score(own, calibration.label)[0]))
+    units = find_units(model, blocks, calibration.image[:1])
+    fold(model, units, calibration.image[: params.batch_size])
+    out.coordinate("layer", [unit.name for unit in units])
+    out.coordinate("bit", np.array(params.bits))
+    out.write("parameter_count", costs.sizes)
+    out.write("macs", costs.macs)
+    out.write("fixed", fixed > 0)
+    out.write("normalised", np.array([unit.norm is not None for unit in units]))
+    out.write("rectified", np.array([unit.rectified for unit in units]))
+
+    teacher, student = Student(*copied(model, units)), Student(model, units)
+    candidates = optimise_layers(teacher, student, calibration, costs, params, out)
+    teacher.close()
+    increases = measure_increases(student, candidates, calibration, costs, out)
+    solutions, targets = allocate(increases[params.objective], costs, budgets, params)
+    write_solutions(solutions, targets, increases[params.objective], costs, out)
+    judge(student, candidates, solutions, own, calibration, parts.held_out, costs, params, out)
+
+
+def prepare(images: Images, model: nn.Module, params: Params, out: Out) -> Calibration:
+    """The calibration images, shuffled, in 0..1 and in the model's precision."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    order = torch.randperm(len(images.label), generator=out.generator("calibration order"))
+    image = to_tensor(images.image[order], device=out.device).to(dtype)
+    held = max(1, round(params.validation_fraction * len(image)))
+    if len(image) - held < 1:
+        raise InputError("data", expected="at least 2 calibration images", got=str(len(image)))
+    size = params.batch_size
+    return Calibration(
+        list(image[held:].split(size)),
+        list(image[:held].split(size)),
+        image,
+        images.label[order].to(out.device),
+        list(image.split(size)),
+    )
+
+
+def copied(model: nn.Module, units: Sequence[Unit]) -> tuple[nn.Module, list[Unit]]:
+    """A copy of the model with units that point into it."""
+    other = copy.deepcopy(model)
+    partner = {id(mine): theirs for mine, theirs in zip(model.modules(), other.modules(), strict=True)}
+    return other, [
+        replace(
+            unit,
+            layer=partner[id(unit.layer)],
+            norm=None if unit.norm is None else partner[id(unit.norm)],  # type: ignore[arg-type]
+        )
+        for unit in units
+    ]
+
+
+def size_budgets(costs: Costs, shares: Sequence[float] | None) -> dict[float, float]:
+    """Per target (share of the size at 32 bits, ascending) what the free layers may take, in MB.
+
+    Raises:
+        InputError: a target is smaller than all layers at the lowest width.
+    """
+    table, fixed = costs.table("size_mb"), costs.fixed_cost("size_mb")
+    whole = float(costs.sizes.sum()) * 32 / 8 / MEGABYTE
+    if shares is None:
+        limits = [fraction_to_budget(table, fraction) for fraction in (0.25, 0.5, 0.75)]
+        return {(limit + fixed) / whole: limit for limit in dict.fromkeys(limits)}
+    lowest = np.zeros(len(table), dtype=np.int64)
+    for share in shares:
+        if not fits(table, lowest, share * whole - fixed):
+            least = (float(table[:, 0].sum()) + fixed) / whole
+            raise InputError(
+                "compression",
+                expected=f"at least {least:.4f} (all at {costs.widths[0]} bits, first and last layer as they are fixed)",
+                got=f"{share:.4g}",
+            )
+    return {share: share * whole - fixed for share in sorted(set(shares))}
+
+
+def rates_of(state: Quantised, params: Params) -> Rates:
+    """Adam's rates for one layer."""
+    if params.rate_mode == "absolute":
+        return Rates(params.weight_rate, params.bias_rate, params.weight_range_rate, params.input_range_rate)
+    return Rates(
+        5e-3 * max(float(state.weight.std()), 1e-8),
+        params.bias_rate,
+        2e-3 * max(float(state.weight_span.mean()), 1e-8),
+        1e-2 * max(float(state.input_span), 1e-8),
+    )
+
+
+def optimise_layers(
+    teacher: Student, student: Student, calibration: Calibration, costs: Costs, params: Params, out: Out
+) -> Candidates:
+    """AdaQuant of every layer at every width; writes errors before and after on images that were not optimised on."""
+    count, columns = len(student.units), len(costs.widths)
+    shape = (count, columns, 2)
+    errors, ratios = np.zeros(shape), np.zeros(shape)
+    curve = np.zeros((count, columns, params.iterations), dtype=np.float32)
+    naive: list[list[Quantised]] = [[] for _ in range(columns)]
+    tuned: list[list[Quantised]] = [[] for _ in range(columns)]
+    total = count * columns * params.iterations
+    for column in range(columns):
+        bits = costs.complete(np.full(len(costs.free), column))
+        widths = costs.input_bits(bits)
+        student.install_all([None] * count)
+        for place, unit in enumerate(student.units):
+            if costs.fixed[place] and column and params.mode == "parallel":
+                naive[column].append(naive[0][place])
+                tuned[column].append(tuned[0][place])
+                errors[place, column], ratios[place, column] = errors[place, 0], ratios[place, 0]
+                curve[place, column] = curve[place, 0]
+                continue
+            fit, target = teacher.collect(place, calibration.fit)
+            shown, wanted = teacher.collect(place, calibration.held)
+            # Naive ranges are those of full-precision inputs in either mode.
+            start = initial(unit, fit, int(bits[place]), int(widths[place]))
+            naive[column].append(start)
+            if params.mode == "sequential" and place:
+                fit, shown = student.collect(place, calibration.fit)[0], student.collect(place, calibration.held)[0]
+
+            def note(step: int, loss: float, row: int = place, column: int = column) -> None:
+                curve[row, column, step] = loss
+                if step % 10 == 0:
+                    out.progress((column * count + row) * params.iterations + step, total, "optimising layers")
+
+            end = optimise(
+                unit,
+                start,
+                fit,
+                target,
+                rates=rates_of(start, params),
+                parts=params.parts,
+                iterations=params.iterations,
+                batch=params.batch_size,
+                rectify=params.relu_aware,
+                generator=out.generator(f"{unit.name} at {bits[place]} bits"),
+                on_step=note,
+            )
+            tuned[column].append(end)
+            with torch.no_grad():
+                for side, state in enumerate((start, end)):
+                    errors[place, column, side] = float(error(unit, state, shown, wanted, rectify=params.relu_aware))
+                    noise = (output(unit, state, shown) - wanted).double().square().mean()
+                    signal = wanted.double().square().mean()
+                    ratios[place, column, side] = 10 * float(
+                        torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))
+                    )
+            if params.mode == "sequential":
+                student.install(place, end)
+    out.coordinate("state", ["naive", "adaquant"])
+    out.write("layer_error", errors)
+    out.write("signal_to_noise", ratios)
+    out.write("layer_loss", curve)
+    return Candidates(naive, tuned)
+
+
+def measure_increases(
+    student: Student, candidates: Candidates, calibration: Calibration, costs: Costs, out: Out
+) -> dict[str, np.ndarray]:
+    """Rise of calibration loss and error rate when one layer alone leaves the base width: (layer, width) each."""
+    base = costs.complete(np.full(len(costs.free), len(costs.widths) - 1))
+    states = candidates.pick("tuned", base, costs.widths)
+    student.install_all(states)
+
+    def measured() -> tuple[float, float]:
+        logit = torch.cat([_logits(student.model, batch) for batch in calibration.batches])
+        accuracy, loss = _score(logit, calibration.label)
+        return loss, 1 - accuracy
+
+    loss, wrong = measured()
+    increase = {name: np.zeros((len(student.units), len(costs.widths))) for name in ("loss", "accuracy")}
+    for place in out.track(costs.free.tolist(), "measuring single layers"):
+        for column in range(len(costs.widths) - 1):
+            student.install(place, candidates.tuned[column][place])
+            switched = measured()
+            increase["loss"][place, column] = switched[0] - loss
+            increase["accuracy"][place, column] = switched[1] - wrong
+        student.install(place, states[place])
+    out.write("base_loss", np.float64(loss))
+    out.write("loss_increase", increase["loss"])
+    out.write("error_increase", increase["accuracy"])
+    return increase
+
+
+def program_objective(increase: np.ndarray, costs: Costs) -> np.ndarray:
+    """max(increase, 1e-6) of the free layers, 0 at the base width: (free, width)."""
+    objective = np.maximum(increase[costs.free], SMALLEST_INCREASE)
+    objective[:, -1] = 0.0
+    return objective
+
+
+def allocate(
+    increase: np.ndarray, costs: Costs, budgets: dict[float, float], params: Params
+) -> tuple[list[Solution], list[float]]:
+    """The program's and the greedy solution of every target, and one width for all; with the target of each."""
+    objective, table = program_objective(increase, costs), costs.table("size_mb")
+    solutions, targets = [], []
+    for share, budget in budgets.items():
+        for kind, choice in (
+            ("program", allocate_program(objective, table, budget)),
+            ("greedy", allocate_greedy(objective, table, budget)),
+        ):
+            solutions.append(Solution(f"{kind} at {share:.3f}", kind, costs.complete(choice)))
+            targets.append(share)
+    for column, width in enumerate(costs.widths):
+        same = costs.complete(np.full(len(costs.free), column))
+        solutions.append(Solution(f"uniform {width} bit", "uniform", same))
+        targets.append(float("nan"))
+    return solutions, targets
+
+
+def write_solutions(
+    solutions: Sequence[Solution], targets: Sequence[float], increase: np.ndarray, costs: Costs, out: Out
+) -> None:
+    """Widths, sizes and the program's objective of every solution."""
+    objective, free = program_objective(increase, costs), costs.free
+    rows = np.arange(len(free))
+    out.coordinate("solution", [solution.name for solution in solutions])
+    out.write("solution_kind", [solution.kind for solution in solutions])
+    out.write("solution_bits", np.stack([solution.bits for solution in solutions]).astype(np.int8))
+    out.write("size_share", np.array([costs.average_bits(solution.bits) / 32 for solution in solutions]))
+    out.write("target_share", np.array(targets))
+    columns = [np.searchsorted(costs.widths, solution.bits[free]) for solution in solutions]
+    out.write("predicted_increase", np.array([objective[rows, column].sum() for column in columns]))
+
+
+def judge(
+    student: Student,
+    candidates: Candidates,
+    solutions: Sequence[Solution],
+    teacher: Tensor,
+    calibration: Calibration,
+    held_out: Images,
+    costs: Costs,
+    params: Params,
+    out: Out,
+) -> None:
+    """Accuracy of every stage of every solution (equal widths once); the first solution is stored after its last stage."""
+    stages = STAGES if params.bias_steps else STAGES[:-1]
+    scores = np.zeros((len(solutions), len(stages), 2))
+    seen: dict[bytes, int] = {}
+    # The first solution last, so that the student ends up as what is stored.
+    for place in out.track([*range(len(solutions))[::-1]], "judging solutions"):
+        bits = solutions[place].bits
+        if place and bits.tobytes() in seen:
+            scores[place] = scores[seen[bits.tobytes()]]
+            continue
+        seen[bits.tobytes()] = place
+
+        def measure(stage: int, row: int = place) -> Tensor:
+            logit = predict_all(student.model, held_out.image, device=out.device, keep_on="cpu")[0].float()
+            scores[row, stage] = _score(logit, held_out.label)
+            return logit
+
+        for first, table in ((0, "naive"), (2, "tuned")):
+            student.install_all(candidates.pick(table, bits, costs.widths))
+            measure(first)
+            shifts = student.tune_norms(calibration.batches, passes=params.norm_passes, momentum=params.norm_momentum)
+            logit = measure(first + 1)
+        if params.bias_steps:
+            student.tune_biases(
+                teacher,
+                calibration.image,
+                steps=params.bias_steps,
+                batch=params.batch_size,
+                rate=params.bias_tuning_rate,
+                generator=out.generator(f"biases of {bits.tolist()}"),
+                on_step=lambda step, _loss: out.progress(step, params.bias_steps, "tuning biases"),
+            )
+            logit = measure(4)
+    out.coordinate("stage", list(stages))
+    out.write("accuracy", scores[..., 0])
+    out.write("negative_log_likelihood", scores[..., 1])
+    out.write("norm_mean_shift", np.array(shifts[0]))
+    out.write("norm_deviation_shift", np.array(shifts[1]))
+    _store(student, solutions[0].bits, logit, held_out, costs, out)
+
+
+def _store(student: Student, bits: np.ndarray, logit: Tensor, held_out: Images, costs: Costs, out: Out) -> None:
+    states = [state for state in student.states if state is not None]
+    parts = [integers(state) for state in states]
+    out.write("bits", bits.astype(np.int8))
+    out.write("input_bits", costs.input_bits(bits).astype(np.int8))
+    for name, position in (("integer_weight", 0), ("scale", 1), ("zero", 2)):
+        out.write(name, torch.cat([part[position].flatten() for part in parts]))
+    for name, position in (("weight_start", 0), ("range_start", 1)):
+        out.write(name, np.cumsum([0, *(part[position].numel() for part in parts)])[:-1].astype(np.int64))
+    out.write("input_range", torch.stack([torch.stack([s.input_low, s.input_span]) for s in states]).float())
+    student.close()
+    for parameter in student.model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    out.model(student.model)
+    out.write("logit", logit)
+    out.write("label", held_out.label)
+    out.write("sample_index", held_out.index)
+
+
+def _logits(model: nn.Module, batch: Any) -> Tensor:
+    with evaluating(model):
+        return model(batch)
+
+
+def _score(logit: Tensor, label: Tensor) -> tuple[float, float]:
+    """Accuracy and negative log-likelihood."""
+    return float((logit.argmax(1) == label).double().mean()), float(F.cross_entropy(logit.double(), label))
