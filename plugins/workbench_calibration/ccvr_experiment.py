@@ -143,6 +143,7 @@ class Experiment:
         stages = list(detail["heads"])
         out.coordinate("concentration", list(params.concentrations))
         out.coordinate("seed", list(range(params.seeds)))
+        out.coordinate("round", list(range(1, params.rounds + 1)))
         shape = (len(params.concentrations), params.seeds)
         hits = [[(np.asarray(finished[f"{a}_{s}"]["logit"]).argmax(-1) == self.test_label).mean(1)
                  for s in range(params.seeds)] for a in params.concentrations]  # fmt: skip
@@ -195,7 +196,8 @@ class Experiment:
         curve: list[float] = []
         if self.restored.get("name") == name:
             state, velocity = (
-                {k: torch.as_tensor(v) for k, v in self.restored[key].items()} for key in ("state", "velocity")
+                {k: torch.as_tensor(v).to(out.device) for k, v in self.restored[key].items()}
+                for key in ("state", "velocity")
             )
             curve = [float(value) for value in self.restored["curve"]]
         share = np.bincount(owner, minlength=params.clients) / len(owner)

@@ -161,8 +161,9 @@ def _lines() -> list[Line]:
     return [
         Line(
             title="Certainty around training points",
-            caption="Own logit less the largest other, mean over points of a sphere around training points (seed 0). Plain "
-            "training stays certain far out; that is the regularity which the theory assumes.",
+            caption="Own logit less the largest other, mean over points of a sphere around training points (seed 0). The "
+            "theory assumes that an interpolating network stays certain some way out: a curve that starts high and falls "
+            "slowly.",
             y=("logit_gap",),
             x="radius",
             by="mode",
@@ -171,7 +172,8 @@ def _lines() -> list[Line]:
         ),
         Line(
             title="The theory: error after scaling grows with the number of classes",
-            caption="Pairs of disks, no training. One temperature for a classifier that returns its nearest label.",
+            caption="Pairs of disks, no training. One temperature for a classifier that returns its nearest label; 0.5 log k is "
+            "the rate of the theory, for complete overlap.",
             y=("reference_kl",),
             x="class_count",
             by="predictor",
