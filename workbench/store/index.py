@@ -26,7 +26,7 @@ from workbench.store.records import RecordError, read_record
 
 __all__ = ["Annotation", "Index"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -49,8 +49,8 @@ _INDICES = {
     "runs_key": "runs (key, status)",
     "runs_started": "runs (started, id)",
     "runs_open": "runs (status) WHERE status = 'running'",
-    "facts_number": "facts (name, number, run)",
-    "facts_text": "facts (name, text, run)",
+    "facts_number": "facts (name, number, run) WHERE number IS NOT NULL",
+    "facts_text": "facts (name, text, run) WHERE text IS NOT NULL",
     "facts_run": "facts (run)",
 }
 
@@ -60,8 +60,8 @@ PATIENCE = 2.0
 """Seconds for which the listing of a store behind a network is taken as current."""
 OLD_MONTHS = 600.0
 """Seconds after which such a store's months before the last two are listed again."""
-BULK = 1000
-"""New runs from which on the SQL indices are made afterwards."""
+BULK = 300
+"""New runs of a month from which on the SQL indices are made afterwards."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,6 @@ class Index:
         readable = self._read(connection, month, new)
         for run in known - present:
             self._forget(connection, run)
-        _make_indices(connection)
         return readable
 
     def _read(self, connection: sqlite3.Connection, month: str, runs: list[str]) -> bool:
@@ -393,6 +392,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str | None, float | None]]:
         if name.lower() not in COLUMNS:
             yield name.lower(), None, float(value)
     for name, value in record.params.items():
-        small = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-        number = float(value) if small else None
-        yield f"params.{name.lower()}", value if isinstance(value, str) else json.dumps(value), number
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"params.{name.lower()}", None, float(value) if abs(value) < 1e300 else None
+        else:
+            yield f"params.{name.lower()}", value if isinstance(value, str) else json.dumps(value), None
