@@ -265,6 +265,8 @@ def with_report(**changes: Any) -> Any:
         ("reproducible", {"run": then(counting)}, "two runs with seed 0 differ: series calls"),
         ("seed", {"run": first(fail_when(lambda i, o: o.seed == 1))}, "seed 1 does not run"),
         ("seed", {"run": then(lambda i, p, o: torch.manual_seed(7))}, "seeds torch's global generator"),
+        ("seed", {"run": then(lambda i, p, o: torch.manual_seed(0))}, "seeds torch's global generator"),
+        ("seed", {"run": then(lambda i, p, o: torch.manual_seed(o.seed))}, ""),
         ("lazy_data", {"run": first(fail_when(lambda i, o: i["data"]["image"].chunks is not None))}, "dask"),
         ("report_pure", {"report": also_report(lambda s, r: r["brightness"].values.fill(0) or print("hi"))}, "report prints: hi"),
         ("report_pure", {"report": also_report(lambda s, r: open(os.path.abspath("notes.txt"), "w").close())}, "opens files"),
