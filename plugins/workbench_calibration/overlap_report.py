@@ -57,15 +57,15 @@ def _summary(result: Result, value: Any, modes: list[str]) -> str:
     mixed = ", ".join(f"{m} {_mean(value, m, 'raw', 'negative_log_likelihood'):.3f}" for m in modes[1:])
     best = float(result["best_likelihood"].values[-1])
     change, interval = difference(value, modes[1], "negative_log_likelihood")
-    clear = interval is None or interval[0] > 0 or interval[1] < 0
+    # A single training has no interval; then a difference this small is no finding.
+    clear = abs(change) >= 0.02 if interval is None else interval[0] > 0 or interval[1] < 0
+    place = "In a single training of each kind" if interval is None else "Here"
     if not clear:
-        verdict = f"Plain training with a converged temperature and {modes[1]} cannot be told apart"
+        verdict = f"{place} plain training with a converged temperature and {modes[1]} cannot be told apart"
+    elif change < 0:
+        verdict = f"{place} the training must mix: {modes[1]} beats plain training with a converged temperature"
     else:
-        verdict = (
-            f"Here the training must mix: {modes[1]} beats plain training with a converged temperature"
-            if change < 0
-            else f"Here a temperature is enough: it beats {modes[1]}"
-        )
+        verdict = f"{place} a temperature is enough: it beats {modes[1]}"
     return (
         f"{verdict} (NLL difference {change:+.3f}). On {_problem(result)}, plain training has an NLL of {nll['raw']:.3f}, "
         f"{nll['ts']:.3f} after temperature scaling; mixed without scaling: {mixed}; the true probabilities reach {best:.3f}."

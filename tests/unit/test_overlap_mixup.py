@@ -206,6 +206,21 @@ def test_every_problem_runs_and_reports(problem):
     assert (np.abs(np.log(code)) < np.abs(np.log(ts)) + 0.05).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [((0.0, 0.0), "cannot be told apart"), ((-0.3, 0.4), "cannot be told apart"), ((-0.3, -0.31), "must mix"),
+     ((0.3, 0.31), "is enough"), ((-0.001,), "cannot be told apart"), ((-0.3,), "single training of each kind the")],
+)  # fmt: skip
+def test_the_verdict_is_as_sure_as_the_seeds_allow(change, said):
+    """Figures of the mixed training are put at a given distance from those of plain training with temperature."""
+    out, result = record(OverlapMixup, {}, **(QUICK | {"seeds": len(change)}))
+    modes, stages = (list(out.data[name].values) for name in ("mode", "stage"))
+    value, nll = out.arrays["value"], list(out.data["metric"].values).index("negative_log_likelihood")
+    base = value[0, modes.index("erm"), stages.index("ts"), :, nll]
+    value[0, modes.index("mixup_2"), stages.index("raw"), :, nll] = base + np.array(change)
+    assert said in check_report(OverlapMixup, result).summary
+
+
 def picture_inputs(samples=80):
     rng = numbers(5)
     label = np.arange(samples) % 3
