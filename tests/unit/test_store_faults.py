@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unit.store_cases import add, new_store
 from workbench.errors import IntegrityError, StoreError
 from workbench.store import Store
 from workbench.store.maintenance import find_garbage, remove_garbage
+
+from unit.store_cases import add, new_store
 
 WRITER = """
 import sys
