@@ -184,7 +184,7 @@ class LocalBackend:
             raise
 
     def write_new_chunk(self, key: str, data: bytes) -> None:
-        """See Backend."""
+        """See Backend. Where the run's own folder leads was looked at when its record was written, before any chunk."""
         with os.fdopen(self._create(self.path(key)), "wb") as file:
             file.write(data)
 
@@ -193,8 +193,6 @@ class LocalBackend:
         try:
             return os.open(path, flags, 0o666)
         except FileNotFoundError:
-            # A folder is made once, so this is the place to look where it leads.
-            self._inside(path.parent.relative_to(self.root).as_posix() + "/x")
             path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, flags, 0o666)
 
