@@ -453,7 +453,8 @@ class Run:
         """Where the run lies: `xarray.open_datatree(run.path)` reads it without this package."""
         from workbench.store.writer import run_folder
 
-        return Path(self._bench.store.url) / run_folder(self.record)
+        url = self._bench.store.url
+        return f"{url}/{run_folder(self.record)}" if "://" in url else Path(url) / run_folder(self.record)
 
     def __repr__(self) -> str:
         parts = [f"{name}={value:.4g}" for name, value in list(self.metrics.items())[:4]]

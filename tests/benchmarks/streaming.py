@@ -71,7 +71,6 @@ def workbench_streams(folder: Path, rows: int) -> dict[str, float]:
 def zarr_streams(folder: Path, rows: int) -> dict[str, float]:
     """The same array created and filled through zarr alone, in regions that are aligned to its shards."""
     import zarr
-
     from workbench.store.layout import array_document, dump, plan
 
     try:

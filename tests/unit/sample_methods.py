@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from workbench import DataRole, Metric, Method, ModelRole, Output, Params, Report
+from workbench import DataRole, Method, Metric, ModelRole, Output, Params, Report
 
 __all__ = ["Checkpointed", "Declining", "Failing", "Filling", "Interrupted", "MeanImage", "RandomNumbers", "Scores"]
 

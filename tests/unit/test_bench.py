@@ -38,7 +38,10 @@ def test_run_is_stored_with_labelled_arrays_and_a_record(bench, images):
     assert run.params.scale == 2.0
     assert run.series["loss"].values.tolist() == [0.5, 0.25]
     record = run.record
-    assert record.user and record.host and record.finished and record.seconds > 0
+    assert record.user
+    assert record.host
+    assert record.finished
+    assert record.seconds > 0
     assert record.provenance["versions"]["torch"] == torch.__version__
     assert record.provenance["memory"]["resident"] > 0
     assert record.inputs["data"]["sizes"] == {"sample": 12, "channel": 1, "y": 8, "x": 8}
@@ -58,10 +61,12 @@ def test_xarray_alone_reads_a_run(bench, images):
 def test_same_run_is_served_from_the_store(bench, images):
     first = bench.run("sample.mean_image", data=images, progress=False)
     again = bench.run("sample.mean_image", data=images.copy(), scale=1.0, progress=False)
-    assert again.served and not first.served
+    assert again.served
+    assert not first.served
     assert again.id == first.id
     forced = bench.run("sample.mean_image", data=images, force=True, progress=False)
-    assert forced.id != first.id and forced.key == first.key
+    assert forced.id != first.id
+    assert forced.key == first.key
 
 
 @pytest.mark.parametrize("change", ["seed", "params", "data", "precision", "version", "dtype"])
@@ -103,7 +108,8 @@ def test_output_of_a_run_is_an_input_of_the_next_and_identified_by_the_run(bench
     np.testing.assert_array_equal(chained["logit"].values, scored["logit"].values)
     assert chained.key != scored.key
     named = bench.run("sample.scores", model=f"run:{scored.id}", data=(images, labels), progress=False)
-    assert named.served and named.id == chained.id
+    assert named.served
+    assert named.id == chained.id
 
 
 def test_a_sliced_handle_is_not_taken_for_the_whole(bench, images):
@@ -137,7 +143,8 @@ def test_a_hooked_model_has_no_key_and_is_never_served(bench, images):
     model.register_forward_hook(lambda module, args, output: output + 1)
     labels = np.zeros(12, dtype=np.int64)
     runs = [bench.run("sample.scores", model=model, data=(images, labels), progress=False) for _ in range(2)]
-    assert runs[0].key is None and runs[0].id != runs[1].id
+    assert runs[0].key is None
+    assert runs[0].id != runs[1].id
 
 
 def test_code_edited_in_a_notebook_changes_the_key(bench, images):
@@ -233,7 +240,8 @@ def test_a_failed_run_is_kept_with_its_traceback_and_never_served(bench):
         bench.run("sample.failing", progress=False)
     run = bench[caught.value.run_id]
     assert run.status == "failed"
-    assert "the matrix is singular" in run.traceback and "in run" in run.traceback
+    assert "the matrix is singular" in run.traceback
+    assert "in run" in run.traceback
     with pytest.raises(RunFailedError):
         bench.run("sample.failing", progress=False)
     assert len(bench.runs("status = failed")) == 2
@@ -384,5 +392,6 @@ def test_life_cycle_hooks_are_told_and_a_broken_one_does_not_disturb(bench, imag
     with pytest.raises(RunFailedError):
         bench.run("sample.failing", progress=False)
     assert told[:2] == [("started", run.id, "running"), ("finished", run.id, "complete")]
-    assert told[-1][0] == "failed" and told[-1][2] == "the matrix is singular"
+    assert told[-1][0] == "failed"
+    assert told[-1][2] == "the matrix is singular"
     assert "tracker is down" in next(s.reason for s in bench.plugins if s.name == "mirror")

@@ -22,7 +22,8 @@ from unit.render_cases import HOSTILE, StoredResult, every_view, report_of, resu
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "span", "p", "h1", "h2", "h3",
     "dl", "dt", "dd", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "mark", "code", "pre", "a", "b",
-    "details", "summary", "figure", "figcaption", "img", "svg", "g", "defs", "path", "use", "text", "tspan", "clippath", "rect", "image",
+    "details", "summary", "figure", "figcaption", "img", "svg", "g", "defs", "path", "use", "text", "tspan",
+    "clippath", "rect", "image",
 }  # fmt: skip
 VOID = {"meta", "img", "br"}
 

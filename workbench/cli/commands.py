@@ -143,7 +143,7 @@ def run_command(
     print_result(run)
 
 
-RESERVED = ("seed", "device", "precision", "force", "progress", "cancel")
+RESERVED = ("seed", "device", "precision", "force", "wait", "progress", "cancel")
 
 
 def _without_reserved(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from workbench.errors import IntegrityError, OutputError
 
 __all__ = ["CHECKPOINT", "pack", "unpack"]

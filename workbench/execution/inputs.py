@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pydantic
+
 from workbench.errors import InputError, MissingDependencyError
 from workbench.fingerprint import combine, digest_json
 from workbench.method import DataRole, Method, ModelRole, Role
@@ -284,6 +285,7 @@ def _sizes(dataset: xr.Dataset) -> dict[str, int]:
 
 def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) -> Resolved:
     from torch import nn
+
     from workbench.subjects.model_digest import model_digest
 
     if isinstance(value, str) and value.startswith(RUN_PREFIX):

@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +84,9 @@ def execute(
     started = time.perf_counter()
     try:
         with life.beating(), _quietly(facts), _own_random_numbers(job.seed):
-            report = _compute(job, writer, store, life, cancel, device)
+            report, checkpointed = _compute(job, writer, store, life, cancel, device)
         seconds = time.perf_counter() - started
         done = writer.complete(seconds=seconds, report=report, provenance=facts | {"memory": memory.summary()})
-        writer.backend.delete_object(f"{writer.folder}/{CHECKPOINT}")
     except SkippedError:
         writer.abandon()
         raise
@@ -99,6 +98,9 @@ def execute(
         raise ending from error
     finally:
         progress.close()
+    if checkpointed:
+        with suppress(OSError):  # the run is complete; a checkpoint left behind does no harm
+            writer.backend.delete_object(f"{writer.folder}/{CHECKPOINT}")
     store.index.put(done)
     host.notify("workbench_run_finished", run_id=done.id, record=done.to_json())
     return StoredRun(store.backend, done, job.params)
@@ -140,7 +142,8 @@ def _defaults(method: type[Method]) -> dict[str, Any]:
 
 def _compute(
     job: Job, writer: RunWriter, store: Store, life: _Life, cancel: CancelToken, device: torch.device
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """The report of the finished method, and whether it left a checkpoint."""
     from workbench.execution.out import RunOut
 
     dtype = precision_dtype(job.precision)
@@ -159,7 +162,8 @@ def _compute(
     method.run(Inputs(values), job.params, out)
     out.finish()
     unfinished = writer.record.replace(arrays=writer.inventory())
-    return method.report(StoredRun(store.backend, unfinished, job.params)).to_json()
+    report = method.report(StoredRun(store.backend, unfinished, job.params))
+    return report.to_json(), out.checkpointed
 
 
 def _handed_over(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> Any:

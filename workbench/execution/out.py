@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
 from workbench.errors import OutputError, SkippedError
 from workbench.execution.checkpoint import CHECKPOINT, pack, unpack
 from workbench.execution.device import stream_seed
@@ -101,6 +102,8 @@ class RunOut:
         self._on_progress, self._on_values, self._restorable = on_progress, on_values, restorable
         self._allocate = pinned_allocator(device)
         self._series: dict[str, dict[int, float]] = {}
+        self.checkpointed = False
+        """Whether a checkpoint was written."""
         self._written: set[str] = set()
         self._coordinates: set[str] = set()
         self._lengths: dict[str, int] = {}
@@ -223,6 +226,7 @@ class RunOut:
         """See Out."""
         with self._lock:
             series = {key: [[step, value] for step, value in points.items()] for key, points in self._series.items()}
+        self.checkpointed = True
         data = pack({"state": dict(state), "series": series})
         self._writer.backend.write(f"{run_folder(self._writer.record)}/{CHECKPOINT}", data)
 

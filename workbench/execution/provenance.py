@@ -17,6 +17,7 @@ from workbench.execution.device import describe_device
 
 if TYPE_CHECKING:
     import torch
+
     from workbench.host import PluginStatus
 
 __all__ = ["PeakMemory", "project_commit", "provenance"]

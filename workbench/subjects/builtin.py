@@ -107,8 +107,10 @@ def photos(size: int = 256, count: int | None = None, gray: bool = False, shrink
         boxes += [(name, found[turn]) for name, found in tiles.items() if turn < len(found)]
     wanted = len(pictures) if count is None else count
     if not pictures or wanted > len(boxes):
-        raise InputError("count" if pictures else "size", expected=f"at most {len(boxes)} crops of {size}x{size}" if pictures
-                         else f"at most {512 // shrink}, the smaller side of the largest photo", got=str(wanted if pictures else size))
+        if not pictures:
+            limit = f"at most {512 // shrink}, the smaller side of the largest photo"
+            raise InputError("size", expected=limit, got=str(size))
+        raise InputError("count", expected=f"at most {len(boxes)} crops of {size}x{size}", got=str(wanted))
     chosen = boxes[:wanted]
     crops = [np.asarray(pictures[name].crop((x, y, x + size, y + size))) for name, (x, y) in chosen]
     image = np.stack([crop[None] if gray else crop.transpose(2, 0, 1) for crop in crops])
