@@ -221,7 +221,8 @@ class Workbench:
 
         Args:
             runs: runs or run ids.
-            variables: stored arrays to line up; each must have the same dims and sizes in all runs.
+            variables: stored arrays to line up; each must have the same dims and sizes in all runs. An array that shares
+                its name with a metric is called NAME_array.
 
         Returns:
             a Dataset over `run` (coordinate: run ids) with one variable per metric (NaN where a run lacks it), its

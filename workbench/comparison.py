@@ -47,15 +47,17 @@ def compare_runs(runs: Sequence[Comparable], variables: Sequence[str] = ()) -> x
     for name in dict.fromkeys(name for entry in metrics for name in entry):
         entries = [entry.get(name) for entry in metrics]
         first = next(entry for entry in entries if entry is not None)
+        column = f"metric_{name}" if name in coords else name
         attributes = {part: first[part] for part in ("unit", "direction", "description") if first.get(part)}
-        data[name] = ("run", [record.metrics.get(name, np.nan) for record in records], attributes)
+        data[column] = ("run", [record.metrics.get(name, np.nan) for record in records], attributes)
         if any(entry is not None and entry.get("interval") for entry in entries):
             bounds = [(entry or {}).get("interval") or (np.nan, np.nan) for entry in entries]
-            data[f"{name}_lower"] = ("run", [report_number(low) for low, _ in bounds])
-            data[f"{name}_upper"] = ("run", [report_number(high) for _, high in bounds])
+            data[f"{column}_lower"] = ("run", [report_number(low) for low, _ in bounds])
+            data[f"{column}_upper"] = ("run", [report_number(high) for _, high in bounds])
     dataset = xr.Dataset(data, coords=coords)
     for name in variables:
-        dataset[name] = _aligned(runs, name)
+        # A metric may have the name of an array; both are wanted.
+        dataset[f"{name}_array" if name in dataset.variables else name] = _aligned(runs, name)
     return dataset
 
 

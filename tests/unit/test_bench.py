@@ -7,6 +7,7 @@ import json
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import xarray as xr
 from torch import nn
 from workbench.errors import FormatVersionError, RunFailedError, StoreError, UnknownMethodError
 
-from unit.sample_methods import Checkpointed, MeanImage, Scores
+from unit.sample_methods import Checkpointed, Failing, MeanImage, Scores
 
 
 def classifier() -> nn.Module:
@@ -284,6 +285,66 @@ def test_a_killed_run_goes_on_from_its_checkpoint(bench):
     assert run["value"].values.tolist() == [6.0]
     assert run.series["loss"].values.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert not list(Path(run.path).glob("checkpoint*"))
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(bench):
+    Checkpointed.stop_at = 2
+    with pytest.raises(RunFailedError) as caught:
+        bench.run("sample.checkpointed", progress=False)
+    (checkpoint,) = Path(bench[caught.value.run_id].path).glob("checkpoint*")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-30])
+    Checkpointed.stop_at, Checkpointed.visited = None, []
+    run = bench.run("sample.checkpointed", progress=False)
+    assert Checkpointed.visited == [0, 1, 2, 3]
+    assert run["value"].values.tolist() == [6.0]
+    assert any("checkpoint" in text and "not used" in text for text in run.record.provenance["warnings"])
+
+
+def test_the_heart_goes_on_beating_whatever_is_logged(bench, monkeypatch):
+    from workbench.execution import lifecycle
+
+    monkeypatch.setattr(lifecycle, "HEARTBEAT", 0.05)
+
+    def slow(self, inputs, params, out):
+        beats = [out._writer.record.heartbeat]
+        out.log(1, loss=float("nan"))
+        for _ in range(2):
+            time.sleep(0.3)
+            beats.append(out._writer.record.heartbeat)
+        assert len(set(beats)) == 3
+        out.write("value", np.zeros(1, np.float32))
+
+    monkeypatch.setattr(Failing, "run", slow)
+    run = bench.run("sample.failing", progress=False)
+    assert run.status == "complete"
+    assert np.isnan(run.series["loss"].values).all()
+
+
+def test_what_a_failed_run_left_is_not_taken_for_the_result(bench, images):
+    with pytest.raises(RunFailedError) as caught:
+        bench.run("sample.failing", progress=False)
+    left = bench[caught.value.run_id]["value"]
+    for value in (left, f"run:{caught.value.run_id}[value]", f"run:{caught.value.run_id}"):
+        with pytest.raises(workbench.InputError, match="complete run"):
+            bench.run("sample.mean_image", data=value, progress=False)
+
+
+def test_numbers_that_do_not_fit_their_dtype_are_refused(bench, monkeypatch):
+    monkeypatch.setattr(Failing, "outputs", (workbench.Output("value", ("sample",), "int8", "small numbers"),))
+    for write in (
+        lambda out: out.write("value", np.array([200, 3])),
+        lambda out: out.array("value", (2,)).__setitem__(slice(None), torch.tensor([200, 3])),
+    ):
+        monkeypatch.setattr(Failing, "run", lambda self, inputs, params, out, write=write: write(out))
+        with pytest.raises(RunFailedError, match="values from 3 to 200 do not fit int8"):
+            bench.run("sample.failing", progress=False)
+
+
+def test_a_metric_and_an_array_of_one_name_are_both_compared(bench, images):
+    runs = [bench.run("sample.mean_image", data=images, scale=scale, progress=False) for scale in (1.0, 2.0)]
+    table = bench.compare(runs, variables=["brightness"])
+    assert table["brightness"].dims == ("run",)
+    assert table["brightness_array"].dims == ("run", "sample")
 
 
 def test_a_full_disk_fails_one_run_and_no_other(bench, images, monkeypatch):

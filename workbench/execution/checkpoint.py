@@ -1,4 +1,4 @@
-"""Checkpoints: nested dicts and lists of tensors, arrays, numbers and strings in one safetensors file. No pickle.
+"""Checkpoints: nested dicts and lists of tensors, arrays, numbers and strings as safetensors with a checksum. No pickle.
 
 Leaves that are arrays become tensors of the file; the tree around them is JSON in the file's header.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import IntegrityError, OutputError
+from workbench.store.verify import CHECKPOINT
 
 __all__ = ["CHECKPOINT", "pack", "unpack"]
 
-CHECKPOINT = "checkpoint.safetensors"
-"""File name in the run's folder; removed when the run is complete."""
+CHECKSUM = 4
+"""Bytes of the CRC-32 behind the safetensors content."""
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
@@ -30,7 +32,8 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
     tensors: dict[str, Any] = {}
     tree = _encode(state, tensors, "checkpoint")
-    return save(tensors, metadata={"tree": json.dumps(tree)})
+    data = save(tensors, metadata={"tree": json.dumps(tree)})
+    return data + zlib.crc32(data).to_bytes(CHECKSUM, "little")
 
 
 def unpack(data: bytes, run_id: str) -> dict[str, Any]:
@@ -41,6 +44,9 @@ def unpack(data: bytes, run_id: str) -> dict[str, Any]:
     """
     from safetensors.torch import load
 
+    data, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
+    if zlib.crc32(data).to_bytes(CHECKSUM, "little") != checksum:
+        raise IntegrityError(run_id, CHECKPOINT, "all", "damaged: its checksum differs")
     try:
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])

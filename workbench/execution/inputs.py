@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pydantic
 
 from workbench.errors import InputError, MissingDependencyError
-from workbench.fingerprint import combine, digest_json
+from workbench.fingerprint import canonical_json, combine, digest_json
 from workbench.method import DataRole, Method, ModelRole, Role
 from workbench.store.reading import Origin, StoredRun, origin_of
 
@@ -121,8 +121,12 @@ def validate_params(method: type[Method], params: Mapping[str, Any]) -> Any:
         InputError: for the first parameter that is out of range or of the wrong type.
     """
     try:
-        return method.Params(**params)
-    except pydantic.ValidationError as error:
+        validated = method.Params(**params)
+        canonical_json(validated.model_dump(mode="json"))  # a parameter that JSON lacks can identify nothing
+        return validated
+    except (ValueError, TypeError) as error:
+        if not isinstance(error, pydantic.ValidationError):
+            raise InputError("parameters", expected="finite numbers and plain values", got=str(error)) from None
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part)) or "parameters"
         got = repr(first.get("input"))
@@ -251,7 +255,10 @@ def _origin(value: Any) -> Origin | None:
     import sys
 
     xarray = sys.modules.get("xarray")
-    return origin_of(value) if xarray is not None and isinstance(value, xarray.DataArray) else None
+    origin = origin_of(value) if xarray is not None and isinstance(value, xarray.DataArray) else None
+    if origin is not None:
+        _stored(origin.run)  # what a failed run left has the key of the complete one, not its numbers
+    return origin
 
 
 def _named_run(text: str, sources: Sources) -> Any:

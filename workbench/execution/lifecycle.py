@@ -8,6 +8,7 @@ Nothing of a run counts before `complete`, which is one atomic step of the store
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 import socket
@@ -99,7 +100,7 @@ def execute(
     finally:
         progress.close()
     if checkpointed:
-        with suppress(OSError):  # the run is complete; a checkpoint left behind does no harm
+        with suppress(OSError, StoreError):  # the run is complete; a checkpoint left behind does no harm
             writer.backend.delete_object(f"{writer.folder}/{CHECKPOINT}")
     store.index.put(done)
     host.notify("workbench_run_finished", run_id=done.id, record=done.to_json())
@@ -231,7 +232,8 @@ class _Life:
         self._notify(done, total, message)
 
     def on_values(self, step: int, values: dict[str, float]) -> None:
-        self._state = self._state | {"step": step, "values": values}
+        shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._state = self._state | {"step": step, "values": shown}
         self._progress.values(step, values)
 
     def _tell(self, done: float, total: float, message: str) -> None:
@@ -247,10 +249,10 @@ class _Life:
         def beat() -> None:
             while not stop.wait(HEARTBEAT):
                 self._memory.sample()
-                try:
+                # Whatever went wrong (a store out of reach shows when the run writes), the next beat may succeed; a
+                # thread that ends here would make a live run read as interrupted.
+                with suppress(Exception):
                     self._writer.update(progress=self._state)
-                except OSError:
-                    continue  # an unreachable store shows when the run writes; the next beat may succeed
 
         thread = threading.Thread(target=beat, name="workbench-heartbeat", daemon=True)
         thread.start()

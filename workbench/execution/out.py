@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from workbench.errors import OutputError, SkippedError
+from workbench.errors import IntegrityError, OutputError, SkippedError
 from workbench.execution.checkpoint import CHECKPOINT, pack, unpack
 from workbench.execution.device import stream_seed
 from workbench.execution.progress import CancelToken
@@ -46,6 +47,8 @@ class StoredArray:
         slices, dropped = self._region(region)
         if not isinstance(values, torch.Tensor):
             values = np.asarray(_to_numpy(values))
+        if self._writer.dtype.kind in "iu":
+            values = _cast(np.asarray(_to_numpy(values)), self._writer.dtype, self._name)
         source = _source(values, self._name, self._writer.dtype)
         shape = tuple(part.stop - part.start for part in slices)
         squeezed = tuple(size for axis, size in enumerate(shape) if axis not in dropped)
@@ -153,7 +156,7 @@ class RunOut:
         if array.dtype != wanted:
             if not _convertible(array.dtype, wanted):
                 raise OutputError(f"output {name!r}: declared as {output.dtype}, got {array.dtype}")
-            array = array.astype(wanted)
+            array = _cast(array, wanted, name)
         names = self._dims(output, array.ndim, dims)
         self._writer.put(name, np.ascontiguousarray(array).reshape(array.shape), names, _attributes(output))
         self._written.add(name)
@@ -235,7 +238,13 @@ class RunOut:
         folder = self._restorable()
         if folder is None:
             return None
-        content = unpack(self._writer.backend.read(f"{folder}/{CHECKPOINT}"), folder.rpartition("/")[2])
+        run = folder.rpartition("/")[2]
+        try:
+            content = unpack(self._writer.backend.read(f"{folder}/{CHECKPOINT}"), run)
+        except (IntegrityError, OSError) as error:
+            # A power cut may have cut it short. The run starts anew, or every later attempt would meet the same file.
+            warnings.warn(f"the checkpoint of run {run} is not used: {error}", stacklevel=2)
+            return None
         with self._lock:
             self._series = {key: {int(s): float(v) for s, v in points} for key, points in content["series"].items()}
         state: dict[str, Any] = content["state"]
@@ -294,6 +303,16 @@ def _source(values: Any, name: str, dtype: np.dtype[Any]) -> Any:
     if not _convertible(came, dtype):
         raise OutputError(f"output {name!r}: declared as {dtype}, got {came}")
     return source
+
+
+def _cast(array: np.ndarray, wanted: np.dtype[Any], name: str) -> np.ndarray:
+    """Values as another dtype; integers that do not fit are an error, not other numbers."""
+    if array.dtype == wanted or not _convertible(array.dtype, wanted):
+        return array  # what cannot be converted at all is refused where it is written
+    cast = array.astype(wanted)
+    if wanted.kind in "iu" and not np.array_equal(cast, array):
+        raise OutputError(f"output {name!r}: values from {array.min()} to {array.max()} do not fit {wanted}")
+    return cast
 
 
 def _convertible(came: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

@@ -22,7 +22,7 @@ from workbench.store.records import RecordError, array_layout, parse_json, read_
 
 __all__ = ["Problem", "leftover", "run_folders", "verify_content", "verify_run"]
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint"
 ROOT = "zarr.json"
 
 
