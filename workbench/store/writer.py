@@ -18,6 +18,7 @@ import numpy as np
 from workbench.errors import OutputError, StoreError
 from workbench.record import RunRecord, now
 from workbench.store.backend import Backend
+from workbench.store.coverage import Coverage
 from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, plan
 from workbench.store.records import root_document
 from workbench.store.zarr_access import open_array
@@ -87,8 +88,8 @@ class ArrayWriter:
         self._whole: np.ndarray | None = None
         self._written: np.ndarray | None = None
         """Which elements (small arrays) or rows (streamed ones) have been written."""
-        self._direct = 0
-        """Elements written by regions that do not span whole rows of a streamed array."""
+        self._parts: Coverage | None = None
+        """What was written of a streamed array by regions that do not span whole rows."""
         self._zarr: Any = None
         self._buffers: OrderedDict[int, _Buffer] = OrderedDict()
         self._streams = math.prod(self.shape) * max(self.dtype.itemsize, 1) > BUFFERED_BYTES and self.dtype.kind != "O"
@@ -120,7 +121,14 @@ class ArrayWriter:
             arrival = source.copy_into(values)
             if arrival is not None:
                 arrival()
-            self._direct += values.size
+            # Rows that were written before this region must not be written after it.
+            depth = self.layout.file_shape[0]
+            for index in list(self._buffers):
+                if index * depth < region[0].stop and region[0].start < (index + 1) * depth:
+                    self._flush(index)
+            if self._parts is None:
+                self._parts = Coverage(self.shape)
+            self._parts.add(region)
             self.run.submit(lambda: self._zarr.__setitem__(region, values))
 
     def _write_rows(self, start: int, stop: int, source: Source) -> None:
@@ -164,14 +172,13 @@ class ArrayWriter:
     def missing(self) -> str | None:
         """The first region never written, or None."""
         assert self._written is not None
-        if self._written.all():
+        written = self._written if self._parts is None else self._written | self._parts.complete_rows()
+        if written.all():
             return None
-        if (
-            self._direct + int(self._written.sum()) * math.prod(self.shape[1:]) >= math.prod(self.shape)
-            and self._direct
-        ):
-            return None
-        where = tuple(int(index) for index in np.argwhere(~self._written)[0])
+        where = tuple(int(index) for index in np.argwhere(~written)[0])
+        rest = self._parts.first_gap_in_row(where[0]) if self._parts is not None else None
+        if rest is not None and any(rest):
+            return f"[{', '.join(map(str, where + rest))}]"
         return f"[{', '.join(map(str, where))}{', ...' if self._streams and len(self.shape) > 1 else ''}]"
 
     def finish(self) -> None:
