@@ -280,11 +280,19 @@ def _metric(result: Result, metric: str, position: int, name: str) -> Metric:
 def _summary(result: Result, best: str) -> str:
     anomalous = result["anomalous"].values
     chosen = {"method": best}
-    text = (
-        f"{TITLES[best]} separates {int(anomalous.sum())} out-of-distribution from {int((~anomalous).sum())} "
-        f"in-distribution samples best: AUROC {float(result['auroc'].sel(chosen)):.3f}, "
-        f"FPR95 {float(result['fpr95_id'].sel(chosen)):.2f}."
-    )
+    foreign, reached = int(anomalous.sum()), float(result["auroc"].sel(chosen))
+    low, high = (float(result[f"auroc_{bound}"].sel(chosen)) for bound in ("low", "high"))
+    if low <= 0.5:
+        why = "below 0.5: they look more normal than the in-distribution ones" if high < 0.5 else "no better than chance"
+        text = (
+            f"No score finds the {foreign} out-of-distribution samples: the best, {TITLES[best]}, reaches AUROC "
+            f"{reached:.3f} ({why})."
+        )
+    else:
+        text = (
+            f"{TITLES[best]} separates {foreign} out-of-distribution from {int((~anomalous).sum())} "
+            f"in-distribution samples best: AUROC {reached:.3f}, FPR95 {float(result['fpr95_id'].sel(chosen)):.2f}."
+        )
     if "error_auroc" not in result:
         return text
     errors = result["error_auroc"]

@@ -120,6 +120,21 @@ def test_the_method_stores_scores_metrics_and_curves():
     assert len(report.tables[0].rows) == 4
 
 
+@pytest.mark.parametrize(
+    ("foreign_scale", "said"),
+    [(3.0, "(no better than chance)"), (9.0, "(below 0.5: they look more normal than the in-distribution ones)")],
+)
+def test_the_summary_claims_no_separation_where_there_is_none(foreign_scale, said):
+    """Foreign logits drawn like the normal ones cannot be told from them; larger ones look surer, so more normal."""
+    inputs = {"data": dataset(logits(300)), "ood": dataset(logits(200, seed=5, scale=foreign_scale))}
+    _, result = record(LogitScores, inputs, bootstrap=200)
+    assert float(result["auroc"].max()) < (0.6 if foreign_scale == 3.0 else 0.4)
+    summary = check_report(LogitScores, result).summary
+    assert summary.startswith("No score finds the 200 out-of-distribution samples: the best, ")
+    assert said in summary
+    assert "separates" not in summary
+
+
 def test_features_bring_grad_norm_and_no_labels_leave_errors_out():
     generator = torch.Generator().manual_seed(1)
     feature = torch.rand(30, 6, generator=generator)
