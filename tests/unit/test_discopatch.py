@@ -1,5 +1,6 @@
 """The parts of DisCoPatch: grouped batch norm, networks, losses, steps, patches, MS-SSIM."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -243,6 +244,18 @@ def test_a_vae_step_leaves_the_discriminator_alone_and_the_other_way_round():
     assert all(torch.equal(between[0][name], after[0][name]) for name in after[0])
     assert not torch.equal(before[0]["decoder.0.weight"], between[0]["decoder.0.weight"])
     assert not torch.equal(between[1]["head.weight"], after[1]["head.weight"])
+
+
+@pytest.mark.parametrize(("negatives", "expected"), [("both", 0.5), ("generations", 1.0), ("reconstructions", 0.0)])
+def test_the_accuracy_on_made_up_patches_counts_those_that_d_is_trained_on(monkeypatch, negatives, expected):
+    """A D that answers with the mean of a patch: right about all (dark) generations, about no (bright) reconstruction."""
+    trainer = Trainer(3, dataclasses.replace(TINY, negatives=negatives), torch.device("cpu"))
+    gain = trainer.discriminator.head.weight.sum() * 0 + 1  # tied to a parameter, so that there is a gradient
+    monkeypatch.setattr(trainer.discriminator, "forward", lambda patches: gain * patches.mean((1, 2, 3)))
+    dark, bright = torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.5)
+    values = trainer.discriminator_step(bright, reconstruction=bright, generation=dark)
+    assert float(values["fake_accuracy"]) == expected
+    assert float(values["real_accuracy"]) == 1
 
 
 # --- MS-SSIM -------------------------------------------------------------------------------------------------------
