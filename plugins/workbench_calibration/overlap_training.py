@@ -42,11 +42,14 @@ def mixup_points(size: int, alpha: float, classes: int) -> Transform:
     """The d-Mixup transform of a batch, d = size - 1.
 
     Weights ~ Dirichlet(alpha, ..., alpha), one draw per batch; partner j is the batch under a permutation of its own. The
-    cross entropy of the mixed label is the weighted sum of the cross entropies of the paper's objective.
+    cross entropy of the mixed label is the weighted sum of the cross entropies of the paper's objective. Of size 1 it
+    leaves the batch as it is.
     """
 
     def transform(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rng = numpy_generator(generator)
+        rng = numpy_generator(generator)  # one draw in every mode, so that all see the same batches
+        if size == 1:
+            return image, label
         weight = torch.from_numpy(rng.dirichlet(np.full(size, alpha)))
         orders = np.stack([rng.permutation(len(image)) for _ in range(size - 1)], axis=1)
         partner = torch.from_numpy(orders).to(label.device)
@@ -176,7 +179,7 @@ def train_every_mode(
             *split.train,
             recipe,
             generator=out.generator(f"training {seed}"),
-            transform=mixup_points(size, alpha, classes) if size > 1 else None,
+            transform=mixup_points(size, alpha, classes),
             out=TrainingOut(out, name, number, total, finished, restored),  # type: ignore[arg-type]
             amp=out.dtype == torch.bfloat16,
             name=name,

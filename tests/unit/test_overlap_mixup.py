@@ -11,6 +11,7 @@ from netcal.metrics import ACE, ECE, MCE
 from scipy import stats
 from torch import nn
 from workbench import CancelledError, InputError, Inputs
+from workbench.toolkit import Recipe
 
 from unit.recording_out import RecordingOut, check_report, record
 from workbench_calibration.overlap_mixup import OverlapMixup, scores
@@ -26,7 +27,13 @@ from workbench_calibration.overlap_problems import (
     nearest_label_logits,
     noisy_posterior,
 )
-from workbench_calibration.overlap_training import logit_gap, mixup_points, paper_code_temperature
+from workbench_calibration.overlap_training import (
+    Split,
+    logit_gap,
+    mixup_points,
+    paper_code_temperature,
+    train_every_mode,
+)
 from workbench_calibration.temperature import fit_temperature
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
@@ -140,6 +147,30 @@ def test_the_mixed_loss_is_the_weighted_sum_of_cross_entropies(size):
     assert mixed.sum(1) == pytest.approx(np.ones(6))
     assert mixed.sum(0) == pytest.approx(np.ones(6))  # each partner order is a permutation: every image is used once
     assert len(weights) <= 2**size  # one weight vector for the whole batch, sums of which occur where partners meet
+
+
+def test_every_mode_sees_the_same_batches_in_every_epoch(monkeypatch):
+    """The order of later epochs comes from the generator that Mixup's weights come from, so plain training must draw too."""
+    seen = {}
+
+    def logging(size, alpha, classes):
+        original = mixup_points(size, alpha, classes)
+
+        def transform(image, label, generator):
+            seen.setdefault(size, []).append(image.flatten().tolist())
+            return original(image, label, generator)
+
+        return transform
+
+    monkeypatch.setattr("workbench_calibration.overlap_training.mixup_points", logging)
+    part = (torch.arange(20.0)[:, None], torch.arange(20) % 2)
+    recipe = Recipe(epochs=3, batch_size=6, optimizer="adam", weight_decay=0.0, learning_rate=1e-3, schedule="constant")
+    sizes = {"erm": 1, "mixup_2": 2, "mixup_4": 4}
+    train_every_mode(nn.Linear(1, 2), Split(part, part, part), sizes, 1, recipe, alpha=1.0, classes=2, out=RecordingOut())
+    assert set(seen) == {1, 2, 4}
+    assert len(seen[1]) == 3 * 4
+    assert seen[1][:4] != seen[1][4:8]  # the epochs differ in order, so equal logs say something
+    assert seen[1] == seen[2] == seen[4]
 
 
 def test_weights_are_dirichlet():
