@@ -46,6 +46,8 @@ Calibrator = Callable[[Tensor], Tensor]
 UNCALIBRATED = "uncalibrated"
 HIGHER = ("accuracy", "confidence_auroc")
 NEUTRAL = ("overconfidence", "mean_entropy")
+SIGNED = ("ece_mass_debiased", "squared_ce_mass_debiased")
+"""Best at 0 and negative by chance: neither less nor more is better."""
 HEADLINE = ("ece_width_l1", "ece_mass_l1", "ks_error", "classwise_ece_width_mean", "negative_log_likelihood",
             "brier_score", "accuracy")
 DESCRIPTIONS = {
@@ -332,7 +334,7 @@ def _metric(scores: Scores, name: str, shown: str, method: str) -> Metric:
     return Metric(
         name=shown,
         value=scores("value", method, name),
-        direction="higher" if name in HIGHER else "neutral" if name in NEUTRAL else "lower",
+        direction="higher" if name in HIGHER else "neutral" if name in (*NEUTRAL, *SIGNED) else "lower",
         unit="nats" if name in ("negative_log_likelihood", "mean_entropy") else "",
         interval=None if math.isnan(interval[0]) else interval,
         description=DESCRIPTIONS.get(name, ""),

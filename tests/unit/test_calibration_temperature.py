@@ -252,6 +252,10 @@ def test_the_report_shows_before_after_and_change_with_intervals():
     assert change.value == pytest.approx(after.value - before.value)
     assert change.interval[1] < 0
     assert "overconfident" in report.summary
+    directions = {name: metric.direction for name, metric in metrics.items()}
+    assert {directions[name] for name in ("ece_width_l1", "ks_error", "negative_log_likelihood")} == {"lower"}
+    # A debiased error falls below 0 by chance: there less is not better.
+    assert {directions[name] for name in ("ece_mass_debiased", "squared_ce_mass_debiased")} == {"neutral"}
     low, high = metrics["temperature"].interval
     assert low < metrics["temperature"].value < high
 
