@@ -10,7 +10,7 @@ built from cumulated slopes (the official one is not monotone after training and
 exact solution instead of random centres, so a run is deterministic; everything is float64; a map or an epoch that changes
 any prediction is not eligible, and that no prediction changed is checked at the end. For attribution the selected map is
 also trained with cross-entropy under the same schedule and selector: what differs between `h_calibration` and
-`cross_entropy` is the objective alone.
+`cross_entropy` is the objective alone, except that the map was chosen by the h-calibration fits.
 """
 
 from __future__ import annotations
@@ -168,11 +168,8 @@ class HCalibration(Method):
                          "which follows the top-label error, stopped short of the objective's minimum. Try another map, "
                          "more patience or a larger lr before judging the objective.")
         scores = Scores(result)
+        beyond_temperature = _versus(scores, TEMPERATURE, "temperature scaling's")
         candidate = {"candidate": best}
-        gain = {
-            name: scores("value", name, "ece_width_l1") - scores("value", MAIN, "ece_width_l1")
-            for name in (TEMPERATURE, BASELINE)
-        }
         metrics = [
             Metric(name="fit_h_loss", value=reached[MAIN], direction="lower",
                    description=f"h-calibration loss of the fit samples, times {LOSS_SCALE:g}"),
@@ -200,9 +197,8 @@ class HCalibration(Method):
             main=MAIN,
             summary=(
                 f"Of {result['selector'].size - 1} maps {best} has the best {SELECTORS[goal]} on the fit samples. Its "
-                f"calibration error is {abs(gain[TEMPERATURE]):.4f} {_better(gain[TEMPERATURE])} than temperature "
-                f"scaling's and {abs(gain[BASELINE]):.4f} {_better(gain[BASELINE])} than the same map's trained with "
-                "cross-entropy."
+                f"calibration error is {beyond_temperature} and "
+                f"{_versus(scores, BASELINE, 'that of the same map trained with cross-entropy')}."
             ),
             metrics=metrics,
             tables=(rank_table(scores), _candidate_table(result)),
@@ -329,8 +325,15 @@ def _compared(scores: Scores) -> list[Metric]:
     ]
 
 
-def _better(gain: float) -> str:
-    return "lower" if gain > 0 else "higher"
+def _versus(scores: Scores, other: str, whose: str) -> str:
+    """How far the main calibration error lies from another method's, as printed, and whether their intervals overlap."""
+    gain = scores("value", other, "ece_width_l1") - scores("value", MAIN, "ece_width_l1")
+    shown = f"{abs(gain):.4f}"
+    if float(shown) == 0:
+        return f"equal to {whose}"
+    (low, high), (other_low, other_high) = (scores.span("value", name, "ece_width_l1") for name in (MAIN, other))
+    unclear = " (their intervals overlap)" if low <= other_high and other_low <= high else ""
+    return f"{shown} {'lower' if gain > 0 else 'higher'} than {whose}{unclear}"
 
 
 def _candidate_table(result: Result) -> Table:

@@ -1,5 +1,6 @@
 """h-calibration: the loss against a naive one, clusters against exact ones, maps that keep order, and the whole method."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sklearn.cluster import KMeans
 from torch import nn
 from workbench import CancelledError, InputError
 
-from unit.recording_out import RecordingOut, check_report, record
+from unit.recording_out import RecordedResult, RecordingOut, check_report, record
 from workbench_calibration.h_calibration import HCalibration
 from workbench_calibration.h_loss import event_gap, h_calibration_loss, kmeans_1d, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, MonotoneNetwork, PiecewiseLinear, clenshaw_curtis, make_map
@@ -326,6 +327,28 @@ def test_the_report_says_which_map_and_compares_the_objective_with_cross_entropy
     assert rows[best] == min(rows.values())
     ranks = next(table for table in report.tables if table.title == "Average rank")
     assert {row[0] for row in ranks.rows} >= {"uncalibrated", "temperature", "cross_entropy", "h_calibration"}
+
+
+@pytest.mark.parametrize(
+    ("other", "interval", "said"),
+    [
+        (0.05, (0.04, 0.06), "is 0.0300 lower than temperature scaling's and"),
+        (0.05, (0.025, 0.06), "is 0.0300 lower than temperature scaling's (their intervals overlap)"),
+        (0.01, (0.005, 0.012), "is 0.0100 higher than temperature scaling's and"),
+        (0.01, (0.005, 0.015), "is 0.0100 higher than temperature scaling's (their intervals overlap)"),
+        (0.02003, (0.015, 0.025), "is equal to temperature scaling's"),
+    ],
+)
+def test_the_summary_is_as_sure_of_a_difference_as_the_intervals_allow(run, other, interval, said):
+    """The error of temperature scaling is put at a given distance from 0.02, whose interval is 0.015 to 0.025."""
+    out, result = run
+    changed = copy.deepcopy(out)
+    methods, metrics = (list(result["value"][dim].values) for dim in ("method", "metric"))
+    column = metrics.index("ece_width_l1")
+    for name, value, (low, high) in (("h_calibration", 0.02, (0.015, 0.025)), ("temperature", other, interval)):
+        for array, number in (("value", value), ("lower", low), ("upper", high)):
+            changed.arrays[array][methods.index(name), column] = number
+    assert said in check_report(HCalibration, RecordedResult(changed, result.params, result.inputs)).summary
 
 
 def test_the_same_seed_gives_the_same_run_and_a_checkpoint_resumes_to_it(run):
