@@ -1,6 +1,7 @@
 """A model's digest changes with what it computes and with nothing else; what cannot be told has none."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -106,7 +107,14 @@ def test_the_digest_is_the_same_in_another_process():
 
 
 def test_equal_weights_and_another_computation():
-    bodies = ["self.a(x)", "self.a(x) * 2", "self.a(x) * 2.0", "self.a(self.a(x))", "self.a(x).relu()", "self.a(x).tanh()"]
+    bodies = [
+        "self.a(x)",
+        "self.a(x) * 2",
+        "self.a(x) * 2.0",
+        "self.a(self.a(x))",
+        "self.a(x).relu()",
+        "self.a(x).tanh()",
+    ]
     digests = [model_digest(built(NET.format(body=body))) for body in bodies]
     assert None not in digests
     assert len(set(digests)) == len(bodies)
@@ -118,10 +126,14 @@ def test_equal_weights_and_another_computation():
         ("def act(x):\n    return x + 1\n", "def act(x):\n    return x + 2\n"),
         ("SCALE = 2\ndef act(x):\n    return x * SCALE\n", "SCALE = 3\ndef act(x):\n    return x * SCALE\n"),
         ("def act(x, scale=2):\n    return x * scale\n", "def act(x, scale=3):\n    return x * scale\n"),
-        ("def inner(x):\n    return -x\ndef act(x):\n    return inner(x)\n",
-         "def inner(x):\n    return +x\ndef act(x):\n    return inner(x)\n"),
-        ("def make(k):\n    return lambda x: x * k\nact = make(2)\n",
-         "def make(k):\n    return lambda x: x * k\nact = make(3)\n"),
+        (
+            "def inner(x):\n    return -x\ndef act(x):\n    return inner(x)\n",
+            "def inner(x):\n    return +x\ndef act(x):\n    return inner(x)\n",
+        ),
+        (
+            "def make(k):\n    return lambda x: x * k\nact = make(2)\n",
+            "def make(k):\n    return lambda x: x * k\nact = make(3)\n",
+        ),
         ("act = functools.partial(torch.clamp, min=0)\n", "act = functools.partial(torch.clamp, min=1)\n"),
         ("act = torch.relu\n", "act = torch.sigmoid\n"),
         ("act = torch.tensor([1.0]).mul\n", "act = torch.relu\n"),
@@ -133,6 +145,82 @@ def test_what_a_forward_calls_counts(before, after):
     first, again, second = (model_digest(built(source + net)) for source in (before, before, after))
     assert first == again
     assert first != second
+
+
+@pytest.fixture
+def imported_digest(tmp_path, monkeypatch):
+    """Digest of a network in a file beside others, all of them freshly imported; only the file `changed` differs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "pk").mkdir()
+
+    def digest(preamble, body, changed, text):
+        net = "        return " if "\n" not in body else "        "
+        source = f"{HEADER}{preamble}\nclass Net(nn.Module):\n    def forward(self, x):\n{net}{body}\n"
+        files = {"pk/__init__.py": "", "pk/losses.py": "", "hlp.py": "", "net_of_user.py": source} | {changed: text}
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        for name in ("pk", "pk.losses", "hlp", "net_of_user"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        model = importlib.import_module("net_of_user").Net()
+        before = model_digest(model)
+        model(torch.ones(2))  # what a call imports must not change the digest
+        assert None is not before == model_digest(model)
+        return before
+
+    yield digest
+    for name in ("pk", "pk.losses", "hlp", "net_of_user"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("preamble", "body", "file"),
+    [
+        ("", "from hlp import g\n        return g(x)", "hlp.py"),
+        ("", "import pk.losses as losses\n        return losses.g(x)", "pk/losses.py"),
+        ("", "from pk import losses\n        return [losses.g(y) for y in x]", "pk/losses.py"),
+        ("import pk.losses", "pk.losses.g(x)", "pk/losses.py"),
+        ("import pk.losses", "torch.stack([pk.losses.g(y) for y in x])", "pk/losses.py"),
+    ],
+    ids=["from import", "import as", "from package", "nested module", "nested in a comprehension"],
+)
+def test_code_of_other_files_counts_however_it_is_reached(preamble, body, file, imported_digest):
+    text = "def g(x):\n    return x * {}\n"
+    first, again, second = (imported_digest(preamble, body, file, text.format(factor)) for factor in (2, 2, 3))
+    assert first == again
+    assert first != second
+
+
+def module(name, source, monkeypatch):
+    """A module of a user without a file, known to the interpreter."""
+    made = types.ModuleType(name)
+    exec(source, made.__dict__)
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def test_each_function_counts_what_it_uses_of_a_nested_module_itself(monkeypatch):
+    net = NET.format(body="first(x) + second(x)")
+    header = "def first(x):\n    return outer.inner.f(x)\ndef second(x):\n    return outer.inner.g(x)\n"
+
+    def digest(factor):
+        outer = module("outer_of_user", "", monkeypatch)
+        outer.inner = module(
+            "outer_of_user.inner", f"def f(x):\n    return x\ndef g(x):\n    return x * {factor}", monkeypatch
+        )
+        outer.inner.outer = outer  # as a module that imports its own package
+        net_class = cell(header + net)
+        net_class.forward.__globals__["outer"] = outer
+        torch.manual_seed(0)
+        return model_digest(net_class())
+
+    assert digest(2) == digest(2) != digest(3)
+
+
+def test_an_optional_import_that_is_missing_leaves_a_digest():
+    body = "self.a(x)\n        import no_such_module_anywhere"
+    assert model_digest(built(NET.format(body=body))) is not None
 
 
 @pytest.mark.parametrize(
@@ -245,6 +333,25 @@ def test_a_method_replaced_on_a_class_of_ours_counts(monkeypatch):
     before = model_digest(model)
     monkeypatch.setattr(SmallCNN, "forward", lambda self, x: self.head(self.flatten(self.pool(self.block1(x)))))
     assert model_digest(model) != before
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_floats_that_numpy_lacks_are_told_apart_by_value_and_dtype(name):
+    def digest(value, dtype=name):
+        model = nn.Linear(2, 2, bias=False)
+        model.weight.data.zero_()
+        model.register_buffer("scale", torch.tensor([value]).to(getattr(torch, dtype)))
+        return model_digest(model)
+
+    assert None is not digest(1.5) == digest(1.5)
+    assert len({digest(1.5), digest(1.75), digest(1.5, "float32")}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_a_tensor_of_a_dtype_that_cannot_be_read_has_no_digest():
+    model = nn.Linear(2, 2)
+    model.register_buffer("odd", torch.zeros(2).to(torch.complex32))
+    assert model_digest(model) is None
 
 
 def test_cycles_end():

@@ -19,7 +19,7 @@ from workbench.fingerprint import canonical_json
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Model", "as_model", "data_facts", "model_state"]
+__all__ = ["WIDENED", "Model", "as_model", "data_facts", "model_state"]
 
 _OWN = frozenset(
     {"network", "mean", "std", "input_shape", "classes", "factory", "factory_arguments", "label", "_constants"}
@@ -180,9 +180,9 @@ def data_facts(example: xr.Dataset | None) -> tuple[tuple[int, ...] | None, tupl
 
 # ----------------------------------------------------------------------------------------------------- stored as arrays
 
-_WIDENED = tuple(
+WIDENED = tuple(
     getattr(torch, name)
-    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
     if hasattr(torch, name)
 )
 """Dtypes numpy lacks: stored as float32, which holds each of their values exactly."""
@@ -204,7 +204,7 @@ def model_state(module: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Any
             kind = f"a {tensor.layout} tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError("model", expected="a state of plain tensors", got=f"{kind} as {key!r}")
         values = tensor.detach().cpu()
-        if values.dtype in _WIDENED:
+        if values.dtype in WIDENED:
             dtypes[key] = str(values.dtype).removeprefix("torch.")
             values = values.to(torch.float32)
         arrays[key] = np.array(values.resolve_conj().resolve_neg().numpy())
