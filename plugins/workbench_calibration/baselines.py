@@ -7,15 +7,16 @@ family, with the defaults there.
 
 Fitted on the fit samples and judged on others; the methods are ranked on the latter, which describes and must not be used
 to choose: with many methods the best of them looks better than it is. `suggested` therefore names the method with the
-lowest cross-validated negative log likelihood of the fit samples.
+lowest cross-validated negative log likelihood of the fit samples; the report says so where the probabilities as they are
+do as well there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from workbench import Bar, InputError, Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result, Table
@@ -36,7 +37,7 @@ from workbench_calibration.evaluation import (
 )
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
-from workbench_calibration.matrix_scaling import Kind, MatrixFit, fit_matrix
+from workbench_calibration.matrix_scaling import Kind, fit_matrix
 from workbench_calibration.recalibration import Fit
 from workbench_calibration.resampling import CLIP
 from workbench_calibration.samples import INPUTS, read_parts
@@ -48,26 +49,26 @@ HISTOGRAM_BINS = 15
 SPLINE_KNOTS = 6
 
 
-def _matrix(kind: Kind) -> Fit:
-    def fit(logit: Tensor, label: Tensor) -> MatrixFit:
-        return fit_matrix(logit, label, kind=kind, off_diagonal=None, intercept=None, seed=0)
+def recalibrators(seed: int) -> dict[str, Fit]:
+    """Every recalibrator with its defaults; `seed` is that of the folds by which matrix penalties are chosen."""
 
-    return fit
+    def matrix(kind: Kind) -> Fit:
+        return lambda logit, label: fit_matrix(logit, label, kind=kind, off_diagonal=None, intercept=None, seed=seed)
+
+    return {
+        "temperature": fit_temperature,
+        "ensemble_temperature": lambda logit, label: fit_ensemble(logit, label, loss="mse"),
+        "vector_scaling": fit_diagonal,
+        "matrix_scaling": matrix("matrix"),
+        "dirichlet": matrix("dirichlet"),
+        "isotonic_one_vs_rest": lambda logit, label: fit_isotonic(logit, label, "one_vs_rest"),
+        "isotonic_multi_class": lambda logit, label: fit_isotonic(logit, label, "multi_class"),
+        "histogram_binning": lambda logit, label: fit_histogram(logit, label, n_bins=HISTOGRAM_BINS, binning="width"),
+        "bbq": lambda logit, label: fit_bbq(logit, label, score="bdeu"),
+        "spline": lambda logit, label: fit_spline(logit, label, knots=SPLINE_KNOTS),
+    }
 
 
-RECALIBRATORS: Mapping[str, Fit] = {
-    "temperature": fit_temperature,
-    "ensemble_temperature": lambda logit, label: fit_ensemble(logit, label, loss="mse"),
-    "vector_scaling": fit_diagonal,
-    "matrix_scaling": _matrix("matrix"),
-    "dirichlet": _matrix("dirichlet"),
-    "isotonic_one_vs_rest": lambda logit, label: fit_isotonic(logit, label, "one_vs_rest"),
-    "isotonic_multi_class": lambda logit, label: fit_isotonic(logit, label, "multi_class"),
-    "histogram_binning": lambda logit, label: fit_histogram(logit, label, n_bins=HISTOGRAM_BINS, binning="width"),
-    "bbq": lambda logit, label: fit_bbq(logit, label, score="bdeu"),
-    "spline": lambda logit, label: fit_spline(logit, label, knots=SPLINE_KNOTS),
-}
-"""Every recalibrator with its defaults."""
 FAST = ("temperature", "ensemble_temperature", "vector_scaling", "isotonic_one_vs_rest", "isotonic_multi_class",
         "histogram_binning", "bbq", "spline")
 
@@ -97,7 +98,8 @@ class Baselines(Method):
     outputs = (
         *OUTPUTS,
         Output("method_probability", ("method", "sample", "class"), "float32", "probabilities of every method"),
-        Output("cross_validated", ("method",), "float64", "negative log likelihood of held-out folds of the fit samples"),
+        Output("cross_validated", ("method",), "float64", "negative log likelihood of held-out folds of the fit samples; "
+               "of the uncalibrated probabilities that of all of them, nothing being fitted"),
         Output("suggested", (), "str", "method with the lowest cross-validated likelihood; `probability` is its"),
         Output("rank", ("method",), "float64", "average rank over the metrics of the report samples"),
     )
@@ -112,15 +114,18 @@ class Baselines(Method):
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit every method on the fit rows, suggest one by cross-validation there, and judge all on the others."""
-        unknown = [name for name in params.methods if name not in RECALIBRATORS]
+        fits = recalibrators(out.seed)
+        unknown = [name for name in params.methods if name not in fits]
         if unknown or len(set(params.methods)) != len(params.methods):
-            raise InputError("methods", expected=f"distinct names out of {tuple(RECALIBRATORS)}", got=str(params.methods))
+            raise InputError("methods", expected=f"distinct names out of {tuple(fits)}", got=str(params.methods))
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
-        held: dict[str, float] = {UNCALIBRATED: np.nan}
+        # Nothing is fitted for the uncalibrated probabilities, so all fit samples are held out.
+        untouched = torch.softmax(parts.fit.logit, dim=1).cpu().numpy()
+        held = {UNCALIBRATED: negative_log_likelihood(untouched, parts.fit.label.cpu().numpy(), clip=CLIP)}
         fitted: dict[str, Any] = {}
         for name in out.track(params.methods, "fitting"):
-            held[name] = cross_validated_likelihood(RECALIBRATORS[name], parts.fit.logit, parts.fit.label, out.seed)
-            fitted[name] = RECALIBRATORS[name](parts.fit.logit, parts.fit.label)
+            held[name] = cross_validated_likelihood(fits[name], parts.fit.logit, parts.fit.label, out.seed)
+            fitted[name] = fits[name](parts.fit.logit, parts.fit.label)
         suggested = min(fitted, key=lambda name: held[name])
         probability = evaluate(out, parts, fitted, main=suggested, params=params)
         label = parts.report.label.cpu().numpy()
@@ -141,13 +146,18 @@ class Baselines(Method):
             (name, round(float(held[name]), 4), round(scores("value", name, "negative_log_likelihood"), 4),
              round(scores("value", name, "ece_width_l1"), 4), round(scores("value", name, "ks_error"), 4),
              round(scores("value", name, "classwise_ece_width_mean"), 4), round(scores("value", name, "accuracy"), 4))
-            for name in sorted(scores.methods[1:], key=lambda name: float(held[name]))
+            for name in sorted(scores.methods, key=lambda name: float(held[name]))
+        )
+        needless = (
+            f" The uncalibrated probabilities are no worse there ({held[UNCALIBRATED]:.4f}): none is needed."
+            if held[UNCALIBRATED] <= held[suggested]
+            else ""
         )
         return evaluation_report(
             result,
             main=suggested,
             summary=f"Of {len(scores.methods) - 1} recalibrators {suggested} has the lowest cross-validated negative log "
-            f"likelihood of the fit samples ({held[suggested]:.4f}).",
+            f"likelihood of the fit samples ({held[suggested]:.4f}).{needless}",
             metrics=[Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
                             interval=scores.span("value", name, "ece_width_l1"))
                      for name in scores.methods if name not in (suggested, UNCALIBRATED)],

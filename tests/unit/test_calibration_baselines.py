@@ -17,7 +17,7 @@ from workbench.toolkit import calibration_metrics, kolmogorov_smirnov_error, neg
 
 from unit.recording_out import check_report, record
 from workbench_calibration.affine import fit_diagonal, fit_full
-from workbench_calibration.baselines import RECALIBRATORS, Baselines, cross_validated_likelihood
+from workbench_calibration.baselines import Baselines, cross_validated_likelihood, recalibrators
 from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
 from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
 from workbench_calibration.histogram_binning import HistogramBinning, fit_histogram
@@ -381,12 +381,49 @@ def test_the_comparison_suggests_by_the_fit_samples_and_ranks_on_the_others():
     assert held[suggested] == min(held.values())
     assert suggested in report.summary
     fit = out.arrays["fit_index"]
-    manual = cross_validated_likelihood(RECALIBRATORS["temperature"], 2 * logit[fit], label[fit], 0)
+    manual = cross_validated_likelihood(recalibrators(0)["temperature"], 2 * logit[fit], label[fit], 0)
     assert held["temperature"] == pytest.approx(manual)
     assert out.arrays["probability"] == pytest.approx(out.arrays["method_probability"][1 + names.index(suggested)])
     assert out.arrays["rank"].sum() == pytest.approx(4 * 5 / 2)
     with pytest.raises(InputError, match="platt"):
         record(Baselines, {"data": data}, methods=("platt",))
+
+
+def test_the_comparison_says_when_no_recalibrator_is_needed():
+    """Labels drawn from the very probabilities: nothing can improve them but by chance, and binning loses detail."""
+    logit = 1.5 * np.random.default_rng(0).standard_normal((600, 4))
+    label = (np.random.default_rng(1).random((600, 1)) > softmax(logit, axis=1).cumsum(axis=1)).sum(axis=1).clip(max=3)
+    names = ("histogram_binning", "isotonic_one_vs_rest")
+    for sharpness, needless in ((1, True), (4, False)):
+        data = xr.Dataset({"logit": (("sample", "class"), sharpness * logit), "label": ("sample", label)})
+        out, result = record(Baselines, {"data": data}, **FEW, methods=names)
+        fit = out.arrays["fit_index"]
+        p = softmax(sharpness * logit[fit], axis=1)
+        untouched = -np.log(p[np.arange(len(fit)), label[fit]]).mean()
+        assert out.arrays["cross_validated"][0] == pytest.approx(untouched)
+        assert (untouched <= out.arrays["cross_validated"].min()) == needless
+        report = check_report(Baselines, result)
+        assert ("none is needed" in report.summary) == needless
+        assert str(result["suggested"].values) in names
+        shown = next(table for table in report.tables if table.title == "Recalibrators").rows
+        assert (shown[0][0] == "uncalibrated") == needless
+
+
+@pytest.mark.parametrize("name", ["matrix_scaling", "dirichlet"])
+def test_the_comparison_draws_the_folds_of_matrix_penalties_by_the_seed_of_the_run(monkeypatch, name):
+    """As the methods of their own do; the penalties are given here, since only the seed matters."""
+    seeds = []
+
+    def given_penalties(logit, label, *, kind, off_diagonal, intercept, seed):
+        assert (off_diagonal, intercept) == (None, None)
+        seeds.append(seed)
+        return fit_matrix(logit, label, kind=kind, off_diagonal=1.0, intercept=1.0, seed=seed)
+
+    monkeypatch.setattr("workbench_calibration.baselines.fit_matrix", given_penalties)
+    logit, label = skewed(200, 3)
+    data = xr.Dataset({"logit": (("sample", "class"), logit.numpy()), "label": ("sample", label.numpy())})
+    record(Baselines, {"data": data}, seed=7, **FEW, methods=(name,))
+    assert seeds == [7] * 4  # three folds and the whole
 
 
 def test_every_method_of_the_family_is_listed_under_its_own_id_and_title():
