@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import random
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -450,3 +452,72 @@ def test_transformers_classifiers_give_logits_of_normalised_pictures_and_come_ba
     assert (model.input_shape, model.classes) == ((3, 32, 32), tuple(f"LABEL_{i}" for i in range(4)))
     arrays, metadata = model_state(model)
     assert torch.equal(load_state(arrays, json.loads(json.dumps(metadata)), factories={})(x), model(x))
+
+
+class FakeLibrary(types.ModuleType):
+    """Stands in for a library of models: whatever is asked of it is an error."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AssertionError(f"{self.__name__}.{name} was reached")
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "message"),
+    [
+        ("transformers:evil/repo", {"pretrained": True, "trust_remote_code": True}, "a stored configuration alone"),
+        ("transformers:evil/repo", {}, "a stored configuration alone"),
+        ("transformers:evil/repo", {"config": {"model_type": "resnet"}, "pretrained": True}, "a stored configuration alone"),
+        ("transformers:x", {"config": {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/repo"}}, "architecture"),
+        ("timm:resnet18", {"pretrained": True}, "got pretrained"),
+        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, "got checkpoint_path"),
+        ("timm:resnet18", {"pretrained_cfg": {"hf_hub_id": "evil/repo"}}, "got pretrained_cfg"),
+        ("timm:hf-hub:evil/repo", {}, "a model of timm itself"),
+        ("timm:local-dir:/tmp", {}, "a model of timm itself"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "got weights"),
+        ("small-cnn", {"n_classes": 4, "weights": "/etc/passwd"}, "without a file of weights"),
+    ],
+)
+def test_a_strangers_record_cannot_fetch_weights_or_code(factory, arguments, message, monkeypatch):
+    for library in ("transformers", "timm", "torchvision"):
+        monkeypatch.setitem(sys.modules, library, FakeLibrary(library))
+    arrays, metadata = model_state(network())
+    stored = metadata | {"factory": factory, "factory_arguments": arguments}
+    with pytest.raises(InputError, match=message):
+        load_state(arrays, stored, factories=FACTORIES)
+    assert load_state(arrays, stored, factories=FACTORIES, into=network(1)).factory == factory
+
+
+def test_a_stored_configuration_loses_what_names_code_at_every_depth(monkeypatch):
+    seen = []
+
+    class Classifier(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.inner, self.config = network(), config
+
+    class Config:
+        id2label = {0: "a"}
+
+        def to_dict(self):
+            return {"model_type": "resnet"}
+
+    library = types.ModuleType("transformers")
+    library.AutoConfig = types.SimpleNamespace(for_model=lambda **stored: seen.append(stored) or Config())
+    library.AutoModelForImageClassification = types.SimpleNamespace(from_config=Classifier)
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    bad = {
+        "auto_map": {"AutoConfig": "evil/repo--code.Config"},
+        "trust_remote_code": True,
+        "quantization_config": {"quant_method": "x"},
+        "_attn_implementation": "evil/kernels",
+        "attn_implementation": "evil/kernels",
+        "experts_implementation": "evil/kernels",
+        "use_pretrained_backbone": True,
+        "model_args": {"checkpoint_path": "/etc/passwd", "depth": 3},
+    }
+    config = {"model_type": "resnet", "depths": [1, 2], "sizes": [{"auto_map": {}, "side": 8}]} | bad
+    arrays = {f"classifier.inner.{key}": values for key, values in model_state(network())[0].items()}
+    load_state(arrays, {"factory": "transformers:x", "factory_arguments": {"config": config}}, factories={})
+    assert seen == [{"model_type": "resnet", "depths": [1, 2], "sizes": [{"side": 8}], "model_args": {"depth": 3}}]

@@ -17,7 +17,7 @@ from torch import nn
 
 from workbench.errors import InputError
 from workbench.subjects.grammar import check_call, split_arguments
-from workbench.subjects.hubs import HUBS, build_hub
+from workbench.subjects.hubs import HUBS, build_hub, stored_arguments
 from workbench.subjects.models import Model, as_model, data_facts
 from workbench.subjects.weights import SUFFIXES, fit_weights, read_weights
 
@@ -154,6 +154,9 @@ def load_state(
 ) -> Model:
     """Put a stored model together again: the inverse of `model_state`, in eval mode.
 
+    A state may come from a stranger, so its metadata can only name an architecture: nothing is downloaded, no other file
+    is read and no code is run but that of the registered factories and the installed libraries.
+
     Args:
         arrays: arrays by name (numpy or anything numpy can read).
         metadata: what `model_state` gave.
@@ -162,7 +165,8 @@ def load_state(
         argument: what the model is called, for messages.
 
     Raises:
-        InputError: the factory is unknown and `into` was not given, or the state does not fit.
+        InputError: the factory is unknown and `into` was not given, its arguments ask for more than an architecture, or
+            the state does not fit.
     """
     factory, arguments = str(metadata.get("factory") or ""), dict(metadata.get("factory_arguments") or {})
     what = f"the stored {metadata.get('class') or 'model'}"
@@ -172,8 +176,10 @@ def load_state(
     if into is None:
         with _initial_weights(0):
             if factory.partition(":")[0] in HUBS:
-                into = build_hub(factory, arguments, pretrained=False)
+                into = build_hub(factory, stored_arguments(factory, arguments, argument), pretrained=False)
             elif factory in factories:
+                if "weights" in arguments:  # load_model never stores it: the state has the weights
+                    raise InputError(argument, expected="a stored architecture without a file of weights", got="weights")
                 into = _call(factories[factory], factory, arguments, argument)
             else:
                 known = ", ".join(sorted(factories)) or "none"

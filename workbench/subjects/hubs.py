@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from workbench.errors import InputError, MissingDependencyError
 
-__all__ = ["HUBS", "build_hub"]
+__all__ = ["HUBS", "build_hub", "stored_arguments"]
 
 EXTRAS = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
+
+_FETCHING = frozenset(
+    {"pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+)
+"""Arguments of timm and torchvision that say where weights come from."""
+_UNTRUSTED = _FETCHING | {
+    "auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "use_pretrained_backbone", "backbone_kwargs",
+}  # fmt: skip
+"""Entries of a transformers configuration, at any depth, that name code or weights to fetch; none shapes an architecture."""
 
 
 def build_hub(
@@ -51,6 +60,38 @@ def build_hub(
     return HUBS[library](module, name, options, wanted, argument)
 
 
+def stored_arguments(spec: str, arguments: Mapping[str, Any], argument: str = "model") -> dict[str, Any]:
+    """The arguments of a stored model, which may be a stranger's: those that build an architecture and fetch nothing.
+
+    Raises:
+        InputError: they, or the model's name, ask for weights, files or code from elsewhere.
+    """
+    library, _, name = spec.partition(":")
+    if library == "transformers":  # the configuration says all; the name is only a name
+        if set(arguments) != {"config"} or not isinstance(arguments["config"], Mapping):
+            raise InputError(argument, expected="a stored configuration alone", got=repr(sorted(arguments)))
+        return {"config": _architecture(arguments["config"], argument)}
+    if asking := sorted(_FETCHING & set(arguments)):
+        raise InputError(argument, expected=f"a stored architecture of {spec} alone", got=", ".join(asking))
+    if ":" in name:  # timm takes hf-hub:OWNER/NAME and local-dir:PATH
+        hint = "Pass the network to load it into: into=my_network."
+        raise InputError(argument, expected=f"a model of {library} itself", got=repr(name), hint=hint)
+    return dict(arguments)
+
+
+def _architecture(config: Any, argument: str) -> Any:
+    if isinstance(config, list | tuple):
+        return [_architecture(item, argument) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    for key in ("architecture", "backbone"):  # what transformers hands on to timm
+        if ":" in str(config.get(key, "")):
+            raise InputError(argument, expected=f"{key}: a model of the library itself", got=repr(config[key]))
+    # An implementation of attention or experts may be a repository of kernels.
+    kept = {key: item for key, item in config.items() if key not in _UNTRUSTED and "_implementation" not in str(key)}
+    return {key: _architecture(item, argument) for key, item in kept.items()}
+
+
 def _model(network: nn.Module, **metadata: Any) -> nn.Module:
     from workbench.subjects.models import Model  # the module that imports this one
 
@@ -71,7 +112,7 @@ def _timm(timm: Any, name: str, options: Mapping[str, Any], pretrained: bool, ar
         std=std,
         input_shape=(channels, *data["input_size"][1:]),
         factory=f"timm:{name}",
-        factory_arguments=options,
+        factory_arguments={key: value for key, value in options.items() if key not in _FETCHING},
     )
 
 
