@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
@@ -23,6 +24,8 @@ DOCUMENT_LIMIT = 16 * 1024 * 1024
 """Bytes of the largest JSON document (record, annotation) that is written or read: one never fills the memory."""
 
 
+SHARED_LEVELS = 2
+"""Levels of folders below the root that are everybody's (`runs`, its months, `annotations`, its months)."""
 CLOCK_GOOD_FOR = 60.0
 """Seconds after which the file system's clock is asked again."""
 
@@ -193,8 +196,23 @@ class LocalBackend:
         try:
             return os.open(path, flags, 0o666)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             return os.open(path, flags, 0o666)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it. What everybody writes to gets the root's permissions, whatever the umask."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            if folder.parent == folder:
+                raise
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+        if self.root in folder.parents and len(folder.relative_to(self.root).parts) <= SHARED_LEVELS:
+            with suppress(OSError):
+                folder.chmod(stat.S_IMODE(self.root.stat().st_mode))
 
     def folders(self, key: str) -> list[str]:
         """See Backend. Links are not followed: a run is a folder of the store itself."""
