@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -207,6 +208,7 @@ class RunWriter:
         self._pool: ThreadPoolExecutor | None = None
         self._slots = threading.BoundedSemaphore(2)
         self._failure: BaseException | None = None
+        self._deleted = False
         self._pending: list[Future[None]] = []
         try:
             self._write_root()
@@ -343,7 +345,7 @@ class RunWriter:
     def update(self, **changes: Any) -> None:
         """Rewrite the running record (heartbeat, progress). Safe to call from another thread."""
         with self._lock:
-            if self.record.status == "running":
+            if self.record.status == "running" and not self._gone():
                 self.record = self.record.replace(heartbeat=now(), **changes)
                 self._write_root()
 
@@ -383,6 +385,12 @@ class RunWriter:
             self.flush()
         self._shutdown()
         with self._lock:
+            if status == "complete" and self._gone():
+                self._discard_arrays()  # those that were written since
+                raise StoreError(
+                    f"run {self.record.id} was deleted from the store {self.backend.url} while it was running, "
+                    "so its results are lost; run it again"
+                )
             self.record = self.record.replace(status=status, finished=now(), heartbeat=now(), progress={}, **changes)
             self.record = self.record.replace(arrays=self.inventory())
             try:
@@ -391,12 +399,21 @@ class RunWriter:
                 if status == "complete":
                     raise self._unwritable(error) from error
                 # Most likely the disk is full: what this run wrote is no result, so it may make room for its record.
-                for path in list(self._layouts):
-                    self.backend.delete(f"{self.folder}/{path}")
-                self.documents = {}
+                self._discard_arrays()
                 self.record = self.record.replace(arrays={})
                 self._write_root()
         return self.record
+
+    def _gone(self) -> bool:
+        """Whether somebody deleted the run, e.g. as garbage while this machine slept. It stays so: nothing revives it."""
+        with suppress(OSError):  # not known: writing, which comes next, says what is wrong
+            self._deleted = self._deleted or self.backend.size(f"{self.folder}/zarr.json") is None
+        return self._deleted
+
+    def _discard_arrays(self) -> None:
+        for path in list(self._layouts):
+            self.backend.delete(f"{self.folder}/{path}")
+        self.documents, self._layouts, self._coordinates = {}, {}, []
 
     def _shutdown(self) -> None:
         if self._pool is not None:
