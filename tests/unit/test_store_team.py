@@ -313,3 +313,118 @@ def test_the_command_line_annotates(store, capsys):
     assert "tags: paper\nmarks: pinned\n" in capsys.readouterr().out
     assert main(["--store", store.url, "store", "info"]) == 0
     assert "1 runs" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------------- deleted under a writer
+
+
+def delete_as_garbage(store: Store, writer) -> None:
+    """What a colleague's cleaning up does to a run that seems dead."""
+    colleague(store).remove_folder(writer.folder, writer.record.id)
+
+
+def test_a_run_deleted_while_it_was_written_is_not_completed_empty(store):
+    writer = store.begin(record())
+    writer.put("score", np.arange(5.0), ("sample",))
+    delete_as_garbage(store, writer)
+    writer.put("label", np.arange(5), ("sample",))
+    with pytest.raises(StoreError, match=f"run {writer.record.id} was deleted .* while it was running"):
+        writer.complete()
+    assert store.runs() == []
+    store.index.put(writer.fail())  # what then becomes of it: a failed run that claims no arrays
+    (failed,) = store.runs()
+    assert (failed.status, failed.record.arrays) == ("failed", {})
+    assert list(store.verify()) == []
+
+
+def test_a_heartbeat_does_not_revive_a_deleted_run(store):
+    writer = store.begin(record())
+    writer.put("score", np.arange(5.0), ("sample",))
+    delete_as_garbage(store, writer)
+    writer.update(progress={"done": 1})
+    assert colleague(store).runs() == []
+    with pytest.raises(StoreError, match="was deleted"):
+        writer.complete()
+
+
+# ------------------------------------------------------------------------------------------------------ a folder for all
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of folders as POSIX has them")
+@pytest.mark.parametrize("mode", [0o2777, 0o2775, 0o755])
+def test_folders_everybody_writes_to_have_the_permissions_of_the_root(tmp_path, mode):
+    before = os.umask(0o022)
+    try:
+        root = tmp_path / "shared"
+        root.mkdir()
+        root.chmod(mode)
+        store = new_store(tmp_path, "shared")
+        run = add(store, {"score": np.arange(5.0)})
+        store.annotations.of(run).note("good")
+    finally:
+        os.umask(before)
+    shared = [path for top in ("runs", "annotations") for path in (root / top, *(root / top).glob("*"))]
+    assert len(shared) == 4
+    assert {path.name: oct(path.stat().st_mode & 0o7777) for path in shared} == {path.name: oct(mode) for path in shared}
+    own = folder_of(store, run)  # a run has one writer
+    assert own.stat().st_mode & 0o022 == 0
+    assert (own / "score").stat().st_mode & 0o022 == 0
+
+
+# ------------------------------------------------------------------------------------------- an index that cannot be written
+
+
+def refuse_writes(store: Store) -> None:
+    """As on a read-only file system, or with a quota that is used up."""
+    store.index._connection.execute("PRAGMA query_only = ON")
+
+
+def test_a_complete_run_does_not_fail_for_an_index_that_cannot_be_written(store):
+    first = add(store)
+    refuse_writes(store)
+    second = add(store)  # enters it
+    assert {run.id for run in store.runs()} == {first, second}
+    refuse_writes(store)
+    store.delete(first)  # takes it out
+    assert [run.id for run in store.runs()] == [second]
+
+
+def test_questions_are_answered_without_an_index_file(store, monkeypatch):
+    """Nothing can be written, however often the file is opened: then the answer comes from memory."""
+    from workbench.store.index import Index
+
+    run = add(store)
+    prepare, opened = Index._prepare, []
+
+    def read_only(self, target):
+        connection = prepare(self, target)
+        opened.append(target)
+        if target != ":memory:":
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    monkeypatch.setattr(Index, "_prepare", read_only)
+    other = colleague(store)
+    assert [found.id for found in other.runs()] == [run]
+    assert other.find("k" * 8).id == run
+    assert opened[-1] == ":memory:"
+    assert opened.count(":memory:") == 1  # and stays there
+    later = add(store)
+    assert {found.id for found in other.runs()} == {run, later}
+
+
+def test_a_bench_run_is_returned_though_the_index_is_read_only(bench, images):
+    bench.run("sample.mean_image", data=images)
+    refuse_writes(bench.store)
+    run = bench.run("sample.mean_image", data=images, seed=7)
+    assert run.status == "complete"
+    assert run.id in {found.id for found in bench.store.runs()}
+
+
+def test_an_index_damaged_while_it_is_open_is_made_anew(store):
+    run = add(store)
+    store.runs()
+    store.index._connection.execute("DROP TABLE facts")
+    store.index._connection.execute("DROP TABLE months")
+    assert [found.id for found in store.runs()] == [run]
+    assert store.index.path.is_file()

@@ -12,11 +12,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import StoreError
 from workbench.record import RunRecord
@@ -60,6 +61,9 @@ PATIENCE = 2.0
 """Seconds for which the listing of a store behind a network is taken as current."""
 OLD_MONTHS = 600.0
 """Seconds after which such a store's months before the last two are listed again."""
+DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
+"""SQLite's codes for a file that is not, or no longer, an index (the first: tables are missing). Others say that it is in
+use, that the disk is full, that it must not be written: then it stays for those who can use it."""
 BULK = 300
 """New runs of a month from which on the SQL indices are made afterwards."""
 
@@ -92,16 +96,14 @@ class Index:
 
     def complete_run(self, key: str) -> RunRecord | None:
         """The newest complete run with this key."""
-        with self._current() as connection:
-            row = connection.execute(
-                "SELECT record FROM runs WHERE key = ? AND status = 'complete' ORDER BY started DESC LIMIT 1", (key,)
-            ).fetchone()
-        return None if row is None else RunRecord.from_json(json.loads(row[0]))
+        rows = self._ask(
+            "SELECT record FROM runs WHERE key = ? AND status = 'complete' ORDER BY started DESC LIMIT 1", [key]
+        )
+        return RunRecord.from_json(json.loads(rows[0][0])) if rows else None
 
     def running_with_key(self, key: str) -> list[RunRecord]:
         """Runs with this key that have not ended, as of the last question (the store is not looked at again)."""
-        with self._lock, self._open() as connection:
-            rows = connection.execute("SELECT record FROM runs WHERE key = ? AND status = 'running'", (key,)).fetchall()
+        rows = self._ask("SELECT record FROM runs WHERE key = ? AND status = 'running'", [key], look=False)
         return [RunRecord.from_json(json.loads(row[0])) for row in rows]
 
     def runs_with_key(self, key: str) -> list[RunRecord]:
@@ -111,33 +113,29 @@ class Index:
     def select(self, condition: Condition, *, limit: int | None = None, offset: int = 0) -> list[RunRecord]:
         """Records that meet the condition, newest first."""
         sql, values = condition
-        with self._current() as connection:
-            rows = connection.execute(
-                f"SELECT record FROM runs WHERE {sql} ORDER BY started DESC, id DESC LIMIT ? OFFSET ?",
-                [*values, -1 if limit is None else limit, offset],
-            ).fetchall()
+        rows = self._ask(
+            f"SELECT record FROM runs WHERE {sql} ORDER BY started DESC, id DESC LIMIT ? OFFSET ?",
+            [*values, -1 if limit is None else limit, offset],
+        )
         return [RunRecord.from_json(json.loads(row[0])) for row in rows]
 
     def count(self, condition: Condition) -> int:
         """How many runs meet the condition."""
         sql, values = condition
-        with self._current() as connection:
-            return int(connection.execute(f"SELECT count(*) FROM runs WHERE {sql}", values).fetchone()[0])
+        return int(self._ask(f"SELECT count(*) FROM runs WHERE {sql}", values)[0][0])
 
     def ids_like(self, text: str) -> list[str]:
         """Ids that contain `text`."""
-        with self._current() as connection:
-            rows = connection.execute("SELECT id FROM runs WHERE instr(id, ?) ORDER BY id", (text,)).fetchall()
+        rows = self._ask("SELECT id FROM runs WHERE instr(id, ?) ORDER BY id", [text])
         return [row[0] for row in rows]
 
     def users_of(self, run: str) -> list[str]:
         """Ids of the runs that were made from this run's output, directly."""
-        with self._current() as connection:
-            rows = connection.execute(
-                "SELECT DISTINCT runs.id FROM facts JOIN runs ON runs.n = facts.run WHERE name = 'uses' AND text = ?"
-                " ORDER BY runs.id",
-                (run,),
-            ).fetchall()
+        rows = self._ask(
+            "SELECT DISTINCT runs.id FROM facts JOIN runs ON runs.n = facts.run WHERE name = 'uses' AND text = ?"
+            " ORDER BY runs.id",
+            [run],
+        )
         return [row[0] for row in rows]
 
     def annotations(self, kind: str, run: str | None = None) -> list[Annotation]:
@@ -146,18 +144,21 @@ class Index:
         values = [kind]
         if run is not None:
             sql, values = sql + " AND run = ?", [kind, run]
-        with self._current() as connection:
-            rows = connection.execute(sql + " ORDER BY time, id", values).fetchall()
+        rows = self._ask(sql + " ORDER BY time, id", values)
         return [Annotation(*row) for row in rows]
 
     def put(self, record: RunRecord) -> None:
-        """Enter a record at once (the writer knows it without reading it back)."""
-        with self._lock, self._open() as connection:
+        """Enter a record at once (the writer knows it without reading it back).
+
+        A copy that cannot be written (home folder full, cache read-only) is no reason to fail a run: the next question
+        finds the record in the store.
+        """
+        with suppress(sqlite3.Error), self._lock, self._open() as connection:
             self._store(connection, record)
 
     def forget(self, run: str) -> None:
-        """Take a run out at once (it was deleted)."""
-        with self._lock, self._open() as connection:
+        """Take a run out at once (it was deleted); else as `put`."""
+        with suppress(sqlite3.Error), self._lock, self._open() as connection:
             self._forget(connection, run)
 
     def expire(self) -> None:
@@ -166,14 +167,33 @@ class Index:
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _current(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._open() as connection:
-            moment = time.monotonic()
-            if not self._backend.remote or self._refreshed is None or moment - self._refreshed > PATIENCE:
-                self._refresh(connection)
-                self._refreshed = moment
-            yield connection
+    def _ask(self, sql: str, values: Sequence[object], *, look: bool = True) -> list[Any]:
+        """Rows that answer, after a look at the store (unless that is not wished, and was done before).
+
+        What is wrong with the file must not keep anybody from an answer: the second try opens it anew (damaged, it was
+        removed), the third does without.
+        """
+        with self._lock:
+            for attempt in range(3):
+                if attempt == 2:
+                    self._connection = self._prepare(":memory:")
+                try:
+                    with self._open() as connection:
+                        self._keep_up(connection, look=look)
+                        return connection.execute(sql, values).fetchall()
+                except sqlite3.Error:
+                    if attempt == 2:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _keep_up(self, connection: sqlite3.Connection, *, look: bool) -> None:
+        moment = time.monotonic()
+        recent = self._refreshed is not None and (
+            not look or (self._backend.remote and moment - self._refreshed <= PATIENCE)
+        )
+        if not recent:
+            self._refresh(connection)
+            self._refreshed = moment
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
         known_months = dict(connection.execute("SELECT month, version FROM months").fetchall())
@@ -314,15 +334,18 @@ class Index:
         try:
             with self._connection:
                 yield self._connection
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                raise
-            # Damaged or deleted under us: it is derived data, so make it anew for the next question.
+        except sqlite3.Error as error:
             self._connection.close()
             self._connection = None
             self.expire()
-            self.path.unlink(missing_ok=True)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # derived data: made anew for the next question
+                with suppress(OSError):
+                    self._remove_file()
             raise
+
+    def _remove_file(self) -> None:
+        for suffix in ("-wal", "-shm", ""):  # a log left behind would be replayed into the new file
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -330,7 +353,7 @@ class Index:
             connection = self._prepare(str(self.path))
         except (OSError, sqlite3.DatabaseError):
             try:
-                self.path.unlink(missing_ok=True)
+                self._remove_file()
                 connection = self._prepare(str(self.path))
             except (OSError, sqlite3.DatabaseError):
                 connection = self._prepare(":memory:")  # no cache folder: slower to start, else the same
