@@ -25,16 +25,8 @@ from workbench.toolkit import calibration_metrics, kfold_indices, negative_log_l
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
 from workbench_calibration.ensemble_temperature import fit_ensemble
-from workbench_calibration.evaluation import (
-    OUTPUTS,
-    UNCALIBRATED,
-    EvaluationParams,
-    Scores,
-    evaluate,
-    evaluation_report,
-    rank_table,
-    ranks,
-)
+from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, EvaluationParams, evaluate
+from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table, ranks
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
 from workbench_calibration.matrix_scaling import Kind, fit_matrix

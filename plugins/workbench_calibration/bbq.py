@@ -23,7 +23,8 @@ from scipy.special import betaln, logsumexp, xlogy
 from torch import Tensor
 from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.histogram_binning import inner_edges
 from workbench_calibration.isotonic import renormalise
 from workbench_calibration.recalibration import recalibrate

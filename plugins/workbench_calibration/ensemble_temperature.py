@@ -18,7 +18,8 @@ from scipy import optimize
 from torch import Tensor
 from workbench import Bar, Inputs, Method, Metric, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 from workbench_calibration.temperature import fit_temperature

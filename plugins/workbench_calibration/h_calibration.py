@@ -30,12 +30,10 @@ from workbench_calibration.evaluation import (
     UNCALIBRATED,
     Calibrator,
     EvaluationParams,
-    Scores,
     evaluate,
-    evaluation_report,
-    rank_table,
     require_kept_predictions,
 )
+from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table
 from workbench_calibration.h_loss import LOSS_SCALE, Weighting, event_gap, h_calibration_loss, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, make_map
 from workbench_calibration.h_training import SELECTORS, FitTrace, Goal, LossFunction, fit_map

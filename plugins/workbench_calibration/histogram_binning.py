@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 from workbench import HeatMap, Inputs, Method, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.isotonic import renormalise
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS

@@ -21,7 +21,8 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 

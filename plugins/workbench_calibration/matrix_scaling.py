@@ -25,7 +25,8 @@ from workbench import HeatMap, Inputs, Line, Method, Out, Output, Paper, Report,
 from workbench.toolkit import kfold_indices
 
 from workbench_calibration.affine import AffineMap, fit_full
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from workbench import Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result
 from workbench.toolkit import binned_calibration_error, kolmogorov_smirnov_error
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 

@@ -20,13 +20,8 @@ from scipy import optimize
 from torch import Tensor
 from workbench import Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import (
-    OUTPUTS,
-    EvaluationParams,
-    evaluate,
-    evaluation_report,
-    require_kept_predictions,
-)
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluate, require_kept_predictions
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.samples import INPUTS, read_parts
 
 LOG_BOUND = 3.0

@@ -10,7 +10,8 @@ from __future__ import annotations
 from workbench import Bar, Inputs, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.affine import AffineMap, fit_diagonal
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluation_report
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
+from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 
