@@ -328,6 +328,8 @@ class Uniform(Method):
             _fixed(blocks, params),
             None if params.act_bits == "weight" else params.act_bits,
         )
+        if not len(costs.free):
+            out.skip("first and last layer are all there is to quantise; first_last_bits=None lets them in")
         layers = [block.layers[0] for block in blocks]
         half = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else None
         subject = Subject(

@@ -332,6 +332,24 @@ def test_a_model_without_layers_is_skipped() -> None:
         record(Uniform, {"model": Mean(), "data": data}, widths=(4,))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_model_whose_layers_all_have_a_given_width_is_skipped(
+    digits: tuple[xr.Dataset, xr.Dataset, Model], count: int
+) -> None:
+    """Else every width would score as 8 bits, and the report would claim that 2 bits keep the accuracy."""
+    from workbench.errors import SkippedError
+
+    hidden = [nn.Linear(64, 8), nn.ReLU()] if count == 2 else []
+    model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(8 if hidden else 64, 10))
+    data, test, _ = digits
+    roles = {"model": model, "data": data, "test": test}
+    with pytest.raises(SkippedError, match="first_last_bits=None"):
+        record(Uniform, roles, widths=(2, 4))
+    out, _ = record(Uniform, roles, widths=(2, 4), first_last_bits=None)
+    assert out.arrays["bits"].tolist() == [4] * count
+    assert (np.diff(out.arrays["size_mb"], axis=1) > 0).all()
+
+
 def test_widths_found_by_hawq_are_judged_through_the_store(bench: Any) -> None:
     """As a user does it: the array of one run is the input of the next, and scalars come back as they were written."""
     from workbench.testing import sample_inputs
