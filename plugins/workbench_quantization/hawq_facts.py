@@ -75,7 +75,9 @@ class Facts:
             text += (
                 "" if "finetuned_accuracy" in self.result else f", the reversed order {self.of_kind('reversed')[0]:.1%}"
             )
+        tuned = self.read("finetuned_accuracy") if "finetuned_accuracy" in self.result else ()
+        reached = float(tuned[1]) if len(tuned) > 1 else float(self.accuracy[self.uniform])
+        how = " after the same fine-tuning" if len(tuned) > 1 else " without fine-tuning" if len(tuned) else ""
         return text + (
-            f"; {self.names[self.uniform]} ({self.average[self.uniform]:.2f} on average) reaches "
-            f"{self.accuracy[self.uniform]:.1%}."
+            f"; {self.names[self.uniform]} ({self.average[self.uniform]:.2f} on average) reaches {reached:.1%}{how}."
         )

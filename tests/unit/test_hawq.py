@@ -400,6 +400,14 @@ def test_fine_tuning_repairs_low_widths_and_leaves_weights_on_the_grid(
     assert data["logit"].shape == (len(test["label"]), 10)
     report = check_report(Hawq, result)
     assert "after fine-tuning" in report.summary
+    # Equals are compared: the uniform widths as fine-tuned, or marked where they were not.
+    uniform = f"; {data['method'].values[-1]} (" if mode == "joint" else "; uniform "
+    said = report.summary[report.summary.rindex(uniform) :]
+    if mode == "joint":
+        assert data["accuracy_before"].values[1] != data["finetuned_accuracy"].values[1]
+        assert said.endswith(f"reaches {data['finetuned_accuracy'].values[1]:.1%} after the same fine-tuning.")
+    else:
+        assert said.endswith("without fine-tuning.")
 
 
 def plan(names: list[str], bits: int) -> Plan:
