@@ -15,7 +15,8 @@ AdaQuant adds is the difference to that column, not to naive quantisation.
 What differs from the paper and its code (itayhubara/CalibTIP): zero-points are rounded everywhere (the code rounds them
 only while ranges are trained); biases are not quantised, as accumulators are wide; tuned batch norms are folded into the
 scales of the weights, which leaves the integers as they are; `sequential` optimises each candidate width behind layers
-of that same width; batches are drawn with replacement. The program needs labels, because it measures the loss. Not
+of that same width; batches are drawn with replacement; bias tuning minimises the KL per sample (the code: per sample and
+class, which makes its rates smaller by the number of classes). The program needs labels, because it measures the loss. Not
 offered: several policies from noisy losses, and fine-tuning all weights end to end as a comparison.
 """
 
@@ -55,7 +56,12 @@ class Params(BaseParams):
     )
     parts: tuple[Part, ...] = Field(PARTS, description="What AdaQuant optimises; fewer parts are ablations")
     iterations: int = Field(1000, ge=1, le=100_000, description="Adam steps per layer and width")
-    batch_size: int = Field(50, ge=1, le=4096, description="Images per step, and per update of the batch norms")
+    batch_size: int = Field(
+        50,
+        ge=2,
+        le=4096,
+        description="Images per step, and per update of the batch norms, where a single last image joins the batch before",
+    )
     rate_mode: Literal["absolute", "relative"] = Field(
         "absolute",
         description="absolute: rates as given (code); relative: weights 5e-3 of their standard deviation, weight ranges "
@@ -75,7 +81,13 @@ class Params(BaseParams):
     bias_steps: int = Field(
         200, ge=0, le=100_000, description="SGD steps of bias tuning (code 800, 10 epochs of 80); 0 leaves it out"
     )
-    bias_tuning_rate: float = Field(0.1, gt=0, le=10, description="SGD rate of bias tuning")
+    bias_tuning_rate: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="SGD rate of bias tuning, on the KL per sample. The code's 0.1 is on the KL per sample and class: 0.1 "
+        "divided by the number of classes takes its steps",
+    )
     report_fraction: float = Field(0.5, gt=0, lt=1, description="Share of `data` to report on when there is no `test`")
 
     @model_validator(mode="after")

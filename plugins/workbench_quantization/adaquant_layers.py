@@ -293,7 +293,11 @@ class Student:
         generator: torch.Generator,
         on_step: Callable[[int, float], Any] = lambda step, loss: None,
     ) -> None:
-        """SGD on KL(teacher || student) over all biases but those of linear layers; weights and ranges stay."""
+        """SGD on KL(teacher || student) over all biases but those of linear layers; weights and ranges stay.
+
+        The divergence is the mean over samples. The official code also divides it by the number of classes
+        (`nn.KLDivLoss(reduction="mean")`), so that its gradients are smaller by that factor.
+        """
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         biases = [u.bias for u in self.units if u.bias is not None and not isinstance(u.layer, nn.Linear)]

@@ -111,12 +111,16 @@ def prepare(images: Images, model: nn.Module, params: Params, out: Out) -> Calib
     if len(image) - held < 1:
         raise InputError("data", expected="at least 2 calibration images", got=str(len(image)))
     size = params.batch_size
+    batches = list(image.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        # One image alone has no variance over a vector of features, and would weigh as much as a whole batch.
+        batches[-2:] = [torch.cat(batches[-2:])]
     return Calibration(
         list(image[held:].split(size)),
         list(image[:held].split(size)),
         image,
         images.label[order].to(out.device),
-        list(image.split(size)),
+        batches,
     )
 
 

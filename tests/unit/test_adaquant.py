@@ -32,9 +32,10 @@ from workbench_quantization.adaquant_layers import (
     optimise,
     output,
 )
-from workbench_quantization.adaquant_run import size_budgets
+from workbench_quantization.adaquant_run import prepare, size_budgets
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, total_cost
 from workbench_quantization.folding import Unit, find_units, fold
+from workbench_quantization.hawq_images import Images
 from workbench_quantization.hawq_solutions import Costs
 from workbench_quantization.layers import find_blocks
 from workbench_quantization.quantizer import affine_quantise
@@ -337,6 +338,45 @@ def test_bias_tuning_brings_logits_nearer_and_touches_biases_only() -> None:
     changed = {name for name, value in student.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"norm1.bias", "norm2.bias", "norm3.bias"}  # not that of the linear layer
     assert torch.equal(student.states[0].bias, student.model.norm1.bias)
+
+
+def test_bias_tuning_at_a_rate_over_the_number_of_classes_takes_the_official_codes_step() -> None:
+    """CalibTIP steps down `nn.KLDivLoss(reduction="mean")`, which divides by samples and classes."""
+    student, image, states = quantised_residual(3)
+    with torch.no_grad():
+        teacher = student.model(image[:1])
+    classes = teacher.shape[1]
+    student.install_all(states)
+    official = copy.deepcopy(student.model)
+    divergence = F.kl_div(official(image[:1]).log_softmax(1), teacher.softmax(1), reduction="none")
+    divergence.mean().backward()  # over samples and classes
+    expected = student.model.norm1.bias.detach() - 0.1 * official.norm1.bias.grad
+    student.tune_biases(teacher, image[:1], steps=1, batch=4, rate=0.1 / classes, generator=generator())
+    assert classes > 1
+    torch.testing.assert_close(student.model.norm1.bias.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(21, [10, 11]), (22, [10, 10, 2]), (20, [10, 10]), (6, [6])])
+def test_a_single_last_image_joins_the_batch_before(count: int, sizes: list[int]) -> None:
+    images = Images(torch.rand(count, 1, 4, 4), torch.arange(count), np.arange(count))
+    calibration = prepare(images, nn.Linear(1, 1), Params(batch_size=10), RecordingOut())
+    assert [len(batch) for batch in calibration.batches] == sizes
+    assert torch.equal(torch.cat(calibration.batches), calibration.image)
+
+
+def test_norms_of_vectors_are_tuned_whatever_the_number_of_images(digits: tuple[xr.Dataset, xr.Dataset, Model]) -> None:
+    """21 images in batches of 10: one image alone has no variance over a batch norm of a linear layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10)
+    )
+    data, test, _ = digits
+    out, _ = record(
+        AdaQuant,
+        {"model": model.eval(), "data": data, "test": test},
+        **(FAST | {"calibration_samples": 21, "batch_size": 10, "bias_steps": 0}),
+    )
+    assert np.isfinite(out.arrays["norm_mean_shift"][0])
 
 
 # -------------------------------------------------------------------------------------------------------------- program
