@@ -22,6 +22,7 @@ __all__ = [
     "CRITERIA",
     "LOWER_IS_BETTER",
     "METRICS",
+    "MOST_PSNR",
     "PairSheet",
     "draw_pairs",
     "excess_loss",
@@ -34,6 +35,8 @@ __all__ = [
 
 METRICS = ("mse", "mae", "psnr", "ssim", "ms_ssim")
 LOWER_IS_BETTER = ("mse", "mae")
+MOST_PSNR = 100.0
+"""dB that an image restored exactly counts as: infinite, it would make every mean and interval useless."""
 CRITERIA: tuple[LossName, ...] = ("mse", "mae", "ssim", "ms_ssim")
 """Metrics that are also losses: those a network can be expected to win when it was trained by them."""
 
@@ -42,7 +45,9 @@ _STRUCTURAL_LOSSES: tuple[LossName, ...] = ("ms_ssim", "ssim", "mix")
 
 
 def image_metrics(restored: Tensor, clean: Tensor, settings: ImageLoss) -> Tensor:
-    """Every metric of `METRICS` for every image: (sample, channel, y, x) twice to (metric, sample).
+    """Every metric of `METRICS` for every image: (sample, channel, y, x) twice to (metric, sample), all finite.
+
+    PSNR is cut off at `MOST_PSNR`.
 
     Args:
         restored: images in 0..1.
@@ -54,7 +59,7 @@ def image_metrics(restored: Tensor, clean: Tensor, settings: ImageLoss) -> Tenso
         [
             metrics.mean_squared_error(restored, clean),
             metrics.mean_absolute_error(restored, clean),
-            metrics.psnr(restored, clean),
+            metrics.psnr(restored, clean).clamp(max=MOST_PSNR),
             metrics.ssim(restored, clean, **window),
             metrics.ms_ssim(restored, clean, scales=settings.scales, **window),
         ]

@@ -38,7 +38,7 @@ from workbench_restoration.reconstruction import (
     train_to_divergence,
     turn_and_flip,
 )
-from workbench_restoration.subject import Subject, check_sizes, enlarge_subject, split_subject
+from workbench_restoration.subject import Subject, check_sizes, enlarge_subject, split_subject, training_scales
 
 IMAGE = ("sample", "channel", "y", "x")
 
@@ -70,7 +70,10 @@ class Params(BaseParams):
     k1: float = Field(0.01, gt=0, le=0.1, description="Stabiliser of the luminance term")
     k2: float = Field(0.03, gt=0, le=0.3, description="Stabiliser of the contrast-structure term")
     scales: int | None = Field(
-        None, ge=1, le=5, description="Scales of MS-SSIM; None: as many as the images have room for"
+        None,
+        ge=1,
+        le=5,
+        description="Scales of MS-SSIM; None: as many as the images (superres: the training patches) have room for",
     )
     mix_weight: float = Field(0.84, ge=0, le=1, description="Loss mix: share of 1 - MS-SSIM; the rest is MAE")
     target_divergence: float = Field(30.0, gt=0, le=1000, description="vae: mean KL in nats that C is tuned to")
@@ -185,10 +188,9 @@ def train_by(loss: ImageLoss, network: nn.Module, subject: Subject, params: Para
 
 
 def image_loss(params: Params, name: LossName) -> ImageLoss:
-    """The loss of this name with the run's window, constants and scales."""
-    return ImageLoss(
-        name, params.window, params.sigma, params.k1, params.k2, scales=params.scales, mix_weight=params.mix_weight
-    )
+    """The loss of this name with the run's window, constants and scales: what trains, and what judges."""
+    scales = training_scales(params)
+    return ImageLoss(name, params.window, params.sigma, params.k1, params.k2, scales, params.mix_weight)
 
 
 class MSSSIM(Method):
@@ -224,7 +226,7 @@ class MSSSIM(Method):
         Output("sr", ("loss", *IMAGE), "float32", "enlarged Y images, clipped and rounded to 8 bits", optional=True),
         Output("bicubic", IMAGE, "float32", "what super-resolution starts from, clipped and rounded", optional=True),
         Output("code", ("loss", "sample", "latent"), "float32", "codes of the held-out images (VAE: means)", optional=True),
-        Output("metric_value", ("loss", "metric", "sample"), "float32", "each metric of each held-out image"),
+        Output("metric_value", ("loss", "metric", "sample"), "float32", "each metric of each held-out image; PSNR at most 100"),
         Output("metric_mean", ("loss", "metric", "seed"), "float64", "mean over the held-out images, per training"),
         Output("bicubic_value", ("metric", "sample"), "float32", "the metrics of bicubic enlargement", optional=True),
         Output("excess_loss", ("loss", "criterion"), "float64", "loss divided by that of the best network, minus 1"),
@@ -234,7 +236,7 @@ class MSSSIM(Method):
         Output("validation_loss", ("loss", "epoch"), "float64", "the same objective on the validation images"),
         Output("learning_rate", ("loss", "seed"), "float64", "the rate chosen on the validation images"),
         Output("candidate_loss", ("loss", "rate"), "float64", "final validation objective per rate, first training"),
-        Output("psnr", ("point",), "float32", "PSNR of every held-out image and loss", unit="dB"),
+        Output("psnr", ("point",), "float32", "PSNR of every held-out image and loss, at most 100", unit="dB"),
         Output("ssim", ("point",), "float32", "SSIM of every held-out image and loss"),
         Output("trained_by", ("point",), "str", "training loss behind each point"),
         Output("gallery", ("version", "picture", "channel", "picture_y", "picture_x"), "float32",

@@ -11,7 +11,8 @@ import numpy as np
 from workbench import Bar, HeatMap, ImageGrid, Line, Metric, Report, Result, Scatter, Table
 from workbench.toolkit import Interval, mean_interval
 
-from workbench_restoration.comparison import CRITERIA, LOWER_IS_BETTER, METRICS, probe_interval
+from workbench_restoration.comparison import CRITERIA, LOWER_IS_BETTER, METRICS, MOST_PSNR, probe_interval
+from workbench_restoration.subject import training_scales
 
 __all__ = ["Verdict", "report", "verdicts"]
 
@@ -353,6 +354,18 @@ def _notes(result: Result, losses: Sequence[str]) -> list[str]:
         if params.task != "superres"
         else f"Metrics are those of Y, clipped and rounded to 8 bits, without {params.factor} pixels on each border.",
     ]
+    column = METRICS.index("psnr")
+    stored = [result[name].values for name in ("metric_value", "bicubic_value") if name in result]
+    at_most = sum(int((value[..., column, :] >= MOST_PSNR).sum()) for value in stored)
+    notes.append(
+        f"PSNR counts as {MOST_PSNR:g} dB at most, because that of an image restored exactly is infinite"
+        + (f": {at_most:,} of the values behind the means are cut off so." if at_most else "; none is.")
+    )
+    if params.task == "superres" and params.scales is None:
+        notes.append(
+            f"MS-SSIM has {training_scales(params)} scales, as many as the training patches have room for, in training "
+            "and in judging."
+        )
     if params.task == "vae":
         reached = result["divergence"].values
         off = np.abs(reached / params.target_divergence - 1).max(1) > params.divergence_tolerance

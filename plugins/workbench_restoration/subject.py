@@ -19,7 +19,7 @@ from workbench_restoration import metrics
 from workbench_restoration.networks import SRCNN
 from workbench_restoration.reconstruction import enlarged_pair, random_patches
 
-__all__ = ["Subject", "check_sizes", "enlarge_subject", "split_subject"]
+__all__ = ["Subject", "check_sizes", "enlarge_subject", "split_subject", "training_scales"]
 
 GREY = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue, full range."""
@@ -96,6 +96,18 @@ def check_sizes(params: Any, height: int, width: int) -> None:
             raise InputError(
                 "scales", expected=f"at most {room} for {what} of {side} pixels", got=str(params.scales)
             )  # fmt: skip
+
+
+def training_scales(params: Any) -> int | None:
+    """Scales of MS-SSIM, for training and judging alike; None: as many as fit the images, which both compare whole.
+
+    Super-resolution trains on patches and judges whole images, which have room for more scales: a network would be
+    judged by a metric that it was not trained by.
+    """
+    if params.scales is not None or params.task != "superres":
+        return params.scales
+    side = params.patch - 2 * SRCNN.reach
+    return metrics.scales_that_fit(side, side, window=params.window)
 
 
 def _some(index: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -266,6 +266,42 @@ def test_super_resolution_is_measured_without_border_against_bicubic() -> None:
     assert "probe_accuracy" not in out.arrays
 
 
+SMALL_SUPERRES = {"task": "superres", "epochs": 1, "patches_per_image": 2, "patch": 40, "batch_size": 8}
+
+
+def test_images_restored_exactly_leave_a_report() -> None:
+    """Bicubic enlargement of black images is exact, and its PSNR infinite."""
+    data = crops(30, 60)
+    data["image"][::3] = 0
+    out, result = record(MSSSIM, {"data": data}, losses=("mse", "ssim"), **SMALL_SUPERRES)
+    exact = (out.arrays["clean"] == out.arrays["bicubic"]).all((1, 2, 3))
+    assert exact.any()
+    assert (out.arrays["bicubic_value"][METRICS.index("psnr")] == 100).tolist() == exact.tolist()
+    report = check_report(MSSSIM, result)
+    assert all(np.isfinite(metric.value) for metric in report.metrics)
+    cut = int((out.arrays["metric_value"][:, METRICS.index("psnr")] == 100).sum()) + int(exact.sum())
+    assert any("PSNR counts as 100 dB at most" in note and f": {cut} of the values" in note for note in report.notes)
+
+
+def test_super_resolution_is_judged_by_the_scales_it_was_trained_with() -> None:
+    """Patches of 40 less 6 pixels a side have room for 2 scales, the images of 66 less 3 a side for 3."""
+    params = Params(**SMALL_SUPERRES)
+    assert image_loss(params, "ms_ssim").scales == metrics.scales_that_fit(28, 28) == 2
+    assert image_loss(Params(**SMALL_SUPERRES, scales=1), "ms_ssim").scales == 1
+    assert image_loss(Params(), "ms_ssim").scales is None  # whole images are compared in training, too
+    out, result = record(MSSSIM, {"data": crops(20, 66)}, losses=("mse", "ms_ssim"), **SMALL_SUPERRES)
+    clean, row = torch.from_numpy(out.arrays["clean"])[..., 3:-3, 3:-3], METRICS.index("ms_ssim")
+    assert metrics.scales_that_fit(*clean.shape[-2:]) == 3
+    for restored, judged in [
+        *zip(out.arrays["sr"], out.arrays["metric_value"], strict=True),
+        (out.arrays["bicubic"], out.arrays["bicubic_value"]),
+    ]:
+        inner = torch.from_numpy(restored)[..., 3:-3, 3:-3]
+        np.testing.assert_allclose(judged[row], metrics.ms_ssim(inner, clean, scales=2), rtol=1e-5)
+        assert np.abs(judged[row] - metrics.ms_ssim(inner, clean).numpy()).max() > 1e-3
+    assert any("MS-SSIM has 2 scales" in note for note in check_report(MSSSIM, result).notes)
+
+
 def test_colour_pictures_go_through_and_can_be_turned_grey() -> None:
     data = crops(40, 16, color=True)
     colored = record(MSSSIM, {"data": data}, **TINY, losses=("ssim",))

@@ -9,6 +9,7 @@ from workbench import InputError
 from workbench_restoration import metrics
 from workbench_restoration.comparison import (
     METRICS,
+    MOST_PSNR,
     draw_pairs,
     excess_loss,
     image_metrics,
@@ -33,6 +34,16 @@ def test_metrics_come_in_the_order_of_their_names() -> None:
     torch.testing.assert_close(value[METRICS.index("ssim")], metrics.ssim(image, target, window=7, sigma=1.0))
     expected = metrics.ms_ssim(image, target, window=7, sigma=1.0, scales=2)
     torch.testing.assert_close(value[METRICS.index("ms_ssim")], expected)
+
+
+def test_an_image_restored_exactly_has_finite_metrics() -> None:
+    image = torch.rand((2, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = image.clone()
+    target[1] += 0.01
+    value = image_metrics(image, target, ImageLoss("mse"))
+    assert value[METRICS.index("psnr"), 0] == MOST_PSNR
+    torch.testing.assert_close(value[:, 0], torch.tensor([0.0, 0.0, MOST_PSNR, 1.0, 1.0], dtype=torch.float64))
+    assert value[METRICS.index("psnr"), 1] == pytest.approx(40.0)  # others are what they were
 
 
 def test_a_pixel_of_the_ssim_image_is_the_window_around_it() -> None:
