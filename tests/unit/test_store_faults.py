@@ -38,7 +38,7 @@ while True:
     for start in range(0, 400, 50):
         array.write((slice(start, start + 50), slice(0, 512), slice(0, 64)), NumpySource(values[start : start + 50]))
     writer.put("small", small, ("feature",))
-    store.backend.write(writer.folder + "/checkpoint.safetensors", b"half way")
+    store.backend.write(writer.folder + "/checkpoint", b"half way")
     done = writer.complete()
     store.index.put(done)
 """
@@ -77,7 +77,7 @@ def kill_at_random(tmp_path: Path, times: int, seed: int) -> tuple[int, int]:
     assert list(left.verify()) == []
     assert len(left.runs()) == complete
     names = [path.name for path in (tmp_path / "store").rglob("*")]
-    assert not [name for name in names if name.endswith(".tmp") or name == "checkpoint.safetensors"]
+    assert not [name for name in names if name.endswith(".tmp") or name == "checkpoint"]
     assert len(list((tmp_path / "store").glob("runs/*/*"))) == complete
     return complete, interrupted
 

@@ -142,7 +142,7 @@ def test_gc_never_takes_a_live_run_whatever_age_is_asked_for(store):
 def test_leftovers_are_found(store):
     run = add(store, {"a": np.zeros(3)})
     folder = folder_of(store, run)
-    (folder / "checkpoint.safetensors").write_bytes(b"123")
+    (folder / "checkpoint").write_bytes(b"123")
     (folder / ".zarr.json.7.abcd.tmp").write_bytes(b"12")
     (folder / "a" / ".0.7.abcd.tmp").write_bytes(b"1")
     orphan = folder.with_name("orphan")
