@@ -421,8 +421,11 @@ def folder(path: Path, most: int | None = None) -> list[torch.Tensor]:
 @pytest.mark.skipif(
     not (SHARED / "data/restoration/train400").is_dir(), reason="BSD400 and Set5 are not beside the project"
 )
-def test_srcnn_x3_by_ssim_scores_better_in_ssim_and_by_mse_in_psnr_and_both_beat_bicubic() -> None:
-    """200 BSD images, 16 patches of 48 px each, batch 32, 10 epochs (1000 steps); Set5, Y, border 3, 8 bits."""
+def test_srcnn_x3_by_ssim_scores_better_in_ssim_and_by_mse_in_psnr() -> None:
+    """200 BSD images, 16 patches of 48 px each, batch 32, 10 epochs (1000 steps); Set5, Y, border 3, 8 bits.
+
+    Scores of bicubic enlargement are printed to compare with. That 1000 steps beat it is not claimed: nobody measured it.
+    """
     images = torch.cat(folder(SHARED / "data/restoration/train400", 220))
     params = Params(task="superres", losses=("mse", "ssim"), epochs=10, batch_size=32, patches_per_image=16)
     pairs = torch.cat(enlarged_pair(images, 3), 1)
@@ -451,9 +454,8 @@ def test_srcnn_x3_by_ssim_scores_better_in_ssim_and_by_mse_in_psnr_and_both_beat
             scores.append([metrics.psnr(*inner).item(), metrics.ssim(*inner).item()])
         score[name] = np.mean(scores, 0)
     print({name: value.round(4).tolist() for name, value in score.items()})
-    assert score["ssim"][1] > score["mse"][1] > score["bicubic"][1]
+    assert score["ssim"][1] > score["mse"][1]
     assert score["mse"][0] > score["ssim"][0]
-    assert score["mse"][0] > score["bicubic"][0]
 
 
 def test_srcnn_compares_only_pixels_that_saw_no_border() -> None:
