@@ -166,6 +166,31 @@ def test_code_edited_in_a_notebook_changes_the_key(bench, images):
     assert bench.run(define(1.0), data=images, progress=False).record.method_code
 
 
+def test_a_file_edited_after_its_import_is_never_served(bench, tmp_path, monkeypatch):
+    text = """
+import numpy as np
+from workbench import Method, Output, Report
+class Mine(Method):
+    id, title, outputs = "sample.from_file", "From a file", (Output("value", ("sample",), "float32", "numbers"),)
+    def run(self, inputs, params, out):
+        out.write("value", np.full(2, FACTOR, np.float32))
+    def report(self, result):
+        return Report(summary="Done.")
+"""
+    file = tmp_path / "edited_after_import.py"
+    file.write_text(text.replace("FACTOR", "2"))
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_after_import
+
+    first = bench.run(edited_after_import.Mine, progress=False)
+    assert bench.run(edited_after_import.Mine, progress=False).id == first.id
+    file.write_text(text.replace("FACTOR", "200"))
+    stale = bench.run(edited_after_import.Mine, progress=False)
+    assert stale["value"].values.tolist() == [2.0, 2.0]
+    assert stale.key != first.key
+    assert bench.run(edited_after_import.Mine, progress=False).key not in (first.key, stale.key)
+
+
 def test_random_numbers_belong_to_the_run(bench):
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002

@@ -69,7 +69,7 @@ def test_damage_is_named_by_region(store, run):
     (problem,) = store.verify()
     entry = store.run(run).record.arrays["image"]
     rows, count = entry["chunk"][0], -(-entry["shape"][0] // entry["chunk"][0])
-    # Threads write the chunks of a shard in any order: its index (zarr 3: offset and size of each, at the end) says which is where.
+    # Threads write the chunks of a shard in any order; its index (offset and size of each, at the end) says which is where.
     places = np.frombuffer(content[-16 * count - 4 : -4], dtype="<u8").reshape(count, 2)
     (hit,) = [number for number, (start, size) in enumerate(places) if start <= 100 < start + size]
     region = f"[{hit * rows}:{(hit + 1) * rows}, 0:3, 0:128, 0:128]"

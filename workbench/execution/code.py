@@ -7,6 +7,7 @@ editable checkout may change without either, so it is identified by what it says
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,6 @@ def _in_notebook(method: type[Method]) -> bool:
 
 def _class_digest(method: type[Method]) -> str:
     # What cannot be told makes the key unique: the run is stored and never served in place of another.
-    import secrets
-
     from workbench.subjects.model_digest import class_digest
 
     return class_digest(method) or secrets.token_hex(16)
@@ -71,14 +70,19 @@ def _python_files(folder: Path) -> Iterator[str]:
 
 
 _FOLDERS: dict[Path, tuple[tuple[tuple[str, int, int], ...], str]] = {}
+"""Per package: times and sizes of its files when this process first asked, and the digest of their text."""
 
 
 def _folder_digest(folder: Path) -> str:
-    """Digest of all Python files below a folder; re-read when a file's time or size changed."""
+    """Digest of all Python files below a folder as this process imported them.
+
+    Once a file changed, its text no longer says what is in memory: then every call gives another value, so that runs are
+    stored and never served, until the process starts anew.
+    """
     files = [str(folder)] if folder.is_file() else sorted(_python_files(folder))
     stamps = tuple((file, (stat := os.stat(file)).st_mtime_ns, stat.st_size) for file in files)
-    known = _FOLDERS.get(folder)
-    if known is None or known[0] != stamps:
+    if folder not in _FOLDERS:
         texts = {os.path.relpath(file, folder.parent): digest_bytes(Path(file).read_bytes()) for file in files}
-        known = _FOLDERS[folder] = (stamps, combine(texts))
-    return known[1]
+        _FOLDERS[folder] = (stamps, combine(texts))
+    known, digest = _FOLDERS[folder]
+    return digest if known == stamps else secrets.token_hex(16)
