@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench._version import __version__
+
 if TYPE_CHECKING:
     from workbench.bench import Run, Workbench
 
@@ -134,18 +136,29 @@ def _writable(folder: Path) -> Path:
 
 
 def _write_pages(runs: Mapping[str, Run], folder: Path) -> Path:
-    """One page per run and an index that links them."""
+    """One page per run and an index that links them; pages that show these very runs already are left as they are."""
     from workbench.render import IndexCard, index_html
 
-    cards = []
-    for step in STEPS:
-        run = runs[step.name]
-        name = f"{step.method.replace('.', '-')}.html"
-        run.report().save(folder / name)
-        cards.append(IndexCard.from_report(name, run.report_data(), run.stored, run.info))
+    pages = {step.name: folder / f"{step.method.replace('.', '-')}.html" for step in STEPS}
     page = folder / "index.html"
-    page.write_text(index_html(cards, title="Workbench demo"), encoding="utf-8")
+    outdated = [name for name, file in pages.items() if not _shows(file, runs[name])]
+    for name in outdated:
+        runs[name].report().save(pages[name])
+    if outdated or not page.exists():
+        cards = [
+            IndexCard.from_report(file.name, runs[name].report_data(), runs[name].stored, runs[name].info)
+            for name, file in pages.items()
+        ]
+        page.write_text(index_html(cards, title="Workbench demo"), encoding="utf-8")
     return page
+
+
+def _shows(page: Path, run: Run) -> bool:
+    """Whether a page was written from this run by this version."""
+    if not page.exists():
+        return False
+    text = page.read_text(encoding="utf-8", errors="replace")
+    return run.id in text and f"workbench {__version__}" in text
 
 
 def _print_findings(runs: Mapping[str, Run]) -> None:
