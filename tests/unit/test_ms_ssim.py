@@ -422,12 +422,12 @@ def folder(path: Path, most: int | None = None) -> list[torch.Tensor]:
     not (SHARED / "data/restoration/train400").is_dir(), reason="BSD400 and Set5 are not beside the project"
 )
 def test_srcnn_x3_by_ssim_scores_better_in_ssim_and_by_mse_in_psnr() -> None:
-    """200 BSD images, 16 patches of 48 px each, batch 32, 10 epochs (1000 steps); Set5, Y, border 3, 8 bits.
+    """100 BSD images, 14 patches of 48 px each, batch 16, 3 epochs (264 steps); Set5, Y, border 3, 8 bits.
 
-    Scores of bicubic enlargement are printed to compare with. That 1000 steps beat it is not claimed: nobody measured it.
+    Scores of bicubic enlargement are printed to compare with. So few steps do not beat it in PSNR.
     """
-    images = torch.cat(folder(SHARED / "data/restoration/train400", 220))
-    params = Params(task="superres", losses=("mse", "ssim"), epochs=10, batch_size=32, patches_per_image=16)
+    images = torch.cat(folder(SHARED / "data/restoration/train400", 110))
+    params = Params(task="superres", losses=("mse", "ssim"), epochs=3, batch_size=16, patches_per_image=14)
     pairs = torch.cat(enlarged_pair(images, 3), 1)
     generator = torch.Generator().manual_seed(0)
     patches = random_patches(pairs, params.patch, params.patches_per_image, generator)
@@ -437,7 +437,7 @@ def test_srcnn_x3_by_ssim_scores_better_in_ssim_and_by_mse_in_psnr() -> None:
     score = {}
     networks = {
         name: train_at_best_rate(
-            start, image_loss(params, name), patches[: 200 * 16], patches[200 * 16 :], lambda rate: recipe(params, rate),
+            start, image_loss(params, name), patches[: 100 * 14], patches[100 * 14 :], lambda rate: recipe(params, rate),
             (1e-3,), trainings, name=name, transform=turn_and_flip,
         ).network
         for name in params.losses
