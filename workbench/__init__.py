@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench._version import __version__
 
 if TYPE_CHECKING:
-    from workbench.bench import Run, Workbench, open
+    from workbench.bench import Workbench, open
     from workbench.errors import (
         CancelledError,
         InputError,
@@ -49,10 +49,12 @@ if TYPE_CHECKING:
         Scatter,
         Table,
     )
+    from workbench.runs import Run
     from workbench.subjects.models import Model
 
 _HOME = {
-    "workbench.bench": ("Run", "Workbench", "open"),
+    "workbench.bench": ("Workbench", "open"),
+    "workbench.runs": ("Run",),
     "workbench.errors": (
         "CancelledError",
         "InputError",

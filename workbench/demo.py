@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from workbench._version import __version__
 
 if TYPE_CHECKING:
-    from workbench.bench import Run, Workbench
+    from workbench.bench import Workbench
+    from workbench.runs import Run
 
 __all__ = ["STEPS", "Step", "run_demo"]
 

@@ -14,9 +14,9 @@ from rich.text import Text
 from workbench.record import report_number
 
 if TYPE_CHECKING:
-    from workbench.bench import Run
     from workbench.description import MethodDescription
     from workbench.host import PluginStatus
+    from workbench.runs import Run
 
 __all__ = [
     "console",

@@ -21,8 +21,9 @@ from workbench.testing.trial import Attempt, Trial, package_folder
 from workbench.testing.watch import watching
 
 if TYPE_CHECKING:
-    from workbench.bench import Run, Workbench
+    from workbench.bench import Workbench
     from workbench.report import Report
+    from workbench.runs import Run
 
 __all__ = ["BEHAVIOUR", "check_behaviour", "check_method"]
 

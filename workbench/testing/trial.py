@@ -18,7 +18,8 @@ from workbench.testing.samples import sample_inputs
 from workbench.testing.watch import Seen, watching
 
 if TYPE_CHECKING:
-    from workbench.bench import Run, Workbench
+    from workbench.bench import Workbench
+    from workbench.runs import Run
 
 __all__ = ["Attempt", "Trial"]
 
