@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.bench import Workbench
     from workbench.runs import Run
 
-__all__ = ["Attempt", "Trial"]
+__all__ = ["Attempt", "Trial", "first_line", "package_folder"]
 
 
 @dataclass
@@ -49,6 +49,17 @@ class Attempt:
     def problem(self) -> str:
         """The error in one line; empty if there is none."""
         return "" if self.error is None else f"{type(self.error).__name__}: {self.error}"
+
+    @property
+    def undignified(self) -> str:
+        """The error, in its first line, of a run that ended neither complete nor with a clear refusal."""
+        return "" if self.run is not None or self.declined else first_line(self.problem)
+
+    @property
+    def completed(self) -> Run:
+        """The run, where it is known to be complete."""
+        assert self.run is not None
+        return self.run
 
 
 class _Countdown(CancelToken):
@@ -232,6 +243,11 @@ def _watched(method: type[Method], attempt: Attempt, token: _Countdown, own: tup
 
     body: dict[str, Any] = {"run": run, "__module__": method.__module__, "__doc__": method.__doc__}
     return type(method.__name__, (method,), body)
+
+
+def first_line(text: object) -> str:
+    """The first line of a message, cut to a length that can be read."""
+    return str(text).strip().partition("\n")[0][:300]
 
 
 def package_folder(method: type[Method]) -> Path | None:
