@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InputError
 from workbench.host import Host, PluginStatus
 from workbench.method import Method, MethodReference
-from workbench.record import run_key
-from workbench.runs import Run, Runs
+from workbench.record import check_study, run_key
+from workbench.runs import Run, Runs, Studies
 from workbench.store import Store, StoredRun
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Workbench:
         precision: str = "float32",
         force: bool = False,
         wait: float = WAIT,
+        study: str | None = None,
         progress: bool | Progress = True,
         cancel: CancelToken | None = None,
         **inputs_and_parameters: Any,
@@ -141,6 +142,8 @@ class Workbench:
             precision: float32, float16, bfloat16 or float64; part of the identity.
             force: compute even if the store has it.
             wait: seconds to wait for somebody who is computing the same just now, before computing it here as well.
+            study: what the run is for, a path such as `ship/resnet20`; not part of its identity. A run that comes from the
+                store joins the study.
             progress: show a bar, or an object that shows progress.
             cancel: a token that stops the run from another thread.
             inputs_and_parameters: roles and parameters of the method by name. Data: arrays, Datasets, names, paths,
@@ -162,6 +165,8 @@ class Workbench:
             raise InputError("seed", expected=f"an integer in 0..{SEED_LIMIT - 1}", got=repr(seed))
         if precision not in PRECISIONS:
             raise InputError("precision", expected=f"one of {', '.join(PRECISIONS)}", got=repr(precision))
+        if study is not None:
+            check_study(study)
         preparation.check_requirements(cls)
         resolved = preparation.resolve(cls, roles, self)
         code = method_code(cls)
@@ -181,9 +186,12 @@ class Workbench:
         if key is not None and not force:
             waiting = _Waiting(progress, cancel)
             if (found := self.store.wait_for(key, wait, waiting.poll)) is not None:
-                return Run(self, found, served=True)
+                served = Run(self, found, served=True)
+                if study not in (None, found.record.study):
+                    served.annotations.join(study)
+                return served
         preparation.check(cls, resolved)
-        job = Job(cls, validated, resolved, seed, precision, code, key, device)
+        job = Job(cls, validated, resolved, seed, precision, code, key, device, study)
         shown = _bar(cls.id) if progress is True else (progress or None)
         return Run(self, execute(job, self.store, self.host, progress=shown, cancel=cancel))
 
@@ -196,6 +204,10 @@ class Workbench:
             InputError: the query is not understood.
         """
         return Runs(Run(self, stored) for stored in self.store.runs(where, limit=limit, offset=offset))
+
+    def studies(self) -> Studies:
+        """All studies (`run(..., study="ship/resnet20")`) and those above them: name, runs by status, last activity."""
+        return Studies(self.store.studies())
 
     def __getitem__(self, run_id: str) -> Run:
         """A run by its id, any unambiguous part of it, or `latest`.

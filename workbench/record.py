@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from workbench.errors import InputError
 from workbench.fingerprint import digest_json
 
-__all__ = ["FORMAT_VERSION", "STALE_AFTER", "Failure", "RunRecord", "Status", "new_run_id", "now", "report_number", "run_key"]
+__all__ = [
+    "FORMAT_VERSION",
+    "STALE_AFTER",
+    "Failure",
+    "RunRecord",
+    "Status",
+    "check_study",
+    "new_run_id",
+    "now",
+    "report_number",
+    "run_key",
+    "valid_study",
+]
 
 FORMAT_VERSION = 1
 """Version of the store's layout (contract 3). Stores of a newer version are refused."""
 
 STALE_AFTER = 60.0
 """Seconds without a heartbeat after which a running run reads as interrupted."""
+
+LONGEST_STUDY = 200
+"""Characters of a study's name."""
+_STUDY_PART = r"(?!\.{1,2}(?:/|\Z))[\w.+\-](?:[\w.+\- ]*[\w.+\-])?"
+_STUDY = re.compile(f"{_STUDY_PART}(?:/{_STUDY_PART})*")
 
 Status = Literal["running", "complete", "failed", "cancelled", "interrupted"]
 
@@ -67,6 +86,27 @@ def run_key(
     )
 
 
+def valid_study(name: object) -> bool:
+    """Whether this can be the name of a study: words with `/` between levels, `ship/resnet20`."""
+    return isinstance(name, str) and len(name) <= LONGEST_STUDY and _STUDY.fullmatch(name) is not None
+
+
+def check_study(name: object) -> str:
+    """The name of a study.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not valid_study(name):
+        raise InputError(
+            "study",
+            expected=f"a name such as 'ship' or 'ship/resnet20' of letters, digits, spaces and . _ + - "
+            f"(at most {LONGEST_STUDY} characters)",
+            got=repr(name)[:80],
+        )
+    return str(name)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a run failed or was cancelled."""
@@ -98,6 +138,8 @@ class RunRecord:
     started: str
     heartbeat: str
     device: str
+    study: str | None = None
+    """What the run was computed for, as a path (`ship/resnet20`); not part of the key. More may join it later: annotations."""
     paper: dict[str, Any] | None = None
     default_params: dict[str, Any] = field(default_factory=dict)
     finished: str | None = None
@@ -117,9 +159,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"format": FORMAT_VERSION} | {
-            item.name: getattr(self, item.name) for item in dataclasses.fields(self)
-        }
+        return {"format": FORMAT_VERSION} | {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
@@ -135,7 +175,9 @@ class RunRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """Metric values by name, from the report saved with the run."""
-        return {str(metric["name"]): report_number(metric["value"]) for metric in (self.report or {}).get("metrics", ())}
+        return {
+            str(metric["name"]): report_number(metric["value"]) for metric in (self.report or {}).get("metrics", ())
+        }
 
 
 def report_number(value: Any) -> float:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from workbench.render import RenderedReport
     from workbench.report import Report
     from workbench.store.annotations import RunAnnotations
+    from workbench.store.studies import Study
 
-__all__ = ["Run", "Runs"]
+__all__ = ["Run", "Runs", "Studies"]
 
 
 class Runs(list["Run"]):
@@ -28,6 +29,38 @@ class Runs(list["Run"]):
         from workbench.render import runs_html
 
         return runs_html([run.info for run in self])
+
+
+class Studies(list["Study"]):
+    """A list of studies that shows itself as a table."""
+
+    HEADINGS = ("study", "runs", "by status", "last activity")
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """One row of text a study."""
+        return [
+            (
+                study.name,
+                str(study.runs),
+                ", ".join(f"{count} {status}" for status, count in study.by_status.items()),
+                study.last_activity[:16].replace("T", " "),
+            )
+            for study in self
+        ]
+
+    def __repr__(self) -> str:
+        rows = [self.HEADINGS, *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self.HEADINGS))]
+        lines = (
+            "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+        return "\n".join(lines) if self else "no studies"
+
+    def _repr_html_(self) -> str:
+        from workbench.render.html import notebook_fragment
+        from workbench.render.sections import table_html
+
+        return notebook_fragment(table_html(self.HEADINGS, self.rows(), (False, True, False, False)))
 
 
 class Run:
@@ -69,6 +102,12 @@ class Run:
     def seed(self) -> int:
         """Seed of the run."""
         return self.record.seed
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """The study it was computed for, if any, then those it joined."""
+        own = () if self.record.study is None else (self.record.study,)
+        return own + tuple(name for name in self.annotations.studies if name not in own)
 
     @property
     def metrics(self) -> dict[str, float]:

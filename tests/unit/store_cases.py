@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def photos(count: int = 60) -> np.ndarray:
 
 def folder_of(store: Store, run: str) -> Path:
     return Path(store.url, "runs", store.run(run).record.month, run)
+
+
+def age(store: Store, run: str, seconds: float) -> None:
+    """Make all files of a run look as old as that to the file system."""
+    for path in folder_of(store, run).rglob("*"):
+        moment = time.time() - seconds
+        os.utime(path, (moment, moment))
 
 
 def forge(store: Store, run: str, change: Callable[[dict[str, Any]], Any], *, sign: bool = True) -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from workbench.record import STALE_AFTER
 from workbench.store import Store, liveness
 from workbench.store.maintenance import find_garbage, remove_garbage
 
-from unit.store_cases import add, folder_of, new_store, record
+from unit.store_cases import add, age, folder_of, new_store, record
 
 DAY = 86_400.0
 
@@ -31,13 +30,6 @@ def store(tmp_path):
 def colleague(store: Store, name: str = "colleague") -> Store:
     """The same store on another machine, with an index of its own."""
     return Store(store.url, index_folder=store.index.path.parent / name)
-
-
-def age(store: Store, run: str, seconds: float) -> None:
-    """Make all files of a run look as old as that to the file system."""
-    for path in folder_of(store, run).rglob("*"):
-        moment = time.time() - seconds
-        os.utime(path, (moment, moment))
 
 
 # -------------------------------------------------------------------------------------------------------------- lineage
@@ -310,7 +302,7 @@ def test_the_command_line_annotates(store, capsys):
     run = add(store)
     assert main(["--store", store.url, "annotate", run, "--tag", "paper", "--note", "fine", "--pin"]) == 0
     assert main(["--store", store.url, "annotate", "latest"]) == 0
-    assert "tags: paper\nmarks: pinned\n" in capsys.readouterr().out
+    assert "tags: paper\nstudies: none\nmarks: pinned\n" in capsys.readouterr().out
     assert main(["--store", store.url, "store", "info"]) == 0
     assert "1 runs" in capsys.readouterr().out
 

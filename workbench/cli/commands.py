@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.cli.plugin_commands import check_command, new_plugin_command
-from workbench.cli.store_commands import annotate_command, store_group
+from workbench.cli.store_commands import annotate_command, store_group, studies_command
 from workbench.errors import InputError, StoreError
+from workbench.record import check_study
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -101,6 +102,7 @@ def describe_command(method: str) -> None:
 @click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best at hand]")
 @click.option("--precision", default="float32", show_default=True, help="float32, float16, bfloat16 or float64.")
 @click.option("--force", is_flag=True, help="Compute even if the store has this run.")
+@click.option("--study", help="What the run is for, a path such as ship/resnet20.")
 @click.option("--quiet", is_flag=True, help="Print the run's id only.")
 @click.pass_context
 def run_command(
@@ -113,6 +115,7 @@ def run_command(
     device: str | None,
     precision: str,
     force: bool,
+    study: str | None,
     quiet: bool,
 ) -> None:
     """Run METHOD and store the result, or take it from the store if the same was run before.
@@ -132,6 +135,7 @@ def run_command(
         device=device,
         precision=precision,
         force=force,
+        study=study,
         progress=not quiet,
         **_without_reserved(given),
     )
@@ -143,7 +147,7 @@ def run_command(
     print_result(run)
 
 
-RESERVED = ("seed", "device", "precision", "force", "wait", "progress", "cancel")
+RESERVED = ("seed", "device", "precision", "force", "wait", "study", "progress", "cancel")
 
 
 def _without_reserved(given: dict[str, Any]) -> dict[str, Any]:
@@ -190,11 +194,16 @@ def _value(text: str) -> Any:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many, newest first."
 )
+@click.option("--study", help="Only runs of this study and of those below it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def runs_command(ctx: click.Context, where: str, limit: int, as_json: bool) -> None:
+def runs_command(ctx: click.Context, where: str, limit: int, study: str | None, as_json: bool) -> None:
     """List runs, newest first."""
     from workbench.cli.printing import print_runs
+
+    if study is not None:
+        of_study = f'study = "{check_study(study)}"'
+        where = f"{of_study} and ({where})" if where.strip() else of_study
 
     bench = _bench(ctx)
     runs = bench.runs(where, limit=limit)
@@ -275,6 +284,7 @@ COMMANDS = (
     runs_command,
     show_command,
     report_command,
+    studies_command,
     annotate_command,
     store_group,
     plugins_command,

@@ -206,6 +206,7 @@ def print_run(run: Run) -> None:
         ("started", f"{record.started} by {record.user} on {record.host}"),
         ("duration", f"{record.seconds:.2f} s on {record.device}" if record.finished else ""),
         ("seed", f"{record.seed}, precision {record.precision}"),
+        ("study", ", ".join(run.studies)),
         ("key", record.key or "none: an input could not be identified"),
         ("code", "unpublished code" if record.method_code else ""),
     ]

@@ -14,7 +14,7 @@ from workbench.errors import InputError, StoreError
 if TYPE_CHECKING:
     from workbench.store import Store
 
-__all__ = ["annotate_command", "store_group"]
+__all__ = ["annotate_command", "store_group", "studies_command"]
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -141,6 +141,20 @@ def index_command(ctx: click.Context, publish: bool) -> None:
     click.echo(f"{store.count()} runs of {store.url} in {store.index.path}")
 
 
+@click.command("studies")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def studies_command(ctx: click.Context, as_json: bool) -> None:
+    """List studies: runs by status, last activity. A study above others counts their runs too."""
+    import workbench
+
+    found = workbench.open(ctx.find_root().obj).studies()
+    if as_json:
+        click.echo(json.dumps([vars(study) for study in found], indent=1))
+    else:
+        click.echo(_plain(repr(found)))
+
+
 @click.command("annotate")
 @click.argument("run")
 @click.option("--tag", multiple=True, help="Add a tag (may be repeated).")
@@ -148,6 +162,8 @@ def index_command(ctx: click.Context, publish: bool) -> None:
 @click.option("--note", multiple=True, help="Add a note.")
 @click.option("--pin/--unpin", default=None, help="Keep it from being cleaned up.")
 @click.option("--archive/--unarchive", default=None, help="Mark it as no longer needed.")
+@click.option("--join", multiple=True, help="Make it part of a study, e.g. ship/resnet20 (may be repeated).")
+@click.option("--leave", multiple=True, help="Take it out of a study it joined (may be repeated).")
 @click.pass_context
 def annotate_command(
     ctx: click.Context,
@@ -157,10 +173,15 @@ def annotate_command(
     note: Sequence[str],
     pin: bool | None,
     archive: bool | None,
+    join: Sequence[str],
+    leave: Sequence[str],
 ) -> None:
-    """Tag RUN, add notes, pin or archive it; without options show what was said about it."""
+    """Tag RUN, add notes, pin or archive it, add it to studies; without options show what was said about it."""
     store = _store(ctx)
-    said = store.annotations.of(store.run(run).id)
+    found = store.run(run)
+    said = store.annotations.of(found.id)
+    said.join(*join)
+    said.leave(*leave)
     said.tag(*tag)
     said.untag(*untag)
     for text in note:
@@ -170,6 +191,8 @@ def annotate_command(
     if archive is not None:
         (said.archive if archive else said.unarchive)()
     click.echo(f"tags: {', '.join(map(_plain, said.tags)) or 'none'}")
+    studies = dict.fromkeys(filter(None, (found.record.study, *said.studies)))
+    click.echo(f"studies: {', '.join(map(_plain, studies)) or 'none'}")
     marks = [name for name, holds in (("pinned", said.pinned), ("archived", said.archived)) if holds]
     click.echo(f"marks: {', '.join(marks) or 'none'}")
     for item in said.notes:

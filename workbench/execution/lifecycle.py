@@ -57,6 +57,7 @@ class Job:
     code: str | None
     key: str | None
     device: str | torch.device | None = None
+    study: str | None = None
 
 
 def execute(
@@ -129,6 +130,7 @@ def _first_record(job: Job, device: str, facts: Mapping[str, Any]) -> RunRecord:
         started=moment,
         heartbeat=moment,
         device=device,
+        study=job.study,
         paper=None if paper is None else {**vars(paper), "citation": paper.citation},
         provenance=dict(facts),
     )

@@ -1,4 +1,4 @@
-"""What people say about runs: tags, notes, pins, archive marks; and views they saved.
+"""What people say about runs: tags, notes, pins, archive marks, studies they belong to; and views they saved.
 
     STORE/annotations/YYYY-MM/<moment>-<random>.json      one small object for each thing said; never changed, one writer
 
@@ -16,14 +16,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench.errors import InputError, StoreError
-from workbench.record import now
+from workbench.record import check_study, now, valid_study
 from workbench.store.backend import Backend
 from workbench.store.index import Annotation, Index
 from workbench.store.records import RecordError, parse_json, safe_run_id
 
 __all__ = ["Annotations", "RunAnnotations", "SavedView", "annotated_run", "parse_annotation"]
 
-KINDS = ("tag", "note", "pin", "archive", "view")
+KINDS = ("tag", "note", "pin", "archive", "study", "view")
 LONGEST = 20_000
 """Characters of a note."""
 LARGEST = 64 * 1024
@@ -80,6 +80,8 @@ def parse_annotation(data: bytes) -> Annotation | tuple[str, ...] | None:
         return tuple(removes)
     if not isinstance(text, str) or len(text) > LONGEST or not user.isprintable():
         raise RecordError("not an annotation")
+    if kind == "study" and not valid_study(text):
+        raise RecordError("not the name of a study")
     return Annotation("", run, kind, text, user, time)
 
 
@@ -160,7 +162,7 @@ def _view_name(item: Annotation) -> str | None:
 
 
 class RunAnnotations:
-    """Tags, notes, pin and archive mark of one run."""
+    """Tags, notes, studies, pin and archive mark of one run."""
 
     def __init__(self, annotations: Annotations, run: str) -> None:
         self._annotations, self._run = annotations, run
@@ -197,6 +199,25 @@ class RunAnnotations:
     def untag(self, *tags: str) -> None:
         """Remove tags, whoever added them."""
         self._annotations.take_back([item for item in self._holding("tag") if item.text in tags])
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """Studies it joined after it was computed (the one it was computed for is in its record), in alphabetical order."""
+        return tuple(sorted({item.text for item in self._holding("study")}))
+
+    def join(self, *studies: str) -> None:
+        """Make the run part of further studies: paths such as `ship/resnet20`.
+
+        Raises:
+            InputError: one is no name of a study; then none is joined.
+        """
+        for name in [check_study(study) for study in studies]:
+            if name not in self.studies:
+                self._annotations.say("study", self._run, name)
+
+    def leave(self, *studies: str) -> None:
+        """Take the run out of studies it joined, whoever added it. The study it was computed for stays."""
+        self._annotations.take_back([item for item in self._holding("study") if item.text in studies])
 
     def note(self, text: str) -> None:
         """Add a note."""

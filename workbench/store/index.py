@@ -27,12 +27,12 @@ from workbench.store.records import RecordError, read_record
 
 __all__ = ["Annotation", "Index"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _SCHEMA = """
 CREATE TABLE runs (
     n INTEGER PRIMARY KEY, id TEXT UNIQUE, month TEXT, key TEXT, status TEXT, method TEXT, family TEXT, user TEXT, host TEXT,
-    device TEXT, started TEXT, finished TEXT, seconds REAL, seed INTEGER, record TEXT
+    device TEXT, started TEXT, finished TEXT, seconds REAL, seed INTEGER, study TEXT, record TEXT
 );
 CREATE TABLE facts (run INTEGER, name TEXT, text TEXT, number REAL);
 CREATE TABLE annotations (
@@ -49,6 +49,7 @@ _INDICES = {
     "runs_month": "runs (month)",
     "runs_key": "runs (key, status)",
     "runs_started": "runs (started, id)",
+    "runs_study": "runs (study COLLATE NOCASE) WHERE study IS NOT NULL",
     "runs_open": "runs (status) WHERE status = 'running'",
     "facts_number": "facts (name, number, run) WHERE number IS NOT NULL",
     "facts_text": "facts (name, text, run) WHERE text IS NOT NULL",
@@ -137,6 +138,16 @@ class Index:
             [run],
         )
         return [row[0] for row in rows]
+
+    def memberships(self) -> list[tuple[str, str, str, str]]:
+        """Study, run, status of the run, and when it last began, ended or joined; a run may be in several studies."""
+        return self._ask(
+            "SELECT study, id, status, max(started, coalesce(finished, '')) FROM runs WHERE study IS NOT NULL"
+            " UNION ALL"
+            " SELECT said.text, runs.id, status, max(started, coalesce(finished, ''), said.time)"
+            " FROM annotations AS said JOIN runs ON runs.id = said.run WHERE said.holds AND said.kind = 'study'",
+            [],
+        )
 
     def annotations(self, kind: str, run: str | None = None) -> list[Annotation]:
         """Annotations of a kind that hold, oldest first; of one run or of all."""
@@ -312,9 +323,9 @@ class Index:
         family = record.method.partition(".")[0]
         columns = (record.status, record.method, family, record.user, record.host, record.device, record.started)
         cursor = connection.execute(
-            f"INSERT INTO runs VALUES ({', '.join('?' * 15)})",
+            f"INSERT INTO runs VALUES ({', '.join('?' * 16)})",
             (None, record.id, record.month, record.key, *columns, record.finished, float(record.seconds),
-             max(0, min(record.seed, 2**63 - 1)), json.dumps(record.to_json(), separators=(",", ":"))),
+             max(0, min(record.seed, 2**63 - 1)), record.study, json.dumps(record.to_json(), separators=(",", ":"))),
         )  # fmt: skip
         number = cursor.lastrowid
         connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", [(number, *fact) for fact in _facts(record)])

@@ -8,8 +8,9 @@
 
 A comparison is NAME OP VALUE with OP one of = != < <= > >= ~ (contains). Names: id, method, family, status, user, host,
 device, started, finished, seconds, seed, key, input (labels of the inputs), uses (ids of the runs it was made from), any
-metric, params.NAME, tag, note (`~` finds words, `learn*` their beginnings), pinned and archived (yes or no). `*` in a value
-of = or != stands for any text; `me` as a value of user is the person asking. Values with spaces are quoted.
+metric, params.NAME, study (`study = ship` also finds runs of `ship/resnet20`), tag, note (`~` finds words, `learn*` their
+beginnings), pinned and archived (yes or no). `*` in a value of = or != stands for any text; `me` as a value of user is the
+person asking. Values with spaces are quoted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["COLUMNS", "Condition", "compile_query"]
 
 TEXTS = ("id", "method", "family", "status", "user", "host", "device", "started", "finished", "key")
 NUMBERS = ("seconds", "seed")
-COLUMNS = frozenset((*TEXTS, *NUMBERS))
+COLUMNS = frozenset((*TEXTS, *NUMBERS, "study"))
 """Names that are columns of the table `runs`; all others are looked up in `facts` or `annotations`."""
 MARKS = {"pinned": "pin", "archived": "archive"}
 
@@ -104,6 +105,9 @@ def _compare(name: str, operator: str, text: str, user: str) -> Condition:
         return _mark(name, operator, text)
     if name == "note" and operator == "~":
         return _words(text)
+    if name == "study" and operator in ("=", "!=") and "*" not in text:
+        sql, values = _study(text)
+        return (sql, values) if operator == "=" else (f"NOT {sql}", values)
     if operator == "~":
         pattern = "%" + text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
         return _where(name, r"{text} LIKE ? ESCAPE '\'", [pattern])
@@ -124,6 +128,9 @@ def _compare(name: str, operator: str, text: str, user: str) -> Condition:
 
 def _where(name: str, condition: str, values: list[Any]) -> Condition:
     """A condition on a column of `runs`, on a fact or on an annotation; never NULL, so that NOT means what it says."""
+    if name == "study":
+        sql = condition.format(text="{text}", number="NULL")
+        return _in_study(sql, values)
     if name in COLUMNS:
         sql = condition.format(text=f"CAST({name} AS TEXT)" if name in NUMBERS else name, number=name)
         return f"coalesce({sql}, 0)", values
@@ -134,6 +141,20 @@ def _where(name: str, condition: str, values: list[Any]) -> Condition:
         name,
         *values,
     ]
+
+
+def _study(name: str) -> Condition:
+    """Runs of a study and of those below it; `0` is the character after `/`."""
+    name = name.rstrip("/")
+    below = "({text} = ? COLLATE NOCASE OR ({text} >= ? COLLATE NOCASE AND {text} < ? COLLATE NOCASE))"
+    return _in_study(below, [name, f"{name}/", f"{name}0"])
+
+
+def _in_study(condition: str, values: list[Any]) -> Condition:
+    """A condition on the study a run was computed for, or on one it joined."""
+    own, joined = condition.format(text="study"), condition.format(text="text")
+    sql = f"((study IS NOT NULL AND {own}) OR id IN (SELECT run FROM annotations WHERE holds AND kind = 'study' AND {joined}))"
+    return sql, [*values, *values]
 
 
 def _mark(name: str, operator: str, text: str) -> Condition:

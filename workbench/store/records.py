@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workbench.errors import StoreError
-from workbench.record import RunRecord
+from workbench.record import RunRecord, valid_study
 from workbench.store.backend import DOCUMENT_LIMIT
 from workbench.store.layout import MOST_FILES, ArrayLayout, chunk_files, layout_of
 
@@ -166,6 +166,8 @@ def _check(value: dict[str, Any], month: str, run: str) -> None:
             raise RecordError(f"{name} is not a short printable text")
     if value["status"] not in _STATUS:
         raise RecordError(f"unknown status {str(value['status'])[:40]!r}")
+    if value.get("study") is not None and not valid_study(value["study"]):
+        raise RecordError("study is not the name of one")
     for name in ("started", "heartbeat", "finished"):
         moment = value.get(name)
         if moment is None and name == "finished":

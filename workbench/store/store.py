@@ -19,6 +19,7 @@ from workbench.store.index import Index
 from workbench.store.query import compile_query
 from workbench.store.reading import StoredRun
 from workbench.store.records import RecordError, parse_json
+from workbench.store.studies import Study, find_studies
 from workbench.store.verify import Problem, run_folders, verify_run
 from workbench.store.writer import RunWriter, run_folder
 
@@ -169,6 +170,10 @@ class Store:
     def count(self, where: str = "") -> int:
         """How many runs meet a query."""
         return self.index.count(compile_query(where, user=current_user()))
+
+    def studies(self) -> list[Study]:
+        """All studies, and those above them, in the order of their names."""
+        return find_studies(self)
 
     def wait_for(self, key: str, timeout: float, poll: Callable[[StoredRun], object]) -> StoredRun | None:
         """The complete run with this key, after waiting for somebody who is computing it.

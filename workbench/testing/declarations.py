@@ -20,7 +20,7 @@ from workbench.testing.findings import Finding
 
 __all__ = ["DECLARATIONS", "check_declarations"]
 
-RESERVED = frozenset({"method", "seed", "device", "precision", "force", "progress", "cancel"})
+RESERVED = frozenset({"method", "seed", "device", "precision", "force", "wait", "study", "progress", "cancel"})
 """Options of `bench.run`, which no role or parameter may be called."""
 _OWN = frozenset({"run", "report"})
 
