@@ -245,6 +245,32 @@ class Workbench:
 
         return compare_runs([self[run] if isinstance(run, str) else run for run in runs], variables)
 
+    def aggregate(self, runs: Sequence[Run | str], *, level: float = 0.95) -> xr.Dataset:
+        """Repetitions as one: mean, deviation and Student's t interval of every metric over runs that differ only in seed.
+
+        Runs belong to one group if method, version, code, parameters, precision and inputs are the same; an input that is
+        the output of a run counts by what that run computed, not by its seed, so that evaluations of models that were
+        trained with several seeds are repetitions of one another. Runs that are not complete are left out; of runs that
+        repeat all seeds the newest counts, because it is no independent repetition.
+
+        Args:
+            runs: runs or run ids.
+            level: confidence of the intervals, in (0, 1).
+
+        Returns:
+            a Dataset over `group` (a label that says the method and the parameters that differ) with, for every metric,
+            the mean (NAME), the standard deviation with n - 1 (NAME_std), the interval (NAME_lower, NAME_upper) and the
+            number of runs that have the metric (NAME_n); NaN where there are too few. Coordinates: `method`, one per
+            parameter or input that differs, `runs` (their ids) and `seeds`, both separated by spaces.
+
+        Raises:
+            InputError: no run is complete, or a level outside (0, 1).
+        """
+        from workbench.comparison import aggregate_runs
+
+        found = [self[run] if isinstance(run, str) else run for run in runs]
+        return aggregate_runs(found, lambda run: self.store.run(run).record, level=level)
+
     # --- where subjects come from (`execution.inputs.Sources`) --------------------------------------------------------
 
     def dataset(self, spec: str, *, role: str) -> tuple[xr.Dataset, str | None]:

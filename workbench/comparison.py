@@ -1,12 +1,18 @@
-"""Runs side by side as one labelled Dataset: metrics, differing parameters, arrays that line up."""
+"""Runs side by side as one labelled Dataset: metrics, differing parameters, arrays that line up; and repetitions as one.
+
+`compare_runs` has a row for every run, `aggregate_runs` one for all runs that differ only in seed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.errors import InputError
+from workbench.errors import InputError, RunNotFoundError
+from workbench.fingerprint import digest_json
 from workbench.record import report_number
 
 if TYPE_CHECKING:
@@ -14,7 +20,10 @@ if TYPE_CHECKING:
 
     from workbench.record import RunRecord
 
-__all__ = ["compare_runs", "differing"]
+__all__ = ["aggregate_runs", "compare_runs", "differing"]
+
+DEEPEST = 50
+"""Generations of inputs that are followed when runs are grouped."""
 
 
 class Comparable(Protocol):
@@ -107,3 +116,176 @@ def _column(values: list[Any]) -> list[Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+# --------------------------------------------------------------------------------------------------------- repetitions
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What a run computes apart from its seeds, and the seeds: its own, then those of the runs it was made from."""
+
+    group: str
+    seeds: tuple[int, ...]
+
+
+class _Lineage:
+    """Identities of runs, with their inputs followed through the store."""
+
+    def __init__(self, find: Callable[[str], RunRecord]) -> None:
+        self._find, self._known = find, dict[str, _Identity | None]()
+
+    def record(self, run: str) -> RunRecord | None:
+        """A run's record, None if the run was deleted."""
+        try:
+            return self._find(run)
+        except RunNotFoundError:
+            return None
+
+    def identity(self, record: RunRecord, left: int = DEEPEST) -> _Identity:
+        """See `_Identity`."""
+        known = self._known.get(record.id)
+        if known is not None:
+            return known
+        self._known[record.id] = None  # a forged record may name itself as its input
+        seeds = [record.seed]
+        inputs: dict[str, list[str]] = {}
+        for role, entry in record.inputs.items():
+            maker = _maker(entry)
+            parent = None if maker is None else self._parent(maker, left)
+            if maker is not None and parent is not None:
+                inputs[role] = [entry["label"].replace(maker, "", 1), parent.group]
+                seeds += parent.seeds
+            else:
+                # What has no digest is equal to nothing, not even to itself in another run.
+                inputs[role] = [entry.get("digest") or record.id]
+        group = digest_json(
+            {
+                "method": record.method,
+                "version": record.method_version,
+                "code": record.method_code,
+                "params": record.params,
+                "precision": record.precision,
+                "inputs": inputs,
+            }
+        )
+        self._known[record.id] = _Identity(group, tuple(seeds))
+        return _Identity(group, tuple(seeds))
+
+    def _parent(self, run: str, left: int) -> _Identity | None:
+        if run in self._known:
+            return self._known[run]
+        record = self.record(run) if left else None
+        return None if record is None else self.identity(record, left - 1)
+
+    def describe(self, record: RunRecord, role: str) -> str:
+        """What a person calls an input, apart from seeds: its label; for a run's output that method and what was set."""
+        entry = record.inputs.get(role, {})
+        label, run = str(entry.get("label", "")), _maker(entry)
+        maker = None if run is None else self.record(run)
+        if run is None or maker is None:
+            return label
+        changed = {name: value for name, value in maker.params.items() if maker.default_params.get(name) != value}
+        options = ", ".join(f"{name}={_text(value)}" for name, value in changed.items())
+        return label.removeprefix("run ").replace(run, maker.method + (f"({options})" if options else ""), 1)
+
+
+def _maker(entry: Mapping[str, Any]) -> str | None:
+    """The run whose output an input is, untouched: then its label names it (`run ID`, `run ID[model]`, `ID[variable]`)."""
+    runs, label = entry.get("runs", ()), str(entry.get("label", ""))
+    return runs[0] if len(runs) == 1 and re.fullmatch(rf"(run )?{re.escape(runs[0])}(\[.*\])?", label) else None
+
+
+def aggregate_runs(runs: Sequence[Comparable], find: Callable[[str], RunRecord], *, level: float = 0.95) -> xr.Dataset:
+    """See `workbench.bench.Workbench.aggregate`; `find` gives the record of a run by its id."""
+    import numpy as np
+    import xarray as xr
+
+    if not 0 < level < 1:
+        raise InputError("level", expected="a number in (0, 1)", got=repr(level))
+    complete = [run.record for run in runs if run.record.status == "complete"]
+    if not complete:
+        raise InputError("runs", expected="at least one complete run", got=f"{len(runs)} runs, none of them complete")
+    lineage = _Lineage(find)
+    groups: dict[str, dict[tuple[int, ...], RunRecord]] = {}
+    for record in sorted(complete, key=lambda record: (record.started, record.id)):
+        identity = lineage.identity(record)
+        groups.setdefault(identity.group, {})[identity.seeds] = (
+            record  # computed again with all seeds the same: no repetition
+        )
+    members = [[group[seeds] for seeds in sorted(group)] for group in groups.values()]
+    first = [group[0] for group in members]
+    columns = differing(first)
+    roles = dict.fromkeys(role for record in first for role in record.inputs)
+    for role in roles:
+        described = [lineage.describe(record, role) for record in first]
+        if len(set(described)) > 1:
+            columns[f"inputs.{role}"] = described
+    coords: dict[str, Any] = {
+        "group": _labels(first, columns),
+        "method": ("group", [record.method for record in first]),
+    }
+    coords |= {name: ("group", values) for name, values in columns.items()}
+    coords["runs"] = ("group", [" ".join(record.id for record in group) for group in members])
+    coords["seeds"] = ("group", [_spelled_seeds(list(group)) for group in groups.values()])
+    metrics = [
+        {m["name"]: m for m in (record.report or {}).get("metrics", ())} for group in members for record in group
+    ]
+    data: dict[str, Any] = {}
+    for name in dict.fromkeys(name for entry in metrics for name in entry):
+        described_by = next(entry[name] for entry in metrics if name in entry)
+        attributes = {
+            part: described_by[part] for part in ("unit", "direction", "description") if described_by.get(part)
+        }
+        column = f"metric_{name}" if name in coords else name
+        values = [
+            np.array([record.metrics[name] for record in group if name in record.metrics], dtype=np.float64)
+            for group in members
+        ]
+        summary = np.array([_summary(sample, level) for sample in values]).T
+        data[column] = ("group", summary[0], attributes)
+        for part, numbers in zip(("std", "lower", "upper"), summary[1:], strict=True):
+            data[f"{column}_{part}"] = ("group", numbers)
+        data[f"{column}_n"] = ("group", np.array([len(sample) for sample in values], dtype=np.int64))
+    return xr.Dataset(data, coords=coords, attrs={"level": level})
+
+
+def _summary(sample: Any, level: float) -> tuple[float, float, float, float]:
+    """Mean, standard deviation (n - 1) and Student's t interval of a sample; NaN where the sample does not give them."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    nan = float("nan")
+    if sample.size == 0:
+        return nan, nan, nan, nan
+    with np.errstate(invalid="ignore"):  # infinite values: the mean says so
+        mean = float(sample.mean())
+        if sample.size == 1:
+            return mean, nan, nan, nan
+        deviation = float(sample.std(ddof=1))
+    half = float(stdtrit(sample.size - 1, 0.5 + level / 2)) * deviation / float(np.sqrt(sample.size))
+    return mean, deviation, mean - half, mean + half
+
+
+def _labels(records: Sequence[RunRecord], columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A name for every group: the method and the parameters in which groups differ; numbered where that is not enough."""
+    labels: list[str] = []
+    seen: dict[str, int] = {}
+    for index, record in enumerate(records):
+        parts = [
+            f"{name.removeprefix('params.')}={values[index]}"
+            for name, values in columns.items()
+            if name.startswith("params.") and name.removeprefix("params.") in record.params
+        ]
+        label = " ".join([record.method, *parts])
+        seen[label] = seen.get(label, 0) + 1
+        labels.append(label if seen[label] == 1 else f"{label} #{seen[label]}")
+    return labels
+
+
+def _spelled_seeds(seeds: Sequence[tuple[int, ...]]) -> str:
+    """Seeds of the runs of a group; where runs share their own seed, followed by those of the runs they were made from."""
+    ordered = sorted(seeds)
+    if len({own for own, *_ in ordered}) == len(ordered):
+        return " ".join(str(own) for own, *_ in ordered)
+    return " ".join("/".join(map(str, item)) for item in ordered)
