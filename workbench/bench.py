@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from workbench.errors import InputError
 from workbench.host import Host, PluginStatus
 from workbench.method import Method, MethodReference
-from workbench.record import check_study, run_key
 from workbench.runs import Run, Runs, Studies
 from workbench.store import Store, StoredRun
 
@@ -23,12 +21,14 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
+    from workbench.execution.handle import Handle
     from workbench.execution.progress import CancelToken, Progress
+    from workbench.execution.request import Request
 
 __all__ = ["Methods", "Workbench", "open"]
 
+T = TypeVar("T")
 DEFAULT_STORE = "store"
-SEED_LIMIT = 2**63
 WAIT = 24 * 3600.0
 """Seconds `run` waits for the same run that somebody else is computing; a run that dies is not waited for."""
 
@@ -94,10 +94,10 @@ class Workbench:
         """Every plugin that was found; broken ones with the reason."""
         return self.host.plugins
 
-    def register(self, cls: type[Method]) -> type[Method]:
+    def register(self, cls: type[T]) -> type[T]:
         """Add a method written in a notebook cell (again after an edit: the key of its runs changes with the code).
 
-        Can be used as a decorator.
+        Can be used as a decorator. Takes a view type (`workbench.CustomView`) as well.
 
         Raises:
             PluginError: the class breaks the contract.
@@ -153,47 +153,67 @@ class Workbench:
             UnknownMethodError, InputError, MissingDependencyError: before any work starts.
             SkippedError, CancelledError, RunFailedError, StoreError: see `workbench.execution.lifecycle.execute`.
         """
-        from workbench.execution import inputs as preparation
-        from workbench.execution.code import method_code
-        from workbench.execution.device import PRECISIONS
-        from workbench.execution.lifecycle import Job, execute
+        from workbench.execution.request import fulfil, prepare
+
+        request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        job = prepare(request, self)
+        shown = _bar(job.method.id) if progress is True else (progress or None)
+        stored, served = fulfil(request, job, self.store, self.host, progress=shown, cancel=cancel)
+        return Run(self, stored, served=served)
+
+    def submit(
+        self,
+        method: str | type[Method],
+        /,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        force: bool = False,
+        wait: float = WAIT,
+        study: str | None = None,
+        **inputs_and_parameters: Any,
+    ) -> Handle[Run]:
+        """Begin what `run` would do and return at once: `handle.status`, `.progress`, `.result()`, `.cancel()`.
+
+        It runs in a background thread of this process, one after the other. A `run` in the foreground goes first: the one
+        in the background steps aside for it. Cells that draw from torch's, numpy's or Python's *global* generators
+        meanwhile share them with it (see `workbench.execution.turn`). What is unfinished when the process ends is cancelled.
+
+        Args:
+            method: its id, or its class.
+            seed: see `run`.
+            device: see `run`.
+            precision: see `run`.
+            force: see `run`.
+            wait: see `run`.
+            study: see `run`.
+            inputs_and_parameters: roles and parameters of the method by name, as for `run`.
+
+        Raises:
+            UnknownMethodError, InputError, MissingDependencyError: before anything begins. What goes wrong later raises
+                from `handle.result()`.
+        """
+        from workbench.execution.background import submit
+
+        request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        return submit(request, self, self.store, self.host, lambda stored, served: Run(self, stored, served=served))
+
+    def _ask(
+        self,
+        method: str | type[Method],
+        arguments: Mapping[str, Any],
+        seed: int,
+        device: str | torch.device | None,
+        precision: str,
+        force: bool,
+        wait: float,
+        study: str | None,
+    ) -> Request:
+        from workbench.execution.request import ask
 
         cls = self.register(method) if isinstance(method, type) else self.host.method(method)
-        roles, params = preparation.sort_arguments(cls, inputs_and_parameters)
-        validated = preparation.validate_params(cls, params)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-            raise InputError("seed", expected=f"an integer in 0..{SEED_LIMIT - 1}", got=repr(seed))
-        if precision not in PRECISIONS:
-            raise InputError("precision", expected=f"one of {', '.join(PRECISIONS)}", got=repr(precision))
-        if study is not None:
-            check_study(study)
-        preparation.check_requirements(cls)
-        resolved = preparation.resolve(cls, roles, self)
-        code = method_code(cls)
-        digests = {name: item.digest for name, item in resolved.items()}
-        known = {name: digest for name, digest in digests.items() if digest is not None}
-        key = None
-        if len(known) == len(digests):
-            key = run_key(
-                method=cls.id,
-                version=cls.version,
-                code=code,
-                params=validated.model_dump(mode="json"),
-                inputs=known,
-                seed=seed,
-                precision=precision,
-            )
-        if key is not None and not force:
-            waiting = _Waiting(progress, cancel)
-            if (found := self.store.wait_for(key, wait, waiting.poll)) is not None:
-                served = Run(self, found, served=True)
-                if study not in (None, found.record.study):
-                    served.annotations.join(study)
-                return served
-        preparation.check(cls, resolved)
-        job = Job(cls, validated, resolved, seed, precision, code, key, device, study)
-        shown = _bar(cls.id) if progress is True else (progress or None)
-        return Run(self, execute(job, self.store, self.host, progress=shown, cancel=cancel))
+        return ask(cls, arguments, seed=seed, device=device, precision=precision, force=force, wait=wait, study=study)
 
     # --- finding ----------------------------------------------------------------------------------------------------
 
@@ -282,9 +302,11 @@ class Workbench:
 
     def network(self, spec: str, *, example: xr.Dataset | None, role: str) -> nn.Module:
         """See `workbench.execution.inputs.Sources`."""
+        from workbench.execution.turn import Turn
         from workbench.subjects import load_model
 
-        return load_model(spec, factories=self._factories(), example=example, argument=role)
+        with Turn():  # factories draw weights from global generators
+            return load_model(spec, factories=self._factories(), example=example, argument=role)
 
     def stored_run(self, run_id: str) -> StoredRun:
         """See `workbench.execution.inputs.Sources`."""
@@ -292,32 +314,17 @@ class Workbench:
 
     def stored_model(self, run: StoredRun, name: str, into: nn.Module | None = None) -> nn.Module:
         """See `workbench.execution.inputs.Sources`."""
+        from workbench.execution.turn import Turn
         from workbench.subjects import load_state
 
         arrays = run.model_state(name)
-        return load_state(arrays, run.record.models[name], factories=self._factories(), into=into)
+        with Turn():
+            return load_state(arrays, run.record.models[name], factories=self._factories(), into=into)
 
     def _factories(self) -> dict[str, Any]:
         from workbench.subjects.builtin import FACTORIES
 
         return {**self.host.models(), **FACTORIES}
-
-
-class _Waiting:
-    """Shows whose run is waited for, and stops when asked to."""
-
-    def __init__(self, progress: bool | Progress, cancel: CancelToken | None) -> None:
-        self._progress, self._cancel, self._told = progress, cancel, False
-
-    def poll(self, other: StoredRun) -> None:
-        if self._cancel is not None:
-            self._cancel.check()
-        if not self._told and self._progress:
-            import sys
-
-            record = other.record
-            print(f"waiting for the same run by {record.user} on {record.host} ({record.id})", file=sys.stderr)
-        self._told = True
 
 
 def _bar(title: str) -> Progress:

@@ -150,13 +150,21 @@ def _expected(method: type[Method], name: str, message: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- resolution
 
 
-def resolve(method: type[Method], roles: Mapping[str, Any], sources: Sources) -> dict[str, Resolved]:
+def resolve(
+    method: type[Method], roles: Mapping[str, Any], sources: Sources, *, known: Mapping[str, Resolved] | None = None
+) -> dict[str, Resolved]:
     """Load and identify every input, data before models (a model's number of classes may follow the data).
+
+    Args:
+        method: whose roles they fill.
+        roles: what was given, by role.
+        sources: where subjects named in text come from.
+        known: inputs that were identified before, by role.
 
     Raises:
         InputError: something that is no data, no model or no run; an unknown name; a missing file.
     """
-    found: dict[str, Resolved] = {}
+    found: dict[str, Resolved] = dict(known or {})
     for name, role in method.inputs.items():
         if isinstance(role, DataRole) and name in roles:
             found[name] = _data(name, role, roles[name], sources)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import random
 import socket
 import threading
 import time
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CancelledError, RunFailedError, SkippedError, StoreError
 from workbench.execution.checkpoint import CHECKPOINT
-from workbench.execution.device import precision_dtype, resolve_device, seed_everything
+from workbench.execution.device import precision_dtype, resolve_device
 from workbench.execution.inputs import Resolved
 from workbench.execution.progress import CancelToken, NoProgress, Progress, Throttle
 from workbench.execution.provenance import PeakMemory, project_commit, provenance
+from workbench.execution.turn import Turn, warnings_of_this_thread
 from workbench.host import Host
 from workbench.method import Inputs, Method
 from workbench.record import Failure, RunRecord, new_run_id, now
@@ -61,9 +61,25 @@ class Job:
 
 
 def execute(
-    job: Job, store: Store, host: Host, *, progress: Progress | None = None, cancel: CancelToken | None = None
+    job: Job,
+    store: Store,
+    host: Host,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    background: bool = False,
+    on_begin: Callable[[str], object] | None = None,
 ) -> StoredRun:
     """Compute a job and store it.
+
+    Args:
+        job: what to compute.
+        store: where to.
+        host: whose plugins hear of it.
+        progress: shows how far it is.
+        cancel: stops it from another thread.
+        background: it shares the process with whoever works in the foreground (see `workbench.execution.turn`).
+        on_begin: called with the run's id as soon as it has one.
 
     Returns:
         The complete run.
@@ -75,17 +91,32 @@ def execute(
         StoreError: the store cannot be written.
     """
     progress, cancel = progress or NoProgress(), cancel or CancelToken()
+    with Turn(background=background, poll=cancel.check) as turn:
+        return _live(job, store, host, progress, cancel, turn, on_begin)
+
+
+def _live(
+    job: Job,
+    store: Store,
+    host: Host,
+    progress: Progress,
+    cancel: CancelToken,
+    turn: Turn,
+    on_begin: Callable[[str], object] | None,
+) -> StoredRun:
     device = resolve_device(job.device)
     memory = PeakMemory(device)
     owner = host.owner(job.method.id)
     facts = provenance(device, owner) | {"project": project_commit(os.getcwd())}
     record = _first_record(job, str(device), facts)
     writer = store.begin(record)
+    if on_begin is not None:
+        on_begin(record.id)
     host.notify("workbench_run_started", run_id=record.id, record=record.to_json())
-    life = _Life(writer, memory, host, progress)
+    life = _Life(writer, memory, host, progress, turn)
     started = time.perf_counter()
     try:
-        with life.beating(), _quietly(facts), _own_random_numbers(job.seed):
+        with life.beating(), _quietly(facts, turn.background), turn.random_numbers(job.seed):
             report, checkpointed = _compute(job, writer, store, life, cancel, device)
         seconds = time.perf_counter() - started
         done = writer.complete(seconds=seconds, report=report, provenance=facts | {"memory": memory.summary()})
@@ -223,8 +254,8 @@ def _closed(
 class _Life:
     """Signs of life of one run: heartbeat, progress to the record, to the bar and to plugins."""
 
-    def __init__(self, writer: RunWriter, memory: PeakMemory, host: Host, progress: Progress) -> None:
-        self._writer, self._memory, self._host, self._progress = writer, memory, host, progress
+    def __init__(self, writer: RunWriter, memory: PeakMemory, host: Host, progress: Progress, turn: Turn) -> None:
+        self._writer, self._memory, self._host, self._progress, self._turn = writer, memory, host, progress, turn
         self._state: dict[str, Any] = {}
         self._notify: Callable[[float, float, str], None] = Throttle(self._tell, NOTIFY)
 
@@ -232,6 +263,7 @@ class _Life:
         self._state = self._state | {"done": done, "total": total, "message": message}
         self._progress.show(done, total, message)
         self._notify(done, total, message)
+        self._turn.step_aside()
 
     def on_values(self, step: int, values: dict[str, float]) -> None:
         shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
@@ -266,33 +298,20 @@ class _Life:
 
 
 @contextmanager
-def _quietly(facts: dict[str, Any]) -> Iterator[None]:
+def _quietly(facts: dict[str, Any], background: bool) -> Iterator[None]:
     """Keep warnings of libraries for the record instead of printing them in the user's face."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        try:
-            yield
-        finally:
-            texts = dict.fromkeys(f"{type(item.message).__name__}: {item.message}" for item in caught)
-            if texts:
-                facts["warnings"] = list(texts)[:50]
-
-
-@contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Seed the global generators for the run and give the user back theirs afterwards."""
-    import numpy as np
-    import torch
-
-    # Libraries that a method calls may draw from the global generators, the old ones of numpy included.
-    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    seed_everything(seed)
+    caught: list[Any] = []
     try:
-        yield
+        if background:
+            with warnings_of_this_thread() as caught:
+                yield
+        else:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
-        if on_cuda is not None:
-            torch.cuda.set_rng_state_all(on_cuda)
+        texts = dict.fromkeys(
+            item if isinstance(item, str) else f"{type(item.message).__name__}: {item.message}" for item in caught
+        )
+        if texts:
+            facts["warnings"] = list(texts)[:50]

@@ -1,0 +1,287 @@
+"""What `bench.submit` promises: the same runs as `bench.run`, told of while they go, without disturbing the notebook."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from workbench import Method, Output, Report
+from workbench.errors import CancelledError, InputError, RunFailedError, SkippedError, UnknownMethodError
+from workbench.execution.progress import CancelToken
+
+PATIENCE = 60.0
+"""Seconds after which a test that waits for an event fails; nothing here takes a tenth of it."""
+
+
+class Stepwise(Method):
+    """Two halves, each with draws from the global generators; between them it waits for the test, reporting progress."""
+
+    id = "sample.stepwise"
+    title = "Waits in the middle"
+    outputs = (Output("value", ("sample",), "float64", "numbers"),)
+    middle: ClassVar[threading.Event] = threading.Event()
+    go_on: ClassVar[threading.Event] = threading.Event()
+
+    def run(self, inputs: Any, params: Any, out: Any) -> None:
+        """Draw, wait, draw."""
+        first = draw()
+        out.log(1, loss=0.5)
+        type(self).middle.set()
+        while not type(self).go_on.wait(0.005):
+            out.progress(1, 2, "half way")
+        warnings.warn("a library complains", UserWarning, stacklevel=1)
+        out.write("value", np.concatenate([first, draw()]))
+
+    def report(self, result: Any) -> Report:
+        """Say something."""
+        return Report(summary="Done.")
+
+
+def draw() -> np.ndarray:
+    """A number from every global generator."""
+    return np.array([random.random(), np.random.rand(), float(torch.rand((), dtype=torch.float64))])  # noqa: NPY002
+
+
+@pytest.fixture
+def stepwise(bench):
+    Stepwise.middle, Stepwise.go_on = threading.Event(), threading.Event()
+    bench.register(Stepwise)
+    yield bench
+    Stepwise.go_on.set()
+
+
+def inline_numbers(seed: int) -> np.ndarray:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    return np.concatenate([draw(), draw()])
+
+
+# ------------------------------------------------------------------------------------------------------------ the handle
+
+
+def test_a_handle_tells_how_far_the_run_is_and_gives_it_back(stepwise):
+    handle = stepwise.submit("sample.stepwise", seed=3)
+    assert Stepwise.middle.wait(PATIENCE)
+    assert handle.status == "running"
+    assert handle.run_id in [run.id for run in stepwise.runs("status = running")]
+    assert not handle.done()
+    assert not handle.wait(0.01)
+    with pytest.raises(TimeoutError, match=r"sample.stepwise is running after 0.01 seconds"):
+        handle.result(timeout=0.01)
+    assert (handle.progress.step, dict(handle.progress.values)) == (1, {"loss": 0.5})
+    seen: list[str] = []
+    handle.add_done_callback(lambda ended: seen.append(ended.status))
+    Stepwise.go_on.set()
+    run = handle.result(PATIENCE)
+    assert (handle.status, handle.run_id, run.status) == ("complete", run.id, "complete")
+    handle.add_done_callback(lambda ended: seen.append("late"))
+    assert seen == ["complete", "late"]
+    assert stepwise.run("sample.stepwise", seed=3, progress=False).id == run.id
+
+
+def test_what_the_store_has_is_there_at_once(bench, images):
+    first = bench.run("sample.mean_image", data=images, progress=False)
+    handle = bench.submit("sample.mean_image", data=images, study="ship")
+    assert handle.status == "complete"
+    assert handle.result().served
+    assert handle.run_id == first.id
+    assert [run.id for run in bench.runs("study = ship")] == [first.id]
+
+
+def test_bad_input_raises_at_the_call(bench, images):
+    with pytest.raises(UnknownMethodError):
+        bench.submit("sample.mean_imagee", data=images)
+    with pytest.raises(InputError, match="scale"):
+        bench.submit("sample.mean_image", data=images, scale=-1)
+    with pytest.raises(InputError, match="data"):
+        bench.submit("sample.mean_image", data=np.full((2, 1, 4, 4), np.nan, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "status"),
+    [("sample.failing", RunFailedError, "failed"), ("sample.declining", SkippedError, "skipped")],
+)
+def test_results_raise_what_run_raises(bench, method, error, status):
+    handle = bench.submit(method)
+    with pytest.raises(error) as told:
+        handle.result(PATIENCE)
+    assert handle.status == status
+    assert handle.error is told.value
+    assert handle.run_id == getattr(told.value, "run_id", None)
+
+
+def test_cancelling_stops_a_running_run_and_never_begins_a_pending_one(stepwise):
+    running, pending = stepwise.submit("sample.stepwise"), stepwise.submit("sample.stepwise", seed=1)
+    assert Stepwise.middle.wait(PATIENCE)
+    assert pending.status == "pending"
+    pending.cancel()
+    assert pending.status == "cancelled"
+    running.cancel()
+    running.cancel()
+    with pytest.raises(CancelledError):
+        running.result(PATIENCE)
+    assert stepwise[running.run_id].status == "cancelled"
+    with pytest.raises(CancelledError, match="before it began"):
+        pending.result()
+    assert len(stepwise.runs()) == 1
+
+
+def test_a_callback_that_raises_ends_nothing(bench, caplog):
+    handle = bench.submit("sample.random_numbers")
+    handle.add_done_callback(lambda _: 1 / 0)
+    assert handle.result(PATIENCE).status == "complete"
+    assert bench.submit("sample.random_numbers", seed=1).result(PATIENCE).status == "complete"
+
+
+def test_it_shows_itself_as_text_and_escaped(bench):
+    handle = bench.submit("sample.failing")
+    handle.wait(PATIENCE)
+    handle.title = "<script>"
+    assert "sample.failing failed: ValueError" in repr(handle)
+    assert "<script>" not in handle._repr_html_()
+
+
+# ---------------------------------------------------------------------------------------- what a process has only once
+
+
+def test_a_foreground_run_goes_first_and_both_give_the_numbers_they_give_alone(stepwise):
+    alone = stepwise.run("sample.random_numbers", seed=5, progress=False)
+    random.seed(11)
+    np.random.seed(11)  # noqa: NPY002
+    torch.manual_seed(11)
+    expected = [draw(), draw()]
+    random.seed(11)
+    np.random.seed(11)  # noqa: NPY002
+    torch.manual_seed(11)
+    handle = stepwise.submit("sample.stepwise", seed=3)
+    assert Stepwise.middle.wait(PATIENCE)
+    between = stepwise.run("sample.random_numbers", seed=5, force=True, progress=False)  # while the other waits
+    assert handle.status == "running"
+    np.testing.assert_array_equal(between["value"].values, alone["value"].values)
+    Stepwise.go_on.set()
+    np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(3))
+    random.seed(11)
+    np.random.seed(11)  # noqa: NPY002
+    torch.manual_seed(11)
+    np.testing.assert_array_equal([draw(), draw()], expected)
+
+
+def test_generators_of_the_notebook_are_what_they_were(bench):
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002
+    random.seed(11)
+    expected = [draw(), draw()]
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002
+    random.seed(11)
+    found = [draw()]
+    bench.submit("sample.random_numbers", seed=2).result(PATIENCE)
+    found.append(draw())
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_is_built_with_its_own_weights_while_something_runs(stepwise):
+    wanted = stepwise.model("small-cnn(n_classes=3)").state_dict()
+    handle = stepwise.submit("sample.stepwise", seed=3)
+    assert Stepwise.middle.wait(PATIENCE)
+    built = stepwise.model("small-cnn(n_classes=3)").state_dict()
+    assert all(torch.equal(built[name], wanted[name]) for name in wanted)
+    Stepwise.go_on.set()
+    np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(3))
+
+
+def test_several_submitted_runs_do_not_mix(stepwise):
+    Stepwise.go_on.set()
+    handles = [stepwise.submit("sample.stepwise", seed=seed) for seed in range(4)]
+    for seed, handle in enumerate(handles):
+        np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(seed))
+
+
+def test_submitting_from_many_threads_gives_every_run_its_own_numbers(stepwise):
+    Stepwise.go_on.set()
+    found: dict[int, np.ndarray] = {}
+
+    def one(seed: int) -> None:
+        # Half of them in the foreground of their thread, half in the background.
+        if seed % 2:
+            found[seed] = stepwise.run("sample.stepwise", seed=seed, progress=False)["value"].values
+        else:
+            found[seed] = stepwise.submit("sample.stepwise", seed=seed).result(PATIENCE)["value"].values
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(found) == list(range(8))
+    for seed, values in found.items():
+        np.testing.assert_array_equal(values, inline_numbers(seed))
+
+
+def test_warnings_go_to_the_record_and_filters_stay_those_of_the_notebook(stepwise):
+    shown, filters = warnings.showwarning, list(warnings.filters)
+    handle = stepwise.submit("sample.stepwise")
+    assert Stepwise.middle.wait(PATIENCE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("mine", UserWarning, stacklevel=1)
+    assert [str(item.message) for item in caught] == ["mine"]
+    Stepwise.go_on.set()
+    assert handle.result(PATIENCE).record.provenance["warnings"] == ["UserWarning: a library complains"]
+    assert warnings.filters == filters
+    assert warnings.showwarning is shown
+
+
+def test_a_foreground_run_that_waits_for_one_that_never_pauses_can_be_stopped(stepwise):
+    class Silent(Stepwise):
+        """Reports nothing while it waits."""
+
+        id = "sample.silent"
+
+        def run(self, inputs: Any, params: Any, out: Any) -> None:
+            """Wait."""
+            Stepwise.middle.set()
+            Stepwise.go_on.wait()
+            out.write("value", draw())
+
+    handle = stepwise.submit(Silent, seed=4)
+    assert Stepwise.middle.wait(PATIENCE)
+    token = CancelToken()
+    threading.Timer(0.05, token.cancel).start()
+    with pytest.raises(CancelledError):
+        stepwise.run("sample.random_numbers", cancel=token, progress=False)
+    assert handle.status == "running"
+    Stepwise.go_on.set()
+    np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(4)[:3])
+    assert [run.method for run in stepwise.runs()] == ["sample.silent"]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import workbench
+from workbench.host import Host
+from unit.test_handle import Stepwise
+bench = workbench.open({store!r}, host=Host(found=[]))
+bench.register(Stepwise)
+handle, other = bench.submit("sample.stepwise"), bench.submit("sample.stepwise", seed=1)
+assert Stepwise.middle.wait(60)
+print(handle.run_id)
+"""
+
+
+def test_what_is_unfinished_when_the_process_ends_is_cancelled(bench, tmp_path: Path):
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), store=bench.store.url)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    (run,) = bench.runs()
+    assert run.id == done.stdout.strip()
+    assert run.status == "cancelled"

@@ -1,0 +1,173 @@
+"""What somebody asks for, from keyword arguments to a stored run: the same steps for every way of running it.
+
+ask      sorts the arguments; costs nothing and refuses what is wrong on its face
+prepare  loads and identifies the subjects: now the run has a key
+fulfil   returns the run from the store, or computes it
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InputError
+from workbench.execution import inputs as preparation
+from workbench.execution.code import method_code
+from workbench.execution.device import PRECISIONS
+from workbench.execution.inputs import Resolved, Sources
+from workbench.execution.lifecycle import Job, execute
+from workbench.execution.progress import CancelToken, Progress
+from workbench.host import Host
+from workbench.method import Method
+from workbench.record import check_study, run_key
+from workbench.store import Store, StoredRun
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Request", "Waiting", "ask", "fulfil", "prepare", "stored_already"]
+
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class Request:
+    """A method and what to run it on. Names and parameters are known to be right, subjects are as they were given."""
+
+    method: type[Method]
+    roles: Mapping[str, Any]
+    params: Any
+    seed: int
+    device: str | torch.device | None
+    precision: str
+    force: bool
+    wait: float
+    study: str | None
+
+
+def ask(
+    method: type[Method],
+    arguments: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str | torch.device | None,
+    precision: str,
+    force: bool,
+    wait: float,
+    study: str | None,
+) -> Request:
+    """A request from what `bench.run` takes.
+
+    Raises:
+        InputError, MissingDependencyError: before any work starts.
+    """
+    roles, params = preparation.sort_arguments(method, arguments)
+    validated = preparation.validate_params(method, params)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise InputError("seed", expected=f"an integer in 0..{SEED_LIMIT - 1}", got=repr(seed))
+    if precision not in PRECISIONS:
+        raise InputError("precision", expected=f"one of {', '.join(PRECISIONS)}", got=repr(precision))
+    if study is not None:
+        check_study(study)
+    preparation.check_requirements(method)
+    return Request(method, roles, validated, seed, device, precision, force, wait, study)
+
+
+def prepare(
+    request: Request, sources: Sources, *, resolved: Mapping[str, Resolved] | None = None, code: str | None = None
+) -> Job:
+    """Load and identify the subjects.
+
+    Args:
+        request: what is asked for.
+        sources: where subjects named in text come from.
+        resolved: subjects that were identified before, by role.
+        code: digest of the method's code where it was told before; else it is taken here.
+
+    Raises:
+        InputError: a subject that is none, an unknown name, a missing file.
+    """
+    resolved = resolved or {}
+    method, roles = request.method, {name: item for name, item in request.roles.items() if name not in resolved}
+    found = preparation.resolve(method, roles, sources, known=resolved)
+    code = method_code(method) if code is None else code
+    known = {name: item.digest for name, item in found.items() if item.digest is not None}
+    key = None
+    if len(known) == len(found):
+        key = run_key(
+            method=method.id,
+            version=method.version,
+            code=code,
+            params=request.params.model_dump(mode="json"),
+            inputs=known,
+            seed=request.seed,
+            precision=request.precision,
+        )
+    return Job(
+        method,
+        request.params,
+        found,
+        request.seed,
+        request.precision,
+        code,
+        key,
+        request.device,
+        request.study,
+    )
+
+
+def stored_already(
+    request: Request, job: Job, store: Store, poll: Callable[[StoredRun], object] | None = None
+) -> StoredRun | None:
+    """The same run from the store, after waiting for somebody who computes it; without `poll`, only if it is there now."""
+    if job.key is None or request.force:
+        return None
+    found = store.find(job.key) if poll is None else store.wait_for(job.key, request.wait, poll)
+    if found is not None and request.study not in (None, found.record.study):
+        store.annotations.of(found.id).join(request.study)
+    return found
+
+
+def fulfil(
+    request: Request,
+    job: Job,
+    store: Store,
+    host: Host,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    background: bool = False,
+    on_begin: Callable[[str], object] | None = None,
+    checked: bool = False,
+) -> tuple[StoredRun, bool]:
+    """The run, and whether it came from the store. `checked` subjects are not checked again; else as `execute`.
+
+    Raises:
+        InputError: the subjects do not fit the method.
+        SkippedError, CancelledError, RunFailedError, StoreError: see `workbench.execution.lifecycle.execute`.
+    """
+    poll = Waiting(progress is not None and not background, cancel)
+    if (found := stored_already(request, job, store, poll)) is not None:
+        return found, True
+    if not checked:
+        preparation.check(job.method, job.inputs)
+    done = execute(job, store, host, progress=progress, cancel=cancel, background=background, on_begin=on_begin)
+    return done, False
+
+
+class Waiting:
+    """Says whose run is waited for, and stops when asked to."""
+
+    def __init__(self, shown: bool, cancel: CancelToken | None) -> None:
+        self._shown, self._cancel, self._told = shown, cancel, False
+
+    def __call__(self, other: StoredRun) -> None:
+        """The other run is still going."""
+        if self._cancel is not None:
+            self._cancel.check()
+        if not self._told and self._shown:
+            record = other.record
+            print(f"waiting for the same run by {record.user} on {record.host} ({record.id})", file=sys.stderr)
+        self._told = True
