@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workbench.bench import Workbench
+    from workbench.panels.explore import Explorer
+    from workbench.panels.run import RunPanel
     from workbench.render import RenderedReport
     from workbench.report import Report
     from workbench.store.annotations import RunAnnotations
     from workbench.store.studies import Study
 
-__all__ = ["Run", "Runs", "Studies"]
+__all__ = ["ArrayNames", "Run", "Runs", "Studies", "panel_module"]
+
+
+def panel_module(name: str) -> Any:
+    """A module of the panels. They lie on the floor above, so it is named as text and loaded when somebody wants to look."""
+    from importlib import import_module
+
+    return import_module(f"workbench.panels.{name}")
 
 
 class Runs(list["Run"]):
@@ -61,6 +70,28 @@ class Studies(list["Study"]):
         from workbench.render.sections import table_html
 
         return notebook_fragment(table_html(self.HEADINGS, self.rows(), (False, True, False, False)))
+
+
+class ArrayNames(tuple[str, ...]):
+    """Names of the arrays of a run. Shows itself as a table of dims, chunks and sizes; called, it opens the explorer."""
+
+    stored: StoredRun
+
+    @classmethod
+    def of(cls, stored: StoredRun) -> ArrayNames:
+        """The arrays of a run."""
+        made = cls(stored.outputs)
+        made.stored = stored
+        return made
+
+    def __call__(self) -> Explorer:
+        """All arrays of the run in one panel: `run.arrays()`."""
+        return panel_module("explore").Explorer([self.stored])  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        from workbench.render.layout import arrays_html
+
+        return arrays_html(self.stored.record.arrays, self)
 
 
 class Run:
@@ -163,9 +194,17 @@ class Run:
         return name in self.stored
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        """Names of the stored outputs."""
-        return self.stored.outputs
+    def arrays(self) -> ArrayNames:
+        """Names of the stored outputs; `run.arrays()` opens them in the explorer."""
+        return ArrayNames.of(self.stored)
+
+    def explore(self, name: str) -> Explorer:
+        """A stored array as pictures, curves, histogram or table: choose dims, slide, zoom. Only what is on view is read.
+
+        Raises:
+            OutputError: there is none of this name.
+        """
+        return panel_module("explore").Explorer([self.stored], name)  # type: ignore[no-any-return]
 
     @property
     def series(self) -> xr.Dataset:
@@ -190,6 +229,10 @@ class Run:
         return self._bench.stored_model(self.stored, name, into)
 
     # --- what it found ----------------------------------------------------------------------------------------------
+
+    def panel(self) -> RunPanel:
+        """Everything about the run to look through: report, arrays, parameters, lineage, curves, provenance, code, notes."""
+        return panel_module("run").RunPanel(self)  # type: ignore[no-any-return]
 
     def report(self) -> RenderedReport:
         """The report saved with the run; displays itself in a notebook, `.save(path)` writes one HTML page.

@@ -214,9 +214,9 @@ class RunArrays:
         for name in self.names:
             entry = self.entry(name)
             own = dict(zip(entry["dims"], entry["shape"], strict=True))
-            if name != source.name and entry["dtype"] != "string" and {x, y} <= set(own):
-                if all(sizes.get(dim) == size for dim, size in own.items()):
-                    found.append(name)
+            lies_over = {x, y} <= set(own) and all(sizes.get(dim) == size for dim, size in own.items())
+            if name != source.name and entry["dtype"] != "string" and lies_over:
+                found.append(name)
         return found
 
     def captions(self, source: Source, dim: str) -> list[str]:

@@ -22,8 +22,8 @@ KINDS: tuple[Kind, ...] = ("image", "line", "histogram", "table")
 
 MOST_SIDE = 1024
 """Pixels along a side of what is sent for one picture; a larger region is thinned."""
-MOST_PIXELS = 4_000_000
-"""Bytes sent for one page of pictures."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""Most bytes of one page of pictures (one picture may have more)."""
 MOST_CURVES = 16
 MOST_POINTS = 4_000
 """Entries of one curve; a longer one is thinned."""
@@ -49,14 +49,14 @@ class View(pydantic.BaseModel):
     facet: str | None = None
     """image: one picture per entry, `count` of them from `start` on."""
     index: dict[str, int] = pydantic.Field(default_factory=dict)
-    start: int = pydantic.Field(0, ge=0)
+    start: int = pydantic.Field(default=0, ge=0)
     """First entry of the facet, or first row of a table."""
-    count: int = pydantic.Field(PAGE, ge=1, le=96)
+    count: int = pydantic.Field(default=PAGE, ge=1, le=96)
     window: tuple[int, int, int, int] | None = None
     """Part of the picture: first and last row (exclusive), first and last column."""
     overlay: str | None = None
     captions: str | None = None
-    clip: float = pydantic.Field(0.0, ge=0.0, le=25.0)
+    clip: float = pydantic.Field(default=0.0, ge=0.0, le=25.0)
     """Percent of the values cut off at each end of the colour scale."""
     scale: Literal["shared", "each", "full"] = "shared"
     """Colours span the values of the page, of each picture, or the range of the type (0..255, 0..1)."""
@@ -117,7 +117,9 @@ def settled(view: View, source: Source) -> View:
         color = None
     facet = facet if facet not in (x, y, color) and kind == "image" else None
     taken = {x, y, color, facet}
-    index = {dim: min(max(view.index.get(dim, 0), 0), max(size - 1, 0)) for dim, size in sizes.items() if dim not in taken}
+    index = {
+        dim: min(max(view.index.get(dim, 0), 0), max(size - 1, 0)) for dim, size in sizes.items() if dim not in taken
+    }
     rows = sizes[facet] if facet else sizes[y] if kind == "table" and y else 0
     window = _window(view.window, sizes[y], sizes[x]) if kind == "image" and x and y else None
     return view.model_copy(
@@ -132,20 +134,28 @@ def _window(window: tuple[int, int, int, int] | None, height: int, width: int) -
     if window is None:
         return None
     top, left = (min(max(low, 0), size - 1) for low, size in ((window[0], height), (window[2], width)))
-    bottom, right = (min(max(high, low + 1), size) for high, low, size in ((window[1], top, height), (window[3], left, width)))
+    bottom, right = (
+        min(max(high, low + 1), size) for high, low, size in ((window[1], top, height), (window[3], left, width))
+    )
     whole = (top, bottom, left, right) == (0, height, 0, width)
     return None if whole else (top, bottom, left, right)
 
 
-def page(view: View, source: Source) -> slice:
-    """Entries of the facet on view: as many as asked for, fewer where pictures are large."""
-    assert view.facet is not None and view.x is not None and view.y is not None
+def page_size(view: View, source: Source) -> int:
+    """Entries on a full page: as many pictures as asked for, fewer where they are large; rows of a table."""
+    if view.kind != "image":
+        return ROWS
     top, bottom, left, right = extent(view, source)
     step = picture_step(view, source)
-    pixels = math.ceil((bottom - top) / step) * math.ceil((right - left) / step)
-    item = pixels * (sizes_of(source)[view.color] if view.color else 1) * (1 if source.dtype.kind in "b" else min(source.dtype.itemsize, 4))
-    count = min(view.count, max(1, MOST_PIXELS // max(item, 1)))
-    return slice(view.start, min(view.start + count, sizes_of(source)[view.facet]))
+    item = math.ceil((bottom - top) / step) * math.ceil((right - left) / step) * min(source.dtype.itemsize, 4)
+    item *= 3 if view.color else 1
+    return min(view.count, max(1, PAGE_BYTES // max(item, 1)))
+
+
+def page(view: View, source: Source) -> slice:
+    """Entries of the facet on view."""
+    stop = view.start + page_size(view, source)
+    return slice(view.start, min(stop, sizes_of(source)[view.facet or ""]))
 
 
 def extent(view: View, source: Source) -> tuple[int, int, int, int]:
@@ -165,7 +175,8 @@ def region(view: View, source: Source) -> dict[str, int | slice]:
     sizes = sizes_of(source)
     parts: dict[str, int | slice] = {dim: view.index[dim] for dim in source.dims if dim in view.index}
     if view.kind == "image":
-        assert view.x is not None and view.y is not None
+        assert view.x is not None
+        assert view.y is not None
         top, bottom, left, right = extent(view, source)
         step = picture_step(view, source)
         parts |= {view.y: slice(top, bottom, step), view.x: slice(left, right, step)}
@@ -235,4 +246,6 @@ def spelled(view: Mapping[str, Any]) -> View:
         return View.model_validate(dict(view))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError(".".join(map(str, first["loc"])), expected=first["msg"], got=repr(first.get("input"))[:100]) from None
+        raise InputError(
+            ".".join(map(str, first["loc"])), expected=first["msg"], got=repr(first.get("input"))[:100]
+        ) from None
