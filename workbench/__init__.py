@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from workbench.report import (
         Bar,
+        CustomView,
         FreeForm,
         HeatMap,
         Histogram,
@@ -78,6 +79,7 @@ _HOME = {
     ),
     "workbench.report": (
         "Bar",
+        "CustomView",
         "FreeForm",
         "HeatMap",
         "Histogram",
@@ -96,6 +98,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Bar",
     "CancelledError",
+    "CustomView",
     "DataRole",
     "FreeForm",
     "HeatMap",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import click
 
     from workbench.method import Method, MethodReference
+    from workbench.report import CustomView
 
 NAMESPACE = "workbench"
 hookspec = pluggy.HookspecMarker(NAMESPACE)
@@ -56,6 +57,14 @@ def workbench_models() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empt
 
     Arguments called `n_classes` and `channels` are filled in from the data where the user gives none; one called
     `weights` receives the path after `@`. Every factory also understands `mean`, `std` and `seed` in `name(...)`.
+    """
+
+
+@hookspec
+def workbench_views() -> Sequence[type[CustomView]]:  # type: ignore[empty-body]
+    """View types for reports: classes with their fields and both drawings, see `workbench.CustomView`.
+
+    A report that holds one is stored like any other. Where the plugin is missing, a table of its arrays stands in its place.
     """
 
 

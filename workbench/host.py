@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
@@ -23,8 +23,12 @@ from workbench._version import __version__
 from workbench.errors import PluginError, UnknownMethodError
 from workbench.method import Method, MethodReference
 
-__all__ = ["Host", "PluginStatus"]
+if TYPE_CHECKING:
+    from workbench.report import CustomView
 
+__all__ = ["Host", "PluginStatus", "view_type"]
+
+T = TypeVar("T")
 OWN = "vision-workbench"
 """Our own distribution."""
 SLOW_IMPORT = 2.0
@@ -45,7 +49,7 @@ class PluginStatus:
     seconds: float = 0.0
     methods: tuple[str, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)
-    """Method ids (and names of data sets and models) that were refused, with the reason."""
+    """Method ids (and names of data sets, models and views) that were refused, with the reason."""
 
 
 class Host:
@@ -72,7 +76,8 @@ class Host:
         self._methods: dict[str, MethodReference | type[Method]] = {}
         self._owners: dict[str, str] = {}
         self._loaded: dict[str, type[Method]] = {}
-        self._unavailable: dict[str, str] = {}
+        self._views: dict[str, type[CustomView]] = {}
+        """View types of this session."""
         for point in sorted(entry_points(group=hookspecs.NAMESPACE) if found is None else found, key=_own_first):
             self._load(point)
 
@@ -171,14 +176,18 @@ class Host:
         """The plugin that offers a method; None for one registered in a session."""
         return self._statuses.get(self._owners.get(method_id, ""))
 
-    def register(self, cls: type[Method]) -> type[Method]:
-        """Add or replace a method of this session, as written in a notebook cell.
+    def register(self, cls: type[T]) -> type[T]:
+        """Add or replace a method (or a view type) of this session, as written in a notebook cell.
 
         Raises:
-            PluginError: the class lacks an id or title, or is abstract.
+            PluginError: the class is abstract, or lacks an id and title (a view: a kind).
         """
+        from workbench.report import CustomView
+
+        if isinstance(cls, type) and issubclass(cls, CustomView):
+            return self._register_view(cls)
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise PluginError(f"register takes a subclass of workbench.Method, got {cls!r}")
+            raise PluginError(f"register takes a subclass of workbench.Method or workbench.CustomView, got {cls!r}")
         if abstract := sorted(getattr(cls, "__abstractmethods__", ())):
             raise PluginError(f"{cls.__name__} does not implement {' and '.join(abstract)}")
         known = self._methods.pop(getattr(cls, "id", ""), None)
@@ -190,6 +199,14 @@ class Host:
         self._methods[cls.id] = cls
         self._owners.pop(cls.id, None)
         self._loaded.pop(cls.id, None)
+        return cls
+
+    def _register_view(self, cls: type[T]) -> type[T]:
+        try:
+            kind, view = view_type(cls)
+        except (TypeError, ValueError) as error:
+            raise PluginError(str(error)) from None
+        self._views[kind] = view
         return cls
 
     def method(self, method_id: str) -> type[Method]:
@@ -230,11 +247,15 @@ class Host:
 
     def datasets(self) -> dict[str, Callable[..., Any]]:
         """Registered data sets by name."""
-        return self._merge("workbench_datasets", "data set")
+        return self._merge("workbench_datasets", "data set", _functions)
 
     def models(self) -> dict[str, Callable[..., Any]]:
         """Registered model factories by name."""
-        return self._merge("workbench_models", "model")
+        return self._merge("workbench_models", "model", _functions)
+
+    def views(self) -> dict[str, type[CustomView]]:
+        """View types by kind, those of this session first."""
+        return {**self._merge("workbench_views", "view", _view_types), **self._views}
 
     def commands(self) -> Iterator[Any]:
         """Click commands that plugins add."""
@@ -270,17 +291,17 @@ class Host:
     def _status_of(self, plugin: object) -> PluginStatus:
         return self._statuses[self._manager.get_name(plugin) or ""]
 
-    def _merge(self, hook: str, what: str) -> dict[str, Any]:
+    def _merge(self, hook: str, what: str, read: Callable[[Any], list[tuple[str, Any]]]) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         owners: dict[str, str] = {}
         for plugin in self._plugins_with(hook):
-            for name, factory in self._guarded(plugin, hook, lambda answer: [_named(*item) for item in answer.items()]):
+            for name, item in self._guarded(plugin, hook, read):
                 if name in merged:
                     status = self._status_of(plugin)
                     rejected = {**status.rejected, name: f"{what} already offered by plugin {owners[name]!r}"}
                     self._statuses[status.name] = replace(status, rejected=rejected)
                     continue
-                merged[name], owners[name] = factory, self._status_of(plugin).name
+                merged[name], owners[name] = item, self._status_of(plugin).name
         return merged
 
 
@@ -292,10 +313,33 @@ def _command(item: Any) -> Any:
     return item
 
 
-def _named(name: Any, factory: Any) -> tuple[str, Any]:
-    if not isinstance(name, str) or not callable(factory):
-        raise TypeError(f"expected a name and a function, got {name!r}: {factory!r}")
-    return name, factory
+def _functions(answer: Any) -> list[tuple[str, Any]]:
+    for name, factory in answer.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise TypeError(f"expected a name and a function, got {name!r}: {factory!r}")
+    return list(answer.items())
+
+
+def _view_types(answer: Any) -> list[tuple[str, Any]]:
+    return [view_type(item) for item in answer]
+
+
+def view_type(item: Any) -> tuple[str, type[CustomView]]:
+    """A view class by its kind.
+
+    Raises:
+        TypeError: it is no such class, or abstract. ValueError: its kind is not of the form package.word.
+    """
+    from workbench.report import CustomView
+
+    if not (isinstance(item, type) and issubclass(item, CustomView)):
+        raise TypeError(f"not a subclass of workbench.CustomView: {item!r}")
+    if abstract := sorted(getattr(item, "__abstractmethods__", ())):
+        raise TypeError(f"{item.__name__} does not implement {' and '.join(abstract)}")
+    kind = item.model_fields["kind"].default
+    if not isinstance(kind, str) or kind.count(".") != 1 or not all(part.isidentifier() for part in kind.split(".")):
+        raise ValueError(f"the kind of {item.__name__} must be a default of the form 'package.word', got {kind!r}")
+    return kind, item
 
 
 def _required_by(point: EntryPoint) -> str:

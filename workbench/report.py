@@ -6,15 +6,22 @@ and must be readable on a machine that lacks the plugin.
 
 from __future__ import annotations
 
+import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import xarray as xr
+    from matplotlib.figure import Figure
+
 __all__ = [
     "Bar",
+    "CustomView",
     "FreeForm",
     "HeatMap",
     "Histogram",
@@ -25,6 +32,7 @@ __all__ = [
     "Report",
     "Scatter",
     "Table",
+    "UnknownView",
     "View",
 ]
 
@@ -199,7 +207,71 @@ class FreeForm(_View):
         return cls(title=title, caption=caption, png=base64.b64encode(buffer.getvalue()).decode())
 
 
-View = Line | Bar | HeatMap | Histogram | Scatter | ImageGrid | ReliabilityDiagram | FreeForm
+class CustomView(_View, abc.ABC):
+    """Base of a view type that a plugin brings: fields as the views above have them, and its two drawings.
+
+    A plugin lists its classes in the hook `workbench_views`; a class made in a notebook is registered with
+    `bench.register`. `kind` is `package.word`, so that it tells where the drawing comes from:
+
+        class Rose(CustomView):
+            kind: Literal["my_package.rose"] = "my_package.rose"
+            length: str
+            around: str
+
+            @property
+            def arrays(self):
+                return (self.length,)
+
+            def draw(self, data, figure): ...
+            def interact(self, data): ...
+    """
+
+    kind: str
+
+    @property
+    @abc.abstractmethod
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the stored arrays (or `series/NAME`) that are drawn.
+
+        They are saved with the view: where the plugin is missing, they are shown as a table.
+        """
+
+    @abc.abstractmethod
+    def draw(self, data: Mapping[str, xr.DataArray], figure: Figure) -> None:
+        """Draw on an empty matplotlib figure, for pages and files.
+
+        Args:
+            data: `arrays` by name, in memory, with `select` applied.
+            figure: of 5.6 by 3.3 inches; may be resized. The title is printed by others.
+        """
+
+    @abc.abstractmethod
+    def interact(self, data: Mapping[str, xr.DataArray]) -> go.Figure:
+        """The same as a plotly figure, for notebooks and panels."""
+
+
+class UnknownView(_View):
+    """A saved view that nothing installed here can draw. What it shows is shown as a table instead."""
+
+    kind: str
+    arrays: tuple[str, ...] = ()
+    """Names of the stored arrays it would draw."""
+    document: dict[str, Any]
+    """The view as it was saved."""
+    reason: str
+
+
+View = Line | Bar | HeatMap | Histogram | Scatter | ImageGrid | ReliabilityDiagram | FreeForm | CustomView | UnknownView
+_OWN: Mapping[str, type[_View]] = {
+    "line": Line,
+    "bar": Bar,
+    "heat_map": HeatMap,
+    "histogram": Histogram,
+    "scatter": Scatter,
+    "image_grid": ImageGrid,
+    "reliability": ReliabilityDiagram,
+    "free_form": FreeForm,
+}
 
 
 @dataclass(frozen=True)
@@ -211,10 +283,6 @@ class Report:
     tables: Sequence[Table] = ()
     views: Sequence[View] = ()
     notes: Sequence[str] = field(default=())
-
-    _views: ClassVar[pydantic.TypeAdapter[Any]] = pydantic.TypeAdapter(
-        pydantic.RootModel[list[pydantic.SerializeAsAny[View]]]
-    )
 
     def __post_init__(self) -> None:
         names = [metric.name for metric in self.metrics]
@@ -229,22 +297,54 @@ class Report:
                 "summary": self.summary,
                 "metrics": [metric.model_dump(mode="json") for metric in self.metrics],
                 "tables": [table.model_dump(mode="python") for table in self.tables],
-                "views": [view.model_dump(mode="python") for view in self.views],
+                "views": [_view_document(view) for view in self.views],
                 "notes": list(self.notes),
             }
         )
         return document
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Report:
-        """The inverse of `to_json`."""
+    def from_json(cls, value: Mapping[str, Any], *, views: Iterable[type[CustomView]] = ()) -> Report:
+        """The inverse of `to_json`.
+
+        Args:
+            value: what `to_json` made.
+            views: view types of plugins. A view of any other kind becomes an `UnknownView`, which keeps what was saved.
+
+        Raises:
+            ValueError: the document is no report.
+        """
+        custom = {str(view.model_fields["kind"].default): view for view in views}
         return cls(
             summary=value["summary"],
             metrics=tuple(Metric(**_number_back(metric)) for metric in value["metrics"]),
             tables=tuple(Table(**_number_back(table)) for table in value["tables"]),
-            views=tuple(cls._views.validate_python(_number_back(list(value["views"]))).root),
+            views=tuple(_view(_number_back(view), custom) for view in value["views"]),
             notes=tuple(value["notes"]),
         )
+
+
+def _view_document(view: View) -> dict[str, Any]:
+    if isinstance(view, UnknownView):
+        return view.document
+    document = view.model_dump(mode="python")
+    return document | {"arrays": list(view.arrays)} if isinstance(view, CustomView) else document
+
+
+def _view(document: dict[str, Any], custom: Mapping[str, type[CustomView]]) -> Any:
+    kind = document["kind"]
+    if kind in _OWN:
+        return _OWN[kind](**document)
+    reason = "no installed plugin draws it"
+    if kind in custom:
+        try:
+            return custom[kind](**{name: value for name, value in document.items() if name != "arrays"})
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            reason = f"the plugin that draws it is of another version ({where}: {first['msg']})"
+    known = {name: document[name] for name in ("title", "caption", "select", "arrays") if name in document}
+    return UnknownView(kind=kind, document=document, reason=reason, **known)
 
 
 _SPECIAL = {"__nan__": math.nan, "__inf__": math.inf, "__-inf__": -math.inf}

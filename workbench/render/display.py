@@ -14,6 +14,7 @@ from workbench.render import sections
 from workbench.render.html import CARDS, notebook_fragment, report_html, resolve_views, run_head
 from workbench.render.info import RunInfo
 from workbench.render.markup import Html, element
+from workbench.render.plots import TablesPlot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -102,7 +103,10 @@ class RenderedReport:
         pictures = [
             element(
                 "figure",
-                element("img", src=data_uri(png(plot)), alt=plot.title, width="560"),
+                element("h3", plot.title) if isinstance(plot, TablesPlot) else None,
+                sections.tables_of(plot)
+                if isinstance(plot, TablesPlot)
+                else element("img", src=data_uri(png(plot)), alt=plot.title, width="560"),
                 element("figcaption", plot.caption) if plot.caption else None,
             )
             for plot in self._plots
@@ -118,6 +122,11 @@ class RenderedReport:
         shown: list[dict[str, Any]] = [{"text/html": self._opening(), "text/plain": repr(self)}]
         plots = [plot for plot in self._plots if not isinstance(plot, WorkbenchError)]
         for plot, made in zip(plots, self.figures.values(), strict=True):
+            if isinstance(plot, TablesPlot):
+                below = element("div", plot.caption, class_="wb-caption") if plot.caption else None
+                tables = notebook_fragment(element("h3", plot.title), sections.tables_of(plot), below)
+                shown.append({"text/html": tables, "text/plain": f"[{plot.title}] {plot.message}"})
+                continue
             shown.append(
                 {
                     "application/vnd.plotly.v1+json": _plotly_json(made),

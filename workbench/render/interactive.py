@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.render import palette
+from workbench.render.custom import custom_figure, tables_figure
 from workbench.render.interactive_layout import (
     as_list,
     axis_layout,
@@ -26,6 +27,7 @@ from workbench.render.interactive_layout import (
 from workbench.render.plots import (
     Axis,
     BarPlot,
+    CustomPlot,
     HeatMapPlot,
     HistogramPlot,
     ImageGridPlot,
@@ -34,6 +36,7 @@ from workbench.render.plots import (
     Plot,
     ReliabilityPlot,
     ScatterPlot,
+    TablesPlot,
 )
 from workbench.render.texts import number_text, power_text, shorten_all, value_text
 
@@ -56,6 +59,8 @@ def figure(plot: Plot) -> go.Figure:
         ImageGridPlot: _image_grid,
         ReliabilityPlot: _reliability,
         PicturePlot: _picture,
+        CustomPlot: custom_figure,
+        TablesPlot: tables_figure,
     }
     made = kinds[type(plot)](plot)
     made.update_layout(

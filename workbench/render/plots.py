@@ -6,16 +6,25 @@ are float64 with NaN for "no value"; all texts are plain text, never markup.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from workbench.report import CustomView
 
 __all__ = [
     "Axis",
     "BarGroup",
     "BarPlot",
     "Curve",
+    "CustomPlot",
+    "DataTable",
     "Distribution",
     "HeatMapPlot",
     "HistogramPlot",
@@ -27,6 +36,7 @@ __all__ = [
     "ReliabilityPanel",
     "ReliabilityPlot",
     "ScatterPlot",
+    "TablesPlot",
 ]
 
 Floats = NDArray[np.float64]
@@ -205,4 +215,39 @@ class PicturePlot(_Plot):
     png: bytes = field(repr=False)
 
 
-Plot = LinePlot | BarPlot | HeatMapPlot | HistogramPlot | ScatterPlot | ImageGridPlot | ReliabilityPlot | PicturePlot
+@dataclass(frozen=True, eq=False)
+class CustomPlot(_Plot):
+    """What a plugin draws: its view and the arrays it asked for, in memory."""
+
+    view: CustomView
+    data: Mapping[str, xr.DataArray]
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """Arrays over the same dims, one row per entry: columns of labels of the dims, then of values."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TablesPlot(_Plot):
+    """What stands in for a view that cannot be drawn here: why, and its data."""
+
+    message: str
+    tables: tuple[DataTable, ...]
+
+
+Plot = (
+    LinePlot
+    | BarPlot
+    | HeatMapPlot
+    | HistogramPlot
+    | ScatterPlot
+    | ImageGridPlot
+    | ReliabilityPlot
+    | PicturePlot
+    | CustomPlot
+    | TablesPlot
+)

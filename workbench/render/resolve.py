@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.render.custom import resolve_custom, resolve_unknown
 from workbench.render.histogram import resolve_histogram
 from workbench.render.parts import GROUPS, above_zero, caption, first, group_name, positions, spread, value_label
 from workbench.render.plots import (
@@ -29,6 +30,7 @@ from workbench.render.reliability import resolve_reliability
 from workbench.render.texts import label_text, plain_name
 from workbench.report import (
     Bar,
+    CustomView,
     FreeForm,
     HeatMap,
     Histogram,
@@ -36,6 +38,7 @@ from workbench.report import (
     Line,
     ReliabilityDiagram,
     Scatter,
+    UnknownView,
     View,
 )
 
@@ -79,9 +82,10 @@ def resolve(view: View, result: Result) -> Plot:
         ImageGrid: _image_grid,
         ReliabilityDiagram: resolve_reliability,
         FreeForm: _free_form,
+        UnknownView: resolve_unknown,
     }
     reader = Reader(view.title, result, view.select)
-    plot = kinds[type(view)](view, reader)
+    plot = resolve_custom(view, reader) if isinstance(view, CustomView) else kinds[type(view)](view, reader)
     if not isinstance(view, FreeForm):
         reader.finish()
     return plot

@@ -61,11 +61,13 @@ _LOCK = threading.RLock()
 @contextmanager
 def _styled(salt: str = "") -> Iterator[None]:
     """Our style on top of matplotlib's defaults, whatever the notebook has set; one drawing at a time."""
+    from cycler import cycler
     from matplotlib import style
 
+    ours = {"axes.prop_cycle": cycler(color=palette.COLORS), "svg.hashsalt": visible(salt) or "workbench"}
     with (
         _LOCK,
-        style.context(["default", _STYLE | {"svg.hashsalt": visible(salt) or "workbench"}]),
+        style.context(["default", _STYLE | ours]),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

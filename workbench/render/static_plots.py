@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.render import palette
+from workbench.render.custom import draw_custom, draw_tables
 from workbench.render.plots import (
     BarPlot,
+    CustomPlot,
     HeatMapPlot,
     HistogramPlot,
     ImageGridPlot,
@@ -19,6 +21,7 @@ from workbench.render.plots import (
     ReliabilityPanel,
     ReliabilityPlot,
     ScatterPlot,
+    TablesPlot,
 )
 from workbench.render.static_axes import HEIGHT, WIDTH, add_legend, plain, say_nothing, set_axes, wrapped
 from workbench.render.texts import number_text, power_text, shorten_all, value_text
@@ -47,6 +50,8 @@ def draw_figure(plot: Plot, titled: bool) -> Figure:
         ImageGridPlot: _image_grid,
         ReliabilityPlot: _reliability,
         PicturePlot: _picture,
+        CustomPlot: draw_custom,
+        TablesPlot: draw_tables,
     }
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     kinds[type(plot)](plot, figure)

@@ -58,6 +58,7 @@ summary {{ cursor: pointer; color: var(--wb-muted); font-size: 13.5px; }} detail
 .wb-views img {{ display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }}
 figcaption {{ color: var(--wb-muted); font-size: 13px; margin-top: 8px; }}
 .wb-scroll {{ overflow-x: auto; }}
+.wb-data {{ max-height: 320px; overflow-y: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: 6px 18px 6px 0; border-bottom: 1px solid var(--wb-line); vertical-align: top; }}
 th {{ color: var(--wb-muted); font-weight: 550; font-size: 12.5px; white-space: nowrap; }}
@@ -107,6 +108,7 @@ NOTEBOOK = """
 .workbench .wb-name, .workbench .wb-more { font-size: 11.5px; opacity: 0.72; }
 .workbench .wb-value { font-size: 19px; font-weight: 640; font-variant-numeric: tabular-nums; }
 .workbench .wb-unit { font-size: 12px; font-weight: 500; opacity: 0.72; margin-left: 4px; }
+.workbench .wb-data { max-height: 320px; overflow-y: auto; }
 .workbench h3 { font-size: 13.5px; margin: 14px 0 4px; font-weight: 640; }
 .workbench .wb-scroll { overflow-x: auto; }
 .workbench table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; margin: 2px 0; border: 0; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -114,8 +115,45 @@ def _views(trial: Trial) -> Iterator[str]:
             plot = resolve(view, stored)
             static.svg(plot)
             interactive.figure(plot)
+            _draw_custom(plot)
         except Exception as error:
             yield f"view {view.title!r} ({view.kind}): {type(error).__name__}: {first_line(error)}"
+            continue
+        for problem in _custom_view(view, trial):
+            yield f"view {view.title!r} ({view.kind}): {problem}"
+
+
+def _draw_custom(plot: Any) -> None:
+    """What a plugin draws, without the sentence that pages show in place of an error."""
+    from matplotlib.figure import Figure
+
+    from workbench.render.custom import custom_drawing, interactive_drawing
+    from workbench.render.plots import CustomPlot
+
+    if isinstance(plot, CustomPlot):
+        custom_drawing(plot, Figure())
+        interactive_drawing(plot)
+
+
+def _custom_view(view: Any, trial: Trial) -> Iterator[str]:
+    """A plugin's own view: of a proper kind, the same after a turn through JSON, and offered by the plugin."""
+    from workbench.host import view_type
+    from workbench.report import CustomView, Report
+
+    if not isinstance(view, CustomView):
+        return
+    try:
+        kind, cls = view_type(type(view))
+    except (TypeError, ValueError) as error:
+        yield str(error)
+        return
+    document = Report(summary="a view", views=[view]).to_json()
+    # What JSON does not know at all failed the run that the report is of.
+    (back,) = Report.from_json(json.loads(json.dumps(document, allow_nan=False)), views=[cls]).views
+    if back != view:
+        yield "it is another after a turn through JSON"
+    if trial.host is not None and trial.host.views().get(kind) is not cls:
+        yield "no plugin offers it in `workbench_views`, so reports that were saved show a table in its place"
 
 
 RULES_OF_REPORTING: Mapping[str, Callable[[Trial], Iterator[str]]] = {

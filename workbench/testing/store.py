@@ -93,7 +93,10 @@ class StoreContract:
         assert backend.size("a/b") == 200
         assert backend.read_tail("a/b", 3) == (content[-3:], 200)
         assert backend.read_tail("a/b", 1000) == (content, 200)
-        assert [bytes(part) for part in backend.read_parts("a/b", [(0, 2), (100, 103)])] == [content[:2], content[100:103]]
+        assert [bytes(part) for part in backend.read_parts("a/b", [(0, 2), (100, 103)])] == [
+            content[:2],
+            content[100:103],
+        ]
         assert backend.read("a/b", 200) == content
         with pytest.raises(StoreError, match="more than 199"):
             backend.read("a/b", 199)
@@ -158,7 +161,11 @@ class StoreContract:
         """All dtypes, strings, scalars, empty arrays, groups."""
         run = store.begin(_record())
         written: dict[str, np.ndarray] = {f"array_{dtype}": _values(dtype, (7, 3)) for dtype in DTYPES}
-        written |= {"scalar": np.array(3.5, np.float32), "empty": np.zeros((0, 4), np.float32), "model/weight": np.arange(6.0)}
+        written |= {
+            "scalar": np.array(3.5, np.float32),
+            "empty": np.zeros((0, 4), np.float32),
+            "model/weight": np.arange(6.0),
+        }
         for name, values in written.items():
             run.put(name, values, tuple(f"{name.rpartition('/')[2]}_{axis}" for axis in range(values.ndim)))
         run.put("name", np.array(["conv1", "größer", ""], dtype=object), ("layer",))
@@ -173,7 +180,9 @@ class StoreContract:
         assert found["name"].values.tolist() == ["conv1", "größer", ""]
         assert list(other.verify()) == []
 
-    def test_large_arrays_are_streamed_and_sliced(self, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_arrays_are_streamed_and_sliced(
+        self, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Written region by region, read slice by slice."""
         monkeypatch.setattr(writer, "BUFFERED_BYTES", 2**20)
         values = np.random.default_rng(0).integers(0, 255, (90, 3, 128, 128), dtype=np.uint8)

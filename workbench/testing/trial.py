@@ -19,6 +19,7 @@ from workbench.testing.watch import Seen, watching
 
 if TYPE_CHECKING:
     from workbench.bench import Workbench
+    from workbench.host import Host
     from workbench.runs import Run
 
 __all__ = ["Attempt", "Trial", "first_line", "package_folder"]
@@ -133,6 +134,11 @@ class Trial:
         if isinstance(self.method.inputs.get(name), DataRole):
             return self._source.data(value)
         return self._source.model(value)
+
+    @property
+    def host(self) -> Host | None:
+        """The plugins among which the method was found, where it was looked up."""
+        return self._source.host if self._source is not None else None
 
     def data_roles(self) -> list[str]:
         """Roles whose input is a Dataset."""

@@ -45,6 +45,8 @@ class Seen:
         """Take note of an audit event."""
         if event in _NETWORK:
             address = arguments[1] if event in ("socket.connect", "socket.bind") else arguments[0]
+            if event == "socket.bind" and isinstance(address, tuple) and address[:2] in (("::1", 0), ("127.0.0.1", 0)):
+                return  # urllib3 asks in this way whether the machine has IPv6 when it is imported
             if not isinstance(address, str | bytes) or event != "socket.connect":  # a path: a pipe between processes
                 self._note(self.network, f"{event.partition('.')[2]} {address!r}")
         elif event == "open":
