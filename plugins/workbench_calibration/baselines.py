@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from workbench import Bar, InputError, Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result, Table
-from workbench.toolkit import calibration_metrics, kfold_indices, negative_log_likelihood
+from workbench.toolkit import kfold_indices, negative_log_likelihood
 
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
@@ -119,13 +119,7 @@ class Baselines(Method):
             held[name] = cross_validated_likelihood(fits[name], parts.fit.logit, parts.fit.label, out.seed)
             fitted[name] = fits[name](parts.fit.logit, parts.fit.label)
         suggested = min(fitted, key=lambda name: held[name])
-        probability = evaluate(out, parts, fitted, main=suggested, params=params)
-        label = parts.report.label.cpu().numpy()
-        values = {
-            name: calibration_metrics(p.cpu().numpy(), label, n_bins=params.n_bins, clip=CLIP)
-            for name, p in probability.items()
-        }
-        out.write("method_probability", np.stack([p.float().cpu().numpy() for p in probability.values()]))
+        values = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True).metrics
         out.write("cross_validated", np.array(list(held.values())))
         out.write("suggested", suggested)
         out.write("rank", ranks(values).mean(axis=1))

@@ -8,32 +8,26 @@ uncalibrated probabilities on the same resamples, the values chance alone would 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from workbench import Out, Output, Params
-from workbench.toolkit import (
-    calibration_metrics,
-    classwise_calibration_error,
-    clipped_probability_count,
-    negative_log_likelihood,
-    reliability_diagram,
-)
+from workbench.toolkit import CalibrationScores, consistency_band
 
 from workbench_calibration.resampling import (
     CLIP,
     ERRORS,
     RESAMPLED,
-    BinnedProbability,
-    chance_metrics,
+    ResampledScores,
     metric_interval,
     paired_difference,
     resample_counts,
 )
-from workbench_calibration.samples import PROBABILITY_FLOOR, Parts
+from workbench_calibration.samples import PROBABILITY_FLOOR, Parts, Samples
 
 SCORE_ARRAYS = ("value", "lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower",
                 "chance_upper", "p_value")
@@ -80,7 +74,11 @@ OUTPUTS = (
     Output("reliability_accuracy_lower", ("method", "bin"), "float64", "lower end of its 95 % Wilson interval"),
     Output("reliability_accuracy_upper", ("method", "bin"), "float64", "upper end of it"),
     Output("reliability_count", ("method", "bin"), "int64", "samples in the bin"),
+    Output("reliability_band_lower", ("method", "bin"), "float64", "2.5 % quantile of the accuracy if calibrated"),
+    Output("reliability_band_upper", ("method", "bin"), "float64", "97.5 % quantile of it"),
+    Output("confidence", ("method", "sample"), "float32", "largest probability of each report sample"),
     Output("class_error", ("method", "class"), "float64", "calibration error of each class's probability, equal width"),
+    Output("class_gap", ("method", "class", "bin"), "float32", "frequency less mean probability of a class; NaN: empty"),
     Output("class_count", ("class",), "int64", "report samples whose label is the class"),
     Output("fit_negative_log_likelihood", ("method",), "float64", "on the fit samples"),
     Output("changed_predictions", ("method",), "int64", "report samples whose most probable class changed"),
@@ -91,23 +89,33 @@ OUTPUTS = (
 """What `evaluate` writes: part of every method's outputs."""
 
 
-def require_kept_predictions(logit: Tensor, probability: Tensor, name: str) -> None:
-    """Raise if a map that must keep the order of classes changed a most probable class: then accuracy would change.
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` found: per method the metrics of the report samples, and how many predictions it changed."""
 
-    Args:
-        logit: before, (sample, class).
-        probability: after, (sample, class).
-        name: of the map, for the message.
-    """
-    changed = int((logit.argmax(1) != probability.argmax(1)).sum())
-    if changed:
-        raise RuntimeError(f"{name} keeps the order of classes by construction, yet {changed} predictions changed")
+    metrics: dict[str, dict[str, float]]
+    changed: dict[str, int]
+
+    def require_kept_predictions(self, name: str) -> None:
+        """Raise if a map that must keep the order of classes changed a most probable class: then accuracy would change."""
+        if self.changed[name]:
+            raise RuntimeError(
+                f"{name} keeps the order of classes by construction, yet {self.changed[name]} predictions changed"
+            )
 
 
 def evaluate(
-    out: Out, parts: Parts, calibrators: Mapping[str, Calibrator], *, main: str, params: EvaluationParams
-) -> dict[str, Tensor]:
+    out: Out,
+    parts: Parts,
+    calibrators: Mapping[str, Calibrator],
+    *,
+    main: str,
+    params: EvaluationParams,
+    keep_all: bool = False,
+) -> Evaluated:
     """Score the uncalibrated probabilities and each calibrator on the report rows, and write all of `OUTPUTS`.
+
+    Block by block, so that neither logits nor probabilities need fit into memory.
 
     Args:
         out: of the run.
@@ -115,49 +123,74 @@ def evaluate(
         calibrators: by name, already fitted (on the fit rows alone).
         main: whose probabilities become the run's `probability` and `logit`.
         params: numbers of bins and draws.
-
-    Returns:
-        Per method the probabilities of the report samples, float64 (sample, class).
+        keep_all: also write `method_probability`, the probabilities of every method.
     """
     everyone: dict[str, Calibrator] = {UNCALIBRATED: lambda logit: torch.softmax(logit, dim=1), **calibrators}
-    probability = {name: calibrate(parts.report.logit) for name, calibrate in everyone.items()}
-    fitted = {name: calibrate(parts.fit.logit) for name, calibrate in everyone.items()}
-    label = parts.report.label.cpu().numpy()
-    counts = resample_counts(len(label), params.resamples, out.rng("bootstrap"))
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    before: dict[str, np.ndarray] = {}
-    for name in out.track(everyone, "scoring"):
-        p = probability[name].cpu().numpy()
-        binned = BinnedProbability(p, params.n_bins)
-        drawn = binned.metrics(label, counts)
-        before = before or drawn
-        value = calibration_metrics(p, label, n_bins=params.n_bins, clip=CLIP)
-        first = tables[UNCALIBRATED]["value"] if tables else value
-        tables[name] = _uncertainty(value, first, drawn, before, chance_metrics(
-            binned, out.rng(f"chance {name}"), params.chance_draws
-        ))
-    names = tuple(everyone)
+    names, shape = tuple(everyone), (len(parts.report.label), parts.report.classes)
+    counts = resample_counts(shape[0], params.resamples, out.rng("bootstrap"))
     out.coordinate("method", list(names))
-    out.coordinate("metric", list(tables[UNCALIBRATED]["value"]))
-    for column in next(iter(tables.values())):
-        out.write(column, np.array([list(tables[name][column].values()) for name in names]))
-    _write_diagrams(out, [probability[name].cpu().numpy() for name in names], label, params.n_bins)
-    reference = parts.report.logit.argmax(1)
-    out.write("changed_predictions", np.array([int((probability[n].argmax(1) != reference).sum()) for n in names]))
-    fit_label = parts.fit.label.cpu().numpy()
-    out.write(
-        "fit_negative_log_likelihood",
-        np.array([negative_log_likelihood(fitted[n].cpu().numpy(), fit_label, clip=CLIP) for n in names]),
-    )
+    stored = {name: out.array(name, shape) for name in ("probability", "logit")}
+    if keep_all:
+        stored["method_probability"] = out.array("method_probability", (len(names), *shape))
+    scores = {name: CalibrationScores(n_bins=params.n_bins, clip=CLIP) for name in names}
+    resampled = {
+        name: ResampledScores(*shape, params.n_bins, counts, params.chance_draws, out.rng(f"chance {name}"))
+        for name in names
+    }
+    changed = dict.fromkeys(names, 0)
+    prediction = np.empty(shape[0], dtype=np.int64)
+    label = parts.report.label.cpu().numpy()
+    for rows, logit in parts.report.blocks():
+        before = logit.argmax(1)
+        for number, (name, calibrate) in enumerate(everyone.items()):
+            out.progress(rows.start + (rows.stop - rows.start) * number / len(names), shape[0], f"scoring {name}")
+            probability = calibrate(logit)
+            changed[name] += int((probability.argmax(1) != before).sum())
+            p = probability.cpu().numpy()
+            scores[name].update(p, label[rows])
+            resampled[name].add(p, label[rows])
+            if keep_all:
+                stored["method_probability"][number : number + 1, rows] = probability[None].float()
+            if name == main:
+                stored["probability"][rows] = probability.float()
+                stored["logit"][rows] = torch.log(probability.clamp_min(PROBABILITY_FLOOR)).float()
+                prediction[rows] = p.argmax(axis=1)
+    metrics = {name: one.metrics() for name, one in scores.items()}
+    _write_tables(out, metrics, resampled)
+    _write_diagrams(out, scores, params.n_bins, np.bincount(label, minlength=shape[1]))
+    out.write("changed_predictions", np.array(list(changed.values())))
+    out.write("fit_negative_log_likelihood", np.array([_fit_likelihood(parts.fit, one) for one in everyone.values()]))
     out.write("label", label)
     out.write("sample_index", parts.report.index)
     out.write("fit_index", parts.fit.index)
-    out.write("prediction", probability[main].argmax(1))
-    out.write("probability", probability[main].float())
-    out.write("logit", torch.log(probability[main].clamp_min(PROBABILITY_FLOOR)).float())
+    out.write("prediction", prediction)
     out.write("raised", parts.raised)
     out.write("shared", parts.shared)
-    return probability
+    return Evaluated(metrics, changed)
+
+
+def _fit_likelihood(fit: Samples, calibrate: Calibrator) -> float:
+    """Negative log likelihood of the fit samples."""
+    total = 0.0
+    for logit, label in fit.labelled_blocks():
+        own = calibrate(logit).gather(1, label[:, None])
+        total -= float(torch.log(own.clamp_min(CLIP)).sum())
+    return total / len(fit.label)
+
+
+def _write_tables(
+    out: Out, metrics: Mapping[str, Mapping[str, float]], resampled: Mapping[str, ResampledScores]
+) -> None:
+    """The arrays over (method, metric)."""
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    before: dict[str, np.ndarray] = {}
+    for name, value in metrics.items():
+        drawn = resampled[name].metrics()
+        before = before or drawn
+        tables[name] = _uncertainty(value, metrics[UNCALIBRATED], drawn, before, resampled[name].chance())
+    out.coordinate("metric", list(metrics[UNCALIBRATED]))
+    for column in SCORE_ARRAYS:
+        out.write(column, np.array([list(tables[name][column].values()) for name in metrics]))
 
 
 def _uncertainty(
@@ -186,13 +219,21 @@ def _uncertainty(
     return rows
 
 
-def _write_diagrams(out: Out, probability: Sequence[np.ndarray], label: np.ndarray, n_bins: int) -> None:
-    bins = [reliability_diagram(p, label, n_bins=n_bins) for p in probability]
+def _write_diagrams(out: Out, scores: Mapping[str, CalibrationScores], n_bins: int, class_count: np.ndarray) -> None:
+    """Reliability of the top label and of every class."""
+    bins = [one.reliability_bins() for one in scores.values()]
     for field in ("confidence", "accuracy", "accuracy_lower", "accuracy_upper", "count"):
         out.write(f"reliability_{field}", np.stack([getattr(one, field) for one in bins]))
-    out.write(
-        "class_error",
-        np.stack([classwise_calibration_error(p, label, n_bins=n_bins, reduction="none") for p in probability]),
-    )
-    out.write("class_count", np.bincount(label, minlength=probability[0].shape[1]))
-    out.write("clipped", np.array([clipped_probability_count(p, label, clip=CLIP)[0] for p in probability]))
+    events = [one.events() for one in scores.values()]
+    bands = [
+        consistency_band(confidence, rng=out.rng(f"band {name}"), n_bins=n_bins)
+        for name, (confidence, _, _) in zip(scores, events, strict=True)
+    ]
+    out.write("reliability_band_lower", np.stack([low for low, _ in bands]))
+    out.write("reliability_band_upper", np.stack([high for _, high in bands]))
+    out.write("confidence", np.stack([confidence for confidence, _, _ in events]))
+    classes = [one.classes for one in scores.values() if one.classes is not None]
+    out.write("class_error", np.stack([one.errors() for one in classes]))
+    out.write("class_gap", np.stack([one.gap() for one in classes]))
+    out.write("class_count", class_count)
+    out.write("clipped", np.array([int((own < CLIP).sum()) for _, _, own in events]))

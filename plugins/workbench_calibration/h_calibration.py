@@ -31,12 +31,11 @@ from workbench_calibration.evaluation import (
     Calibrator,
     EvaluationParams,
     evaluate,
-    require_kept_predictions,
 )
 from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table
 from workbench_calibration.h_loss import LOSS_SCALE, Weighting, event_gap, h_calibration_loss, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, make_map
-from workbench_calibration.h_training import SELECTORS, FitTrace, Goal, LossFunction, fit_map
+from workbench_calibration.h_training import SELECTORS, FitTrace, Goal, LossFunction, Watched, fit_map
 from workbench_calibration.samples import INPUTS, Samples, read_parts
 from workbench_calibration.temperature import fit_temperature
 
@@ -98,9 +97,13 @@ class HCalibration(Method):
         lr: float = Field(5e-3, gt=0, le=1, description="Adam's learning rate")
         batch: int = Field(5000, ge=2, description="Samples a step (paper: 25000 for ImageNet)")
         lr_patience: int | None = Field(
-            None, ge=1, description="Epochs without a better fit ECE before lr is halved; None: 20 (nonlinear 40)"
+            None, ge=1, description="Epochs without a better watched value before lr is halved; None: 20 (nonlinear 40)"
         )
-        stop_patience: int = Field(160, ge=1, description="Epochs without a better fit ECE before fitting stops")
+        stop_patience: int = Field(160, ge=1, description="Epochs without a better watched value before fitting stops")
+        watch: Watched = Field(
+            "top_error",
+            description="What both patiences follow on the fit samples: the ECE (official code), or the training loss",
+        )
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit all candidates and temperature on the fit rows, select there, and judge on the report rows."""
@@ -122,7 +125,7 @@ class HCalibration(Method):
             )
 
         traces = fit_candidates(parts.fit, h_loss, params, out)
-        changed = {name: _changes(trace, parts.report.logit) for name, trace in traces.items()}
+        changed = {name: _changes(trace, parts.report) for name, trace in traces.items()}
         eligible = [name for name in traces if not changed[name] and math.isfinite(traces[name].selector)]
         if not eligible:
             raise InputError(
@@ -138,12 +141,10 @@ class HCalibration(Method):
             MAIN: traces[best],
             **_best_of_other_families(traces, eligible, best),
         }
-        probability = evaluate(out, parts, calibrators, main=MAIN, params=params)
-        require_kept_predictions(parts.report.logit, probability[MAIN], best)
-        out.write("method_probability", torch.stack(list(probability.values())).float())
+        evaluate(out, parts, calibrators, main=MAIN, params=params, keep_all=True).require_kept_predictions(MAIN)
         out.write("selected_map", best)
         _write_traces(out, {**traces, f"{best} ({BASELINE})": reference}, [*changed.values(),
-                      _changes(reference, parts.report.logit)])
+                      _changes(reference, parts.report)])
         _write_map(out, traces[best].map, calibrators)
         fitted = {UNCALIBRATED: lambda logit: torch.softmax(logit, 1), **calibrators}
         out.write("fit_h_loss", np.array([
@@ -241,6 +242,7 @@ def fit_one(
         batch=params.batch,
         lr_patience=patience,
         stop_patience=params.stop_patience,
+        watch=params.watch,
         generator=out.generator(f"{name} order"),
         on_epoch=lambda: out.progress(next(epochs), total, name),
     )
@@ -267,9 +269,9 @@ def fit_candidates(
     return traces
 
 
-def _changes(trace: FitTrace, logit: Tensor) -> int:
+def _changes(trace: FitTrace, samples: Samples) -> int:
     """How many predictions a fitted map changes. No label is used, so this is no selection by the report samples."""
-    return int((trace(logit).argmax(1) != logit.argmax(1)).sum())
+    return sum(int((trace(logit).argmax(1) != logit.argmax(1)).sum()) for _, logit in samples.blocks())
 
 
 def _best_of_other_families(traces: Mapping[str, FitTrace], eligible: list[str], best: str) -> dict[str, Calibrator]:

@@ -1,7 +1,8 @@
 """Fitting one map of log-probabilities: Adam, a plateau schedule, early stopping, and the best epoch by a selector.
 
 The loop of Huang et al. (2025), whatever the loss. It sees the fit samples only: schedule and stopping follow the top-label
-calibration error (15 bins of equal width), the parameters kept are those of the epoch with the best selector.
+calibration error (15 bins of equal width), as in the official code, or the training loss; the parameters kept are those of
+the epoch with the best selector.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from workbench.toolkit import (
 )
 
 Goal = Literal["top", "classwise", "proper"]
+Watched = Literal["top_error", "loss"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Calibrated log-probabilities (sample, class) and labels (sample,) to a scalar."""
 SELECTORS: dict[Goal, str] = {
@@ -63,6 +65,7 @@ def fit_map(
     lr_patience: int,
     stop_patience: int,
     generator: torch.Generator,
+    watch: Watched = "top_error",
     on_epoch: Callable[[], None] = lambda: None,
 ) -> FitTrace:
     """Fit a map in place.
@@ -78,9 +81,10 @@ def fit_map(
         epochs: at most this many.
         lr: of Adam.
         batch: samples a step; the last, smaller batch of an epoch counts too.
-        lr_patience: epochs without a better calibration error before the learning rate is halved.
-        stop_patience: epochs without a better calibration error before fitting stops.
+        lr_patience: epochs without a better watched value before the learning rate is halved.
+        stop_patience: epochs without a better watched value before fitting stops.
         generator: CPU generator that shuffles.
+        watch: what these two follow: the top-label calibration error, or the mean training loss of the epoch.
         on_epoch: called after each epoch, for progress and cancellation.
     """
     log_probability = torch.log_softmax(logit, dim=1)
@@ -89,7 +93,7 @@ def fit_map(
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=LR_FACTOR, patience=lr_patience)
     trace = FitTrace(map_)
     best = copy.deepcopy(map_.state_dict())
-    best_error, waited = float("inf"), 0
+    best_watched, waited = float("inf"), 0
     for epoch in range(epochs):
         losses = []
         order = torch.randperm(len(label), generator=generator).to(logit.device)
@@ -111,8 +115,9 @@ def fit_map(
         if kept and selector <= trace.selector:  # the later of equal epochs, as in the official code
             trace.selector, trace.selected_epoch = selector, epoch
             best = copy.deepcopy(map_.state_dict())
-        schedule.step(error)
-        best_error, waited = (error, 0) if error < best_error else (best_error, waited + 1)
+        watched = error if watch == "top_error" else trace.loss[-1]
+        schedule.step(watched)
+        best_watched, waited = (watched, 0) if watched < best_watched else (best_watched, waited + 1)
         on_epoch()
         if waited >= stop_patience:
             break

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from workbench import Inputs, Out
 
-from workbench_calibration.evaluation import Calibrator, EvaluationParams, evaluate, require_kept_predictions
+from workbench_calibration.evaluation import Calibrator, EvaluationParams, evaluate
 from workbench_calibration.samples import Parts, read_parts
 from workbench_calibration.temperature import NAME as TEMPERATURE
 from workbench_calibration.temperature import fit_temperature
@@ -34,7 +34,7 @@ def recalibrate(
     calibrator = fit(parts.fit.logit, parts.fit.label)
     out.progress(1, 2, "scoring")
     reference = fit_temperature(parts.fit.logit, parts.fit.label)
-    probability = evaluate(out, parts, {TEMPERATURE: reference, name: calibrator}, main=name, params=params)
+    evaluated = evaluate(out, parts, {TEMPERATURE: reference, name: calibrator}, main=name, params=params)
     if keeps_predictions:
-        require_kept_predictions(parts.report.logit, probability[name], name)
+        evaluated.require_kept_predictions(name)
     return parts, calibrator

@@ -3,11 +3,16 @@
 Every method of the family works on stored logits (or probabilities) and labels alone. With a separate role `fit` all rows
 of `data` are reported on; without it `data` is cut into two disjoint stratified parts. What a method has to select (a
 penalty, an epoch, one of several maps) it selects within the fit part.
+
+Logits are read lazily: what is too large to keep goes by in blocks. `calibration.temperature` never needs more than a block;
+the other recalibrators take their fit rows into memory, and every method is judged on blocks of the report rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,10 @@ from workbench.toolkit import split_indices, to_tensor
 
 PROBABILITY_FLOOR = 1e-30
 """Probabilities below this count as this (and rows are renormalised) before a logarithm is taken."""
+IN_MEMORY_ENTRIES = 64_000_000
+"""Up to so many logits (512 MB in float64) are kept in memory; more are read anew whenever they are needed."""
+BLOCK_ENTRIES = 1_000_000
+"""Logits worked on at a time (8 MB)."""
 
 _VARIABLES = {"label": ("sample",)}
 _SCORES = {"logit": ("sample", "class"), "probability": ("sample", "class")}
@@ -38,13 +47,98 @@ INPUTS = {
 """The roles of every method of the family."""
 
 
+class Scores:
+    """Stored logits (or probabilities) of one role, read in rows; kept in memory if they are small enough."""
+
+    def __init__(self, role: str, dataset: Any, device: torch.device) -> None:
+        """Look at a data set.
+
+        Args:
+            role: for messages.
+            dataset: with `logit` or `probability`, (sample, class). Logits are preferred where both are stored. A single
+                column is the logit (probability) of class 1 of two.
+            device: where rows shall lie.
+        """
+        names = set(dataset.data_vars)
+        if not names & set(_SCORES):
+            raise InputError(
+                role,
+                expected="a variable logit (sample, class), or probability (sample, class)",
+                got=f"only {', '.join(sorted(map(str, names)))}",
+            )
+        self.role, self.device = role, device
+        self.name = "logit" if "logit" in names else "probability"
+        self._array = dataset[self.name]
+        self.samples, self.classes = self._array.shape[0], max(self._array.shape[1], 2)
+        self.raised = -1 if self.name == "logit" else 0
+        self._kept: Tensor | None = None
+        if self.samples < 4 or self._array.shape[1] < 1:
+            raise InputError(
+                role, expected="at least 4 samples of 2 classes", got=f"{self.name}s of shape {tuple(self._array.shape)}"
+            )
+
+    def scan(self) -> Iterator[tuple[slice, Tensor]]:
+        """Every row once, block by block, float64 (sample, class): checks them, counts what is raised, keeps what fits."""
+        kept = []
+        small = self.samples * self.classes <= IN_MEMORY_ENTRIES
+        for rows in row_blocks(self.samples, self.classes):
+            logit, raised = self._convert(self._array[rows])
+            self.raised += raised
+            if small:
+                kept.append(logit)
+            yield rows, logit
+        if small:
+            self._kept = torch.cat(kept)
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Rows (ascending indices) as float64 logits (row, class)."""
+        if self._kept is not None:
+            return self._kept[torch.as_tensor(rows, device=self.device)]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        span, _ = self._convert(self._array[first:last])
+        return span if last - first == len(rows) else span[torch.as_tensor(rows - first, device=self.device)]
+
+    def _convert(self, array: Any) -> tuple[Tensor, int]:
+        values, raised = to_tensor(array, device=self.device, dtype=torch.float64), 0
+        if self.name == "probability":
+            values, raised = log_probability(values, self.role)
+        elif values.shape[1] == 1:
+            values = torch.cat([torch.zeros_like(values), values], dim=1)
+        if not torch.isfinite(values).all():
+            raise InputError(f"{self.role}['logit']", expected="finite numbers", got="NaN or infinity")
+        return values, raised
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a data set: `logit` float64 (sample, class), `label` int64 (sample,), `index` of each row in its role."""
+    """Rows of a data set: `label` int64 (sample,), `index` of each row in its role, and their logits.
 
-    logit: Tensor
+    `logit` is all of them, float64 (sample, class); `blocks` gives them piece by piece, read anew each time if they are
+    too many to keep.
+    """
+
+    scores: Scores
     label: Tensor
     index: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.scores.classes
+
+    @cached_property
+    def logit(self) -> Tensor:
+        """All logits, float64 (sample, class)."""
+        return self.scores.read(self.index)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Positions within these samples and their logits, float64 (row, class)."""
+        for rows in row_blocks(len(self.index), self.classes):
+            yield rows, self.scores.read(self.index[rows])
+
+    def labelled_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels, block by block."""
+        return ((logit, self.label[rows]) for rows, logit in self.blocks())
 
 
 @dataclass(frozen=True)
@@ -60,7 +154,7 @@ class Parts:
 
 
 def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.device) -> Parts:
-    """Read the roles `data` and `fit`, check them, and split `data` if there is no `fit`.
+    """Check the roles `data` and `fit`, and split `data` if there is no `fit`.
 
     Args:
         inputs: of the run.
@@ -72,16 +166,17 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
         InputError: no logits, fewer than 2 classes, unequal classes, labels out of range, or `fit` holds every row of
             `data`.
     """
-    logit, label, raised = read_samples("data", inputs["data"], device)
-    if inputs.get("fit") is None:
+    apart = inputs.get("fit") is not None
+    scores, label, rows = read_samples("data", inputs["data"], device, hashed=apart)
+    if not apart:
         index = split_indices(label.cpu().numpy(), {"fit": fit_fraction, "report": 1 - fit_fraction}, seed=seed)
-        fit, report = (Samples(logit[rows], label[rows], rows) for rows in (index["fit"], index["report"]))
-        return Parts(fit, report, raised, 0)
-    fit_logit, fit_label, fit_raised = read_samples("fit", inputs["fit"], device)
-    if fit_logit.shape[1] != logit.shape[1]:
-        raise InputError("fit", expected=f"{logit.shape[1]} classes as in data", got=f"{fit_logit.shape[1]}")
-    known = set(_rows(fit_logit, fit_label))
-    shared = sum(row in known for row in _rows(logit, label))
+        fit, report = (Samples(scores, label[index[name]], index[name]) for name in ("fit", "report"))
+        return Parts(fit, report, scores.raised, 0)
+    fit_scores, fit_label, fit_rows = read_samples("fit", inputs["fit"], device, hashed=True)
+    if fit_scores.classes != scores.classes:
+        raise InputError("fit", expected=f"{scores.classes} classes as in data", got=f"{fit_scores.classes}")
+    known = set(fit_rows)
+    shared = sum(row in known for row in rows)
     if shared == len(label):
         raise InputError(
             "fit",
@@ -89,43 +184,36 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
             got="a set that holds every row of data",
             hint="Leave `fit` out to have `data` split.",
         )
-    fit = Samples(fit_logit, fit_label, np.arange(len(fit_label)))
-    report = Samples(logit, label, np.arange(len(label)))
-    total = -1 if raised < 0 and fit_raised < 0 else max(raised, 0) + max(fit_raised, 0)
-    return Parts(fit, report, total, shared)
+    fit = Samples(fit_scores, fit_label, np.arange(len(fit_label)))
+    report = Samples(scores, label, np.arange(len(label)))
+    given = [max(one.raised, 0) for one in (scores, fit_scores)]
+    return Parts(fit, report, -1 if scores.raised < 0 and fit_scores.raised < 0 else sum(given), shared)
 
 
-def read_samples(role: str, dataset: Any, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Logits float64 (sample, class >= 2), labels int64 (sample,), and how many probabilities were raised (-1: logits).
-
-    Logits are preferred where both are stored. A single column is the logit (probability) of class 1 of two.
-    """
-    names = set(dataset.data_vars)
-    if not names & set(_SCORES):
-        raise InputError(
-            role,
-            expected="a variable logit (sample, class), or probability (sample, class)",
-            got=f"only {', '.join(sorted(map(str, names)))}",
-        )
+def read_samples(
+    role: str, dataset: Any, device: torch.device, *, hashed: bool = False
+) -> tuple[Scores, Tensor, list[int]]:
+    """Checked logits and int64 labels (sample,) of a role, and with `hashed` a hash of each row and its label."""
+    scores = Scores(role, dataset, device)
     label = to_tensor(dataset["label"], device=device, dtype=torch.int64)
-    raised = -1
-    if "logit" in names:
-        logit = to_tensor(dataset["logit"], device=device, dtype=torch.float64)
-        if logit.shape[1] == 1:
-            logit = torch.cat([torch.zeros_like(logit), logit], dim=1)
-    else:
-        logit, raised = log_probability(to_tensor(dataset["probability"], device=device, dtype=torch.float64), role)
-    if len(label) < 4 or logit.shape[1] < 2:
-        raise InputError(role, expected="at least 4 samples of 2 classes", got=f"logits of shape {tuple(logit.shape)}")
-    if not torch.isfinite(logit).all():
-        raise InputError(f"{role}['logit']", expected="finite numbers", got="NaN or infinity")
-    if label.min() < 0 or label.max() >= logit.shape[1]:
+    if label.min() < 0 or label.max() >= scores.classes:
         raise InputError(
             f"{role}['label']",
-            expected=f"classes 0 to {logit.shape[1] - 1}",
+            expected=f"classes 0 to {scores.classes - 1}",
             got=f"{int(label.min())} to {int(label.max())}",
         )
-    return logit, label, raised
+    hashes: list[int] = []
+    for rows, logit in scores.scan():
+        if hashed:
+            table = np.concatenate([logit.cpu().numpy(), label[rows].cpu().numpy()[:, None].astype(np.float64)], axis=1)
+            hashes += [hash(row.tobytes()) for row in table]
+    return scores, label, hashes
+
+
+def row_blocks(samples: int, classes: int) -> Iterator[slice]:
+    """Consecutive slices of rows of at most `BLOCK_ENTRIES` entries."""
+    rows = max(1, BLOCK_ENTRIES // classes)
+    return (slice(start, min(start + rows, samples)) for start in range(0, samples, rows))
 
 
 def log_probability(probability: Tensor, role: str = "data") -> tuple[Tensor, int]:
@@ -150,8 +238,3 @@ def log_probability(probability: Tensor, role: str = "data") -> tuple[Tensor, in
         )
     clipped = probability.clamp_min(PROBABILITY_FLOOR)
     return torch.log(clipped / clipped.sum(1, keepdim=True)), int((probability < PROBABILITY_FLOOR).sum())
-
-
-def _rows(logit: Tensor, label: Tensor) -> list[bytes]:
-    table = np.concatenate([logit.cpu().numpy(), label.cpu().numpy()[:, None].astype(np.float64)], axis=1)
-    return [row.tobytes() for row in table]

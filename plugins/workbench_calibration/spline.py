@@ -115,7 +115,8 @@ class SplineCalibration(Method):
             inputs, params, out, name=NAME, fit=lambda logit, label: fit_spline(logit, label, knots=params.knots)
         )
         assert isinstance(fitted, SplineMap)
-        confidence, best = torch.softmax(parts.report.logit, dim=1).max(dim=1)
+        found = [torch.softmax(logit, dim=1).max(dim=1) for _, logit in parts.report.blocks()]
+        confidence, best = (torch.cat(one) for one in zip(*found, strict=True))
         score, hit = fitted.top(confidence.cpu().numpy()), (best == parts.report.label).cpu().numpy()
         out.write("top_score", score)
         out.write("top_score_ece_width_l1", binned_calibration_error(score, hit, n_bins=params.n_bins))

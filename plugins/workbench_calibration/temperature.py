@@ -4,28 +4,34 @@ Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks, I
 with the T that minimises the negative log likelihood of samples not used for training. T > 1 cools an overconfident
 classifier down, T < 1 sharpens an underconfident one. Predictions, and so accuracy, cannot change.
 
-Differs from the authors' code in how T is found: the likelihood is convex in 1/T, so a bounded Brent search over log T
-finds the optimum to 10 digits. (L-BFGS with a small step and an iteration limit, as widely copied, stops short of it.)
-The interval of T is the sandwich interval of an M-estimator, computed for 1/T.
+Differs from the authors' code in how T is found: the likelihood is convex in 1/T, so Newton's method within a bracket finds
+the optimum to 10 digits in a handful of passes over the logits, which may be larger than memory. (L-BFGS with a small step
+and an iteration limit, as widely copied, stops short of it.) The interval of T is the sandwich interval of an M-estimator,
+computed for 1/T.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import optimize
 from torch import Tensor
 from workbench import Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result
 
-from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluate, require_kept_predictions
+from workbench_calibration.evaluation import OUTPUTS, EvaluationParams, evaluate
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.samples import INPUTS, read_parts
+from workbench_calibration.samples import INPUTS, read_parts, row_blocks
 
 LOG_BOUND = 3.0
 """T is sought in exp(-3)..exp(3), about 0.05 to 20."""
+SKETCH_ENTRIES = 2_000_000
+"""Logits from which the search begins where there are many more."""
+TOLERANCE = 1e-8
+"""Largest last step of log T; the error after it is about its square."""
+MOST_PASSES = 200
 Z95 = 1.959963984540054
 NAME = "temperature"
 
@@ -49,37 +55,110 @@ class TemperatureFit:
         return torch.softmax(logit / self.temperature, dim=1)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """The mean negative log likelihood of softmax(b z) and what Newton's method and the sandwich need, at one b = 1/T."""
+
+    likelihood: float
+    slope: float
+    """Of the likelihood in b: mean of E_p z - z_y."""
+    curvature: float
+    """Mean of Var_p z."""
+    square: float
+    """Mean of (E_p z - z_y)^2."""
+    samples: int
+
+
+Blocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Goes once through all samples: logits (sample, class) and labels (sample,), block by block."""
+
+
+def moments(blocks: Blocks, inverse: float) -> Moments:
+    """One pass over all samples.
+
+    Args:
+        blocks: of logits and labels.
+        inverse: b = 1/T.
+    """
+    total, samples = np.zeros(4), 0
+    for logit, label in blocks():
+        # logits relative to the largest of their row: nothing overflows, and a shift changes no result
+        z = logit.double() - logit.amax(dim=1, keepdim=True)
+        weight = torch.exp(z * inverse)
+        norm = weight.sum(1)
+        weighted = weight.mul_(z)
+        mean = weighted.sum(1) / norm
+        second = torch.linalg.vecdot(weighted, z) / norm
+        own = z.gather(1, label[:, None])[:, 0]
+        score = mean - own
+        parts = (torch.log(norm) - inverse * own, score, second - mean**2, score**2)
+        total += np.array([float(part.sum()) for part in parts])
+        samples += len(label)
+    return Moments(*(float(value) for value in total / samples), samples)
+
+
+def in_blocks(logit: Tensor, label: Tensor) -> Blocks:
+    """Blocks of tensors that lie in memory."""
+    return lambda: ((logit[rows], label[rows]) for rows in row_blocks(*logit.shape))
+
+
+def likelihood_curve(blocks: Blocks, temperature: np.ndarray) -> np.ndarray:
+    """Mean negative log likelihood at each temperature, (temperature,), in one pass over the samples."""
+    total, samples = np.zeros(len(temperature)), 0
+    for logit, label in blocks():
+        z = logit.double() - logit.amax(dim=1, keepdim=True)
+        own = float(z.gather(1, label[:, None]).sum())
+        total += [float(torch.logsumexp(z / float(t), dim=1).sum()) - own / float(t) for t in temperature]
+        samples += len(label)
+    return np.asarray(total / samples)
+
+
 def scaled_likelihood(logit: Tensor, label: Tensor, temperature: float) -> float:
     """Mean negative log likelihood of softmax(logit / temperature), nats."""
-    return float(torch.nn.functional.cross_entropy(logit / temperature, label))
+    return moments(in_blocks(logit, label), 1 / temperature).likelihood
 
 
 def fit_temperature(logit: Tensor, label: Tensor) -> TemperatureFit:
     """The temperature that minimises the negative log likelihood.
 
     Args:
-        logit: float64 (sample, class).
+        logit: float (sample, class).
         label: int64 (sample,).
     """
-    found = optimize.minimize_scalar(
-        lambda log_t: scaled_likelihood(logit, label, math.exp(log_t)),
-        bounds=(-LOG_BOUND, LOG_BOUND),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    temperature = math.exp(float(found.x))
-    # M-estimator in b = 1/T: score_i = E_p z - z_y, information = mean Var_p z
-    p = torch.softmax(logit / temperature, dim=1)
-    mean = (p * logit).sum(1)
-    score = mean - logit.gather(1, label[:, None])[:, 0]
-    information = float((p * (logit - mean[:, None]) ** 2).sum(1).mean())
-    if information <= 0:  # equal logits everywhere: every temperature is as good
-        return TemperatureFit(temperature, math.nan, math.nan, 0.0)
-    deviation = math.sqrt(float((score**2).mean()) / len(label)) / information
-    inverse = 1 / temperature
-    low, high = inverse - Z95 * deviation, inverse + Z95 * deviation
-    upper = 1 / low if low > 0 else math.inf
-    return TemperatureFit(temperature, 1 / high, upper, -float(score.mean()) * inverse)
+    start = 1.0
+    if logit.numel() > 4 * SKETCH_ENTRIES:
+        # every k-th row tells b to a few per cent, which saves passes over all of them
+        step = logit.numel() // SKETCH_ENTRIES
+        start = 1 / fit_blocks(in_blocks(logit[::step], label[::step])).temperature
+    return fit_blocks(in_blocks(logit, label), start=start)
+
+
+def fit_blocks(blocks: Blocks, *, start: float = 1.0) -> TemperatureFit:
+    """The same for samples that are read block by block, a handful of times: Newton's method within a bracket.
+
+    Args:
+        blocks: of logits and labels.
+        start: where to begin, b = 1/T.
+    """
+    low, high = math.exp(-LOG_BOUND), math.exp(LOG_BOUND)
+    ends = (low, high)
+    inverse = min(max(start, low), high)
+    for _ in range(MOST_PASSES):
+        found = moments(blocks, inverse)
+        if found.curvature <= 0:  # equal logits everywhere: every temperature is as good
+            return TemperatureFit(1 / inverse, math.nan, math.nan, 0.0)
+        low, high = (low, inverse) if found.slope > 0 else (inverse, high)
+        following = inverse - found.slope / found.curvature
+        if not low <= following <= high:
+            end = low if found.slope > 0 else high
+            following = end if end in ends else math.sqrt(low * high)
+        step, inverse = abs(math.log(following / inverse)), following
+        if step < TOLERANCE:
+            break
+    # M-estimator in b: information = mean Var_p z, variance of the score = mean (E_p z - z_y)^2
+    deviation = math.sqrt(found.square / found.samples) / found.curvature
+    least, most = inverse - Z95 * deviation, inverse + Z95 * deviation
+    return TemperatureFit(1 / inverse, 1 / most, 1 / least if least > 0 else math.inf, -found.slope * inverse)
 
 
 class TemperatureScaling(Method):
@@ -112,17 +191,16 @@ class TemperatureScaling(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit T on the fit rows and judge it on the others."""
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
-        fitted = fit_temperature(parts.fit.logit, parts.fit.label)
-        probability = evaluate(out, parts, {NAME: fitted}, main=NAME, params=params)
-        require_kept_predictions(parts.report.logit, probability[NAME], "temperature scaling")
+        fitted = fit_blocks(parts.fit.labelled_blocks)
+        evaluate(out, parts, {NAME: fitted}, main=NAME, params=params).require_kept_predictions(NAME)
         out.write("temperature", fitted.temperature)
         out.write("temperature_lower", fitted.lower)
         out.write("temperature_upper", fitted.upper)
         out.write("gradient", fitted.gradient)
-        trial = np.geomspace(0.25, 4.0, 33) * fitted.temperature
+        trial = np.geomspace(0.25, 4.0, 17) * fitted.temperature
         out.coordinate("trial_temperature", trial)
         for name, samples in (("fit_curve", parts.fit), ("report_curve", parts.report)):
-            out.write(name, np.array([scaled_likelihood(samples.logit, samples.label, float(t)) for t in trial]))
+            out.write(name, likelihood_curve(samples.labelled_blocks, trial))
 
     def report(self, result: Result) -> Report:
         """T, and what it changes."""

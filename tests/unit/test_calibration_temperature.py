@@ -12,19 +12,26 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from workbench import InputError
-from workbench.toolkit import calibration_metrics
+from workbench.toolkit import calibration_metrics, expected_calibration_error
 
 from unit.recording_out import check_report, record
-from workbench_calibration.evaluation import require_kept_predictions
+from workbench_calibration import samples as samples_module
+from workbench_calibration.evaluation import Evaluated
 from workbench_calibration.resampling import (
     RESAMPLED,
-    BinnedProbability,
-    chance_metrics,
+    ResampledScores,
     metric_interval,
     resample_counts,
 )
 from workbench_calibration.samples import log_probability, read_parts
-from workbench_calibration.temperature import TemperatureScaling, fit_temperature, scaled_likelihood
+from workbench_calibration.temperature import (
+    TemperatureScaling,
+    fit_temperature,
+    in_blocks,
+    likelihood_curve,
+    moments,
+    scaled_likelihood,
+)
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
 FEW = {"resamples": 100, "chance_draws": 20}
@@ -94,9 +101,8 @@ def test_predictions_never_change_and_a_map_that_changes_one_is_refused():
     logit, label = overconfident()
     _, result = record(TemperatureScaling, {"data": dataset(logit, label)}, **FEW)
     assert (result["changed_predictions"].values == 0).all()
-    z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    with pytest.raises(RuntimeError, match="1 predictions changed"):
-        require_kept_predictions(z, torch.tensor([[0.9, 0.1], [0.6, 0.4]]), "a map")
+    with pytest.raises(RuntimeError, match=r"a map keeps .* yet 1 predictions changed"):
+        Evaluated({}, {"a map": 1}).require_kept_predictions("a map")
 
 
 # ---------------------------------------------------------------------------------------------------- fit and report
@@ -174,31 +180,92 @@ def test_bad_input_is_named_before_anything_is_written(change, message):
         record(TemperatureScaling, {"data": change(dataset(*overconfident(40)))}, **FEW)
 
 
+@pytest.mark.parametrize("name", ["logit", "probability"])
+def test_a_run_in_blocks_that_are_read_anew_is_the_run_in_memory(monkeypatch, name):
+    """As for logits larger than memory: nothing is kept, every pass reads a few rows at a time."""
+    scores, label = overconfident(403)
+    data = dataset(softmax(scores, axis=1) if name == "probability" else scores, label, name)
+    other = dataset(*overconfident(101, seed=1))
+    for inputs in ({"data": data}, {"data": data, "fit": other}):
+        monkeypatch.undo()
+        whole, _ = record(TemperatureScaling, inputs, **FEW)
+        monkeypatch.setattr(samples_module, "IN_MEMORY_ENTRIES", 100)
+        monkeypatch.setattr(samples_module, "BLOCK_ENTRIES", 64)
+        pieces, result = record(TemperatureScaling, inputs, **FEW)
+        check_report(TemperatureScaling, result)
+        for array, values in whole.arrays.items():
+            if values.dtype.kind == "f":
+                assert pieces.arrays[array] == pytest.approx(values, rel=1e-6, abs=1e-7, nan_ok=True), array
+            else:
+                assert np.array_equal(pieces.arrays[array], values), array
+
+
+def test_many_logits_are_fitted_from_a_sketch_and_reach_the_same_optimum(monkeypatch):
+    logit, label = tensors(*overconfident(3000, 5))
+    expected = fit_temperature(logit, label)
+    monkeypatch.setattr("workbench_calibration.temperature.SKETCH_ENTRIES", 500)
+    found = fit_temperature(logit, label)
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-12)
+    assert (found.lower, found.upper) == pytest.approx((expected.lower, expected.upper), rel=1e-9)
+
+
+def test_the_likelihood_its_slope_and_curvature_are_those_of_automatic_differentiation():
+    logit, label = tensors(*overconfident(200, 5))
+    b = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(logit * b, label)
+    (slope,) = torch.autograd.grad(loss, b, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, b)
+    found = moments(in_blocks(logit, label), 0.7)
+    assert (found.likelihood, found.slope, found.curvature) == pytest.approx(
+        (float(loss.detach()), float(slope.detach()), float(curvature)), rel=1e-9
+    )
+    curve = likelihood_curve(in_blocks(logit, label), np.array([1 / 0.7]))
+    assert curve == pytest.approx([found.likelihood])
+
+
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 
+def resampled(p, label, n_bins=15, *, counts=None, draws=2, blocks=1, seed=0):
+    counts = np.ones((1, len(p)), dtype=np.uint16) if counts is None else counts
+    scores = ResampledScores(*p.shape, n_bins, counts, draws, np.random.default_rng(seed))
+    for rows in np.array_split(np.arange(len(p)), blocks):
+        scores.add(p[rows], label[rows])
+    return scores
+
+
+@pytest.mark.parametrize("blocks", [1, 7])
 @pytest.mark.parametrize("n_bins", [4, 15])
-def test_resampled_metrics_are_the_toolkits_on_the_rows_drawn(n_bins):
+def test_resampled_metrics_are_the_toolkits_on_the_rows_drawn(n_bins, blocks):
     logit, label = overconfident(120, 4)
     p = np.round(softmax(logit, axis=1), 2)
     p = p / p.sum(axis=1, keepdims=True)  # ties, zeros and bin edges
     counts = resample_counts(120, 12, np.random.default_rng(0))
-    binned = BinnedProbability(p, n_bins)
-    drawn = binned.metrics(label, counts)
+    assert (counts.sum(axis=1) == 120).all()
+    drawn = resampled(p, label, n_bins, counts=counts, blocks=blocks).metrics()
     for row, count in enumerate(counts):
         rows = np.repeat(np.arange(120), count)
         expected = calibration_metrics(p[rows], label[rows], n_bins=n_bins)
         for name in RESAMPLED:
             assert drawn[name][row] == pytest.approx(expected[name], abs=1e-12), name
-    once, expected = binned.metrics(label), calibration_metrics(p, label, n_bins=n_bins)
-    assert {name: float(value[0]) for name, value in once.items()} == pytest.approx(
-        {name: expected[name] for name in RESAMPLED}
-    )
 
 
-def test_chance_metrics_are_those_of_labels_drawn_from_the_probabilities():
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_chance_metrics_are_the_toolkits_on_labels_drawn_by_inverting_the_distribution(blocks):
+    """The labels are drawn again here, row by row, from the same stream of uniform numbers."""
+    p = softmax(overconfident(90, 4)[0], axis=1)
+    chance = resampled(p, overconfident(90, 4)[1], 15, draws=20, blocks=blocks, seed=3).chance()
+    uniform = np.random.default_rng(3).random((90, 20))
+    for draw in range(20):
+        label = (uniform[:, draw, None] >= np.cumsum(p, axis=1)[:, :-1]).sum(axis=1)
+        expected = calibration_metrics(p, label)
+        for name in RESAMPLED:
+            assert chance[name][draw] == pytest.approx(expected[name], abs=1e-12), name
+
+
+def test_chance_metrics_have_the_known_means():
     p = np.full((400, 2), [0.3, 0.7])
-    chance = chance_metrics(BinnedProbability(p, 15), np.random.default_rng(0), 400)
+    chance = resampled(p, np.zeros(400, dtype=np.int64), draws=400).chance()
     assert chance["accuracy"].mean() == pytest.approx(0.7, abs=0.01)
     assert chance["accuracy"].std() == pytest.approx(np.sqrt(0.21 / 400), rel=0.15)
     assert chance["ece_width_l1"].mean() == pytest.approx(np.sqrt(2 / np.pi * 0.21 / 400), rel=0.1)
@@ -209,9 +276,8 @@ def test_chance_metrics_are_those_of_labels_drawn_from_the_probabilities():
 def test_intervals_of_means_stay_in_their_range_and_errors_are_cut_at_zero():
     """197 of 200 right: a reflected interval would end above 1."""
     p, label = np.full((200, 2), [0.01, 0.99]), np.repeat([1, 0], [197, 3])
-    binned = BinnedProbability(p, 15)
-    drawn = binned.metrics(label, resample_counts(200, 4000, np.random.default_rng(0)))
-    value = {name: float(one[0]) for name, one in binned.metrics(label).items()}
+    drawn = resampled(p, label, counts=resample_counts(200, 4000, np.random.default_rng(0))).metrics()
+    value = calibration_metrics(p, label)
     low, high = metric_interval("accuracy", value["accuracy"], drawn["accuracy"])
     # binomial quantiles of 200 draws at 0.985, an independent closed form
     assert (low, high) == pytest.approx(stats.binom.ppf([0.025, 0.975], 200, 0.985) / 200, abs=0.0051)
@@ -233,9 +299,9 @@ def test_reflected_intervals_cover_the_true_calibration_error_and_percentiles_do
     reflected = percentile = 0
     for trial in range(300):
         rows = slice(1000 * trial, 1000 * trial + 1000)
-        binned = BinnedProbability(softmax(logit[rows], axis=1), 15)
-        drawn = binned.metrics(label[rows], resample_counts(1000, 300, rng))["ece_width_l1"]
-        value = float(binned.metrics(label[rows])["ece_width_l1"][0])
+        p = softmax(logit[rows], axis=1)
+        drawn = resampled(p, label[rows], counts=resample_counts(1000, 300, rng)).metrics()["ece_width_l1"]
+        value = expected_calibration_error(p, label[rows])
         low, high = metric_interval("ece_width_l1", value, drawn)
         reflected += low <= truth <= high
         percentile += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)

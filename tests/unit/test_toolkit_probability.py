@@ -7,13 +7,15 @@ import pytest
 import torch
 from netcal.metrics import ACE, ECE, MCE
 from scipy.special import softmax
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 from workbench.errors import InputError
 from workbench.toolkit import (
+    CalibrationScores,
     accuracy,
     area_under_risk_coverage_curve,
     average_calibration_error,
+    binned_calibration_error,
     brier_parts,
     brier_score,
     calibration_metrics,
@@ -159,10 +161,60 @@ def test_float32_and_float64_agree_and_values_of_all_metrics_are_consistent():
     )
 
 
+@pytest.mark.parametrize("n_bins", [1, 4, 15])
+def test_metrics_do_not_depend_on_how_samples_are_cut_into_blocks(n_bins):
+    """Probabilities on bin edges, zeros and ties included."""
+    p = np.round(P, 1)
+    p = p[p.sum(axis=1) > 0.9]
+    p, label = p / p.sum(axis=1, keepdims=True), Y[: len(p)]
+    scores = CalibrationScores(n_bins=n_bins)
+    for rows in np.array_split(np.arange(len(p)), 11):
+        scores.update(p[rows].astype(np.float32), label[rows])
+    assert scores.samples == len(p)
+    single = p.astype(np.float32)
+    expected = calibration_metrics(single, label, n_bins=n_bins)
+    assert scores.metrics() == pytest.approx(expected, abs=1e-12)
+    alone = {
+        "accuracy": accuracy(single, label),
+        "negative_log_likelihood": negative_log_likelihood(single, label),
+        "brier_score": brier_score(single, label),
+        "ece_width_l1": expected_calibration_error(single, label, n_bins=n_bins),
+        "ece_width_l2": expected_calibration_error(single, label, n_bins=n_bins, norm=2),
+        "ece_width_max": maximum_calibration_error(single, label, n_bins=n_bins),
+        "ace_width": average_calibration_error(single, label, n_bins=n_bins),
+        "ece_mass_l1": expected_calibration_error(single, label, n_bins=n_bins, binning="mass"),
+        "classwise_ece_width_mean": classwise_calibration_error(single, label, n_bins=n_bins),
+        "mean_entropy": mean_entropy(single),
+    }
+    assert {name: expected[name] for name in alone} == pytest.approx(alone, abs=1e-12)
+    with pytest.raises(InputError, match="7 classes as before"):
+        scores.update(np.full((2, 3), 1 / 3), [0, 1])
+
+
+@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, "max", "mean"])
+@pytest.mark.parametrize("threshold", [None, 1 / 7])
+def test_classwise_errors_of_any_norm_are_those_of_each_class_alone(norm, threshold):
+    for binning in ("width", "mass"):
+        expected = []
+        for k in range(7):
+            kept = P[:, k] >= (threshold or 0)
+            expected.append(binned_calibration_error(P[kept, k], Y[kept] == k, binning=binning, norm=norm))
+        found = classwise_calibration_error(P, Y, reduction="none", binning=binning, norm=norm, threshold=threshold)
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_brier_score_is_scikit_learns_of_several_classes():
+    assert brier_score(P, Y) == pytest.approx(brier_score_loss(Y, P, labels=range(7), scale_by_half=False))
+
+
 def test_large_inputs_are_worked_through_in_blocks(monkeypatch):
-    expected = brier_score(P, Y), mean_entropy(P), accuracy(P, Y, top=3)
+    def several():
+        mass = classwise_calibration_error(P, Y, binning="mass")
+        return {**calibration_metrics(P, Y), "mass": mass, "top": accuracy(P, Y, top=3), "brier": brier_score(P, Y)}
+
+    expected = several()
     monkeypatch.setattr("workbench.toolkit.probability.BLOCK_ENTRIES", 100)
-    assert (brier_score(P, Y), mean_entropy(P), accuracy(P, Y, top=3)) == pytest.approx(expected)
+    assert several() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

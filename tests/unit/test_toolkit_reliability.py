@@ -5,6 +5,7 @@ import pytest
 import torch
 from netcal.metrics import ACE, ECE, MCE
 from scipy.integrate import quad
+from scipy.stats import binom
 from scipy.stats import norm as normal
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score
@@ -14,6 +15,7 @@ from workbench.toolkit import (
     area_under_risk_coverage,
     area_under_roc,
     binned_calibration_error,
+    consistency_band,
     debiased_error,
     debiased_squared_error,
     expected_under_calibration,
@@ -89,7 +91,8 @@ def test_errors_of_equal_width_are_those_of_netcal(norm, theirs):
 
 def test_errors_by_hand():
     score, outcome = [0.1, 0.1, 0.6, 0.8], [0, 1, 1, 1]
-    by_hand = {1: (2 * 0.4 + 2 * 0.3) / 4, 2: np.sqrt((2 * 0.16 + 2 * 0.09) / 4), "max": 0.4, "mean": 0.35}
+    by_hand = {1: (2 * 0.4 + 2 * 0.3) / 4, 2: np.sqrt((2 * 0.16 + 2 * 0.09) / 4), "max": 0.4, "mean": 0.35,
+               3: np.cbrt((2 * 0.064 + 2 * 0.027) / 4)}  # fmt: skip
     for norm, expected in by_hand.items():
         assert binned_calibration_error(score, outcome, n_bins=2, norm=norm) == pytest.approx(expected)
 
@@ -178,6 +181,31 @@ def test_chance_covers_a_calibrated_classifier_and_not_a_sharpened_one():
     assert band.lower <= band.mean <= band.upper
 
 
+@pytest.mark.parametrize("n_bins", [3, 10])
+def test_the_consistency_band_of_a_bin_is_that_of_its_binomial_distribution(n_bins):
+    """Equal scores in a bin make its number of hits binomial; the band's ends are the quantiles of that."""
+    score = np.repeat([0.25, 0.55, 0.95], [40, 200, 500])
+    low, high = consistency_band(score, rng=np.random.default_rng(0), n_bins=n_bins, draws=4000)
+    member = np.searchsorted(np.linspace(0, 1, n_bins + 1)[1:], score)
+    for value, count in ((0.25, 40), (0.55, 200), (0.95, 500)):
+        place = member[score == value][0]
+        exact = binom.ppf([0.025, 0.975], count, value) / count
+        assert (low[place], high[place]) == pytest.approx(tuple(exact), abs=1.01 / count)
+    empty = np.bincount(member, minlength=n_bins) == 0
+    assert (np.isnan(low) == empty).all()
+    assert (np.isnan(high) == empty).all()
+
+
+def test_the_consistency_band_holds_its_level():
+    inside, total = 0, 0
+    for seed in range(60):
+        score, outcome = events(1000, seed=seed, power=1.0)
+        low, high = consistency_band(score, rng=np.random.default_rng(seed), n_bins=10, binning="mass", draws=300)
+        rate = reliability_bins(score, outcome, n_bins=10, binning="mass").accuracy
+        inside, total = inside + int(((rate >= low) & (rate <= high)).sum()), total + 10
+    assert 0.92 * total <= inside <= 0.985 * total
+
+
 # -------------------------------------------------------------------------------------------------------------- input
 
 
@@ -191,7 +219,7 @@ def test_bad_events_are_named(score, outcome, message):
         binned_calibration_error(score, outcome)
 
 
-@pytest.mark.parametrize("argument", [{"n_bins": 0}, {"binning": "depth"}, {"norm": 3}])
+@pytest.mark.parametrize("argument", [{"n_bins": 0}, {"binning": "depth"}, {"norm": 0.5}, {"norm": "mass"}, {"norm": np.inf}])
 def test_bad_arguments_are_named(argument):
     with pytest.raises(InputError, match=next(iter(argument))):
         binned_calibration_error([0.5], [1], **argument)

@@ -1,8 +1,8 @@
 """Torch helpers for method authors; import every name from here: `from workbench.toolkit import predict`.
 
 Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `recipe`, `initialise`, `augment`,
-`mixing`), curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`,
-`reliability`, `statistics`). A module is imported when one of its names is first used.
+`mixing`), curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `scoring`,
+`classwise`, `reliability`, `kernels`, `unbinned`, `statistics`). A module is imported when one of its names is first used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.toolkit.augment import flip_crop, random_crop, random_flip
+    from workbench.toolkit.classwise import ClassBins
     from workbench.toolkit.counting import LayerCount, count_operations, total_count
     from workbench.toolkit.curvature import (
         Eigenpairs,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
         average_calibration_error,
         brier_parts,
         brier_score,
-        calibration_metrics,
         classwise_calibration_error,
         clipped_probability_count,
         confidence_auroc,
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         area_under_risk_coverage,
         area_under_roc,
         binned_calibration_error,
+        consistency_band,
         debiased_error,
         debiased_squared_error,
         expected_under_calibration,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
         murphy_parts,
         reliability_bins,
     )
+    from workbench.toolkit.scoring import CalibrationScores, calibration_metrics
     from workbench.toolkit.splits import kfold_indices, split_indices
     from workbench.toolkit.statistics import Interval, bootstrap_interval, mean_interval, wilson_interval
     from workbench.toolkit.tensors import ArrayLike, image_batches, to_tensor
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "augment": ("flip_crop", "random_crop", "random_flip"),
+    "classwise": ("ClassBins",),
     "counting": ("LayerCount", "count_operations", "total_count"),
     "curvature": ("Eigenpairs", "Hessian", "SpectralDensity", "lanczos", "spectral_density", "top_eigenpairs"),
     "features": ("Pool", "capture", "find_layer", "last_linear", "layer_names"),
@@ -128,7 +131,6 @@ _HOME = {
         "average_calibration_error",
         "brier_parts",
         "brier_score",
-        "calibration_metrics",
         "classwise_calibration_error",
         "clipped_probability_count",
         "confidence_auroc",
@@ -153,6 +155,7 @@ _HOME = {
         "area_under_risk_coverage",
         "area_under_roc",
         "binned_calibration_error",
+        "consistency_band",
         "debiased_error",
         "debiased_squared_error",
         "expected_under_calibration",
@@ -160,6 +163,7 @@ _HOME = {
         "murphy_parts",
         "reliability_bins",
     ),
+    "scoring": ("CalibrationScores", "calibration_metrics"),
     "splits": ("kfold_indices", "split_indices"),
     "tensors": ("ArrayLike", "image_batches", "to_tensor"),
     "traces": (
@@ -184,7 +188,9 @@ __all__ = [
     "ArrayLike",
     "Binning",
     "CalibrationBand",
+    "CalibrationScores",
     "CalibrationTest",
+    "ClassBins",
     "Eigenpairs",
     "FitResult",
     "Hessian",
@@ -217,6 +223,7 @@ __all__ = [
     "classwise_calibration_error",
     "clipped_probability_count",
     "confidence_auroc",
+    "consistency_band",
     "consistency_test",
     "count_operations",
     "cutmix_batch",

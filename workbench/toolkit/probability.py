@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from workbench.errors import InputError
-from workbench.toolkit import reliability, unbinned
+from workbench.toolkit import reliability
+from workbench.toolkit.classwise import ClassBins
 from workbench.toolkit.reliability import Binning, MurphyParts, Norm, ReliabilityBins
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "average_calibration_error",
     "brier_parts",
     "brier_score",
-    "calibration_metrics",
     "classwise_calibration_error",
     "clipped_probability_count",
     "confidence_auroc",
@@ -43,8 +43,8 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
-BLOCK_ENTRIES = 4_000_000
-"""Entries of a block of rows that are turned into float64 at a time (32 MB)."""
+BLOCK_ENTRIES = 1_000_000
+"""Entries of a block of rows that are turned into float64 at a time (8 MB)."""
 
 
 def negative_log_likelihood(probability: ArrayLike, label: ArrayLike, *, clip: float = 1e-12) -> float:
@@ -71,10 +71,9 @@ def brier_score(probability: ArrayLike, label: ArrayLike) -> float:
     """Multi-class Brier score, mean over samples of sum_k (p_k - [label = k])^2, in 0..2."""
     p, y = check_probability(probability, label)
     total = 0.0
-    for start, block in _blocks(p):
-        rows = np.arange(len(block))
-        block[rows, y[start : start + len(block)]] -= 1.0
-        total += float(np.einsum("ik,ik->", block, block))
+    for start, block in blocks(p):
+        own = block[np.arange(len(block)), y[start : start + len(block)]]
+        total += float(np.einsum("ik,ik->", block, block) - 2 * own.sum() + len(block))
     return total / len(p)
 
 
@@ -117,7 +116,7 @@ def ranked_events(
     if rank == 1:
         return top_label(p, y)
     score, outcome = np.empty(len(p)), np.empty(len(p))
-    for start, block in _blocks(p):
+    for start, block in blocks(p):
         rows = slice(start, start + len(block))
         order = np.argsort(-block, axis=1, kind="stable")[:, :rank]
         ordered = np.take_along_axis(block, order, axis=1)
@@ -137,8 +136,8 @@ def expected_calibration_error(
         label: shape (sample,).
         n_bins: number of bins; keep 50 samples a bin or more.
         binning: "width": bins (lo, hi] of equal width, the first closed at 0. "mass": bins of equal count.
-        norm: 1: `sum_b n_b/N |acc_b - conf_b|` (ECE). 2: root of the weighted mean square gap (RMSCE). "max": largest
-            gap (MCE). "mean": plain mean over non-empty bins (ACE).
+        norm: a power q >= 1: `(sum_b n_b/N |acc_b - conf_b|^q)^(1/q)`, so 1 is the ECE and 2 the RMSCE. "max": largest gap
+            (MCE). "mean": plain mean over non-empty bins (ACE).
     """
     return reliability.binned_calibration_error(
         *top_label(probability, label), n_bins=n_bins, binning=binning, norm=norm
@@ -178,24 +177,23 @@ def classwise_calibration_error(
             an array of shape (class,).
         n_bins: number of bins.
         binning: as in `expected_calibration_error`.
-        norm: as in `expected_calibration_error`; norm 2 combines classes as the root of their mean (summed) square.
+        norm: as in `expected_calibration_error`; a power q combines classes as the q-th root of their mean (summed) power.
         threshold: leave out events with p_k below this (1/classes is customary); the error of a class is then relative
             to the events kept, and 0 for a class that keeps none.
     """
     p, y = check_probability(probability, label)
-    errors = np.zeros(p.shape[1])
-    for k in range(p.shape[1]):
-        score, outcome = p[:, k].astype(np.float64), (y == k).astype(np.float64)
-        if threshold is not None:
-            kept = score >= threshold
-            score, outcome = score[kept], outcome[kept]
-        if score.size:
-            errors[k] = reliability.binned_calibration_error(score, outcome, n_bins=n_bins, binning=binning, norm=norm)
+    if reduction not in ("mean", "sum", "none"):
+        raise InputError("reduction", expected='"mean", "sum" or "none"', got=repr(reduction))
+    if binning == "width":
+        bins = ClassBins(p.shape[1], n_bins, threshold)
+        for start, block in blocks(p):
+            bins.add(block, y[start : start + len(block)])
+        errors = bins.errors(norm)
+    else:
+        errors = _sorted_class_errors(p, y, n_bins, binning, norm, threshold)
     if reduction == "none":
         return errors
-    if reduction not in ("mean", "sum"):
-        raise InputError("reduction", expected='"mean", "sum" or "none"', got=repr(reduction))
-    power = 2 if norm == 2 else 1
+    power = 1.0 if isinstance(norm, str) else float(norm)
     combined = (errors**power).mean() if reduction == "mean" else (errors**power).sum()
     return float(combined ** (1 / power))
 
@@ -230,7 +228,7 @@ def confidence_auroc(probability: ArrayLike, label: ArrayLike) -> float:
 def mean_entropy(probability: ArrayLike) -> float:
     """Mean entropy of the rows in nats."""
     p = as_class_probability(probability)
-    return sum(float(special.entr(block).sum()) for _, block in _blocks(p)) / len(p)
+    return sum(float(special.entr(block).sum()) for _, block in blocks(p)) / len(p)
 
 
 def overconfidence(probability: ArrayLike, label: ArrayLike) -> float:
@@ -246,55 +244,20 @@ def reliability_diagram(
     return reliability.reliability_bins(*top_label(probability, label), n_bins=n_bins, binning=binning, level=level)
 
 
-def calibration_metrics(
-    probability: ArrayLike, label: ArrayLike, *, n_bins: int = 15, clip: float = 1e-12
-) -> dict[str, float]:
-    """The metrics of a calibration report by name. `width` and `mass` name the binning, `l1` / `l2` / `max` the norm.
-
-    Args:
-        probability: shape (sample, class).
-        label: shape (sample,).
-        n_bins: number of bins of every binned metric.
-        clip: lower bound of p[label] in the negative log likelihood.
-    """
-    p, y = check_probability(probability, label)
-    events = top_label(p, y)
-
-    def binned(binning: Binning, norm: Norm) -> float:
-        return reliability.binned_calibration_error(*events, n_bins=n_bins, binning=binning, norm=norm)
-
-    per_class = classwise_calibration_error(p, y, n_bins=n_bins, reduction="none")
-    return {
-        "accuracy": float(events[1].mean()),
-        "negative_log_likelihood": negative_log_likelihood(p, y, clip=clip),
-        "brier_score": brier_score(p, y),
-        "ece_width_l1": binned("width", 1),
-        "ece_width_l2": binned("width", 2),
-        "ece_width_max": binned("width", "max"),
-        "ace_width": binned("width", "mean"),
-        "ece_mass_l1": binned("mass", 1),
-        "ece_mass_debiased": reliability.debiased_error(*events, n_bins=n_bins),
-        "squared_ce_mass_debiased": reliability.debiased_squared_error(*events, n_bins=n_bins),
-        "ks_error": reliability.kolmogorov_smirnov_error(*events),
-        "sweep_ece_mass_l1": unbinned.sweep_calibration_error(*events),
-        "kde_ece_l1": unbinned.density_calibration_error(*events),
-        "mmce_laplacian": unbinned.maximum_mean_calibration_error(*events),
-        "classwise_ece_width_mean": float(per_class.mean()),
-        "classwise_ece_width_sum": float(per_class.sum()),
-        "classwise_ece_width_thresholded": classwise_calibration_error(p, y, n_bins=n_bins, threshold=1 / p.shape[1]),
-        "aurc": reliability.area_under_risk_coverage(*events),
-        "confidence_auroc": reliability.area_under_roc(*events),
-        "mean_entropy": mean_entropy(p),
-        "overconfidence": float(np.mean(events[0] - events[1])),
-    }
-
-
 def as_class_probability(probability: ArrayLike) -> NDArray[Any]:
     """Probabilities as an array of shape (sample, class >= 2), in their own floating dtype.
 
     Raises:
         InputError: not 2-d, empty, not finite, outside 0..1, or rows that do not sum to 1 within 1e-3.
     """
+    p = class_columns(probability)
+    for _, block in blocks(p):
+        check_block(block)
+    return p
+
+
+def class_columns(probability: ArrayLike) -> NDArray[Any]:
+    """An array of shape (sample, class >= 2) in its own floating dtype; a single column is class 1 of two."""
     p = np.asarray(probability)
     if p.dtype.kind != "f":
         p = p.astype(np.float64)
@@ -303,7 +266,12 @@ def as_class_probability(probability: ArrayLike) -> NDArray[Any]:
         p = np.stack([1 - one, one], axis=1)
     if p.ndim != 2 or p.size == 0:
         raise InputError("probability", expected="shape (sample, class), not empty", got=f"shape {p.shape}")
-    low, high = float(p.min()), float(p.max())
+    return p
+
+
+def check_block(block: Float) -> None:
+    """Raise InputError unless every entry of a block (sample, class) is in 0..1 and every row sums to 1 within 1e-3."""
+    low, high = float(block.min()), float(block.max())
     # NaN fails both comparisons; sums of float32 exponentials overshoot 1 by rounding
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise InputError(
@@ -312,15 +280,19 @@ def as_class_probability(probability: ArrayLike) -> NDArray[Any]:
             got=f"values from {low:g} to {high:g}",
             hint="Logits are turned into probabilities by a softmax over classes.",
         )
-    worst = max(float(np.abs(block.sum(axis=1) - 1).max()) for _, block in _blocks(p))
+    worst = float(np.abs(block.sum(axis=1) - 1).max())
     if worst > 1e-3:
         raise InputError("probability", expected="rows that sum to 1", got=f"a row whose sum is off by {worst:.3g}")
-    return p
 
 
 def check_probability(probability: ArrayLike, label: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Probabilities (sample, class) and int64 labels (sample,) that fit, or InputError."""
     p = as_class_probability(probability)
+    return p, check_label(label, p)
+
+
+def check_label(label: ArrayLike, p: NDArray[Any]) -> NDArray[np.int64]:
+    """Int64 labels (sample,) that fit probabilities (sample, class), or InputError."""
     y = np.asarray(label)
     if y.shape != (len(p),):
         raise InputError("label", expected=f"shape ({len(p)},) as probability", got=f"shape {y.shape}")
@@ -328,14 +300,32 @@ def check_probability(probability: ArrayLike, label: ArrayLike) -> tuple[NDArray
         raise InputError(
             "label", expected=f"integers from 0 to {p.shape[1] - 1}", got=f"{y.dtype} from {y.min()} to {y.max()}"
         )
-    return p, y.astype(np.int64)
+    return y.astype(np.int64)
+
+
+def _sorted_class_errors(
+    p: NDArray[Any], y: NDArray[np.int64], n_bins: int, binning: Binning, norm: Norm, threshold: float | None
+) -> Float:
+    """Error of each class over bins that need its events sorted, (class,); a few columns are copied at a time."""
+    errors = np.zeros(p.shape[1])
+    width = max(1, BLOCK_ENTRIES // len(p))
+    for first in range(0, p.shape[1], width):
+        columns = np.ascontiguousarray(p[:, first : first + width].T, dtype=np.float64)
+        for k, column in enumerate(columns, start=first):
+            kept = slice(None) if threshold is None else column >= threshold
+            score, outcome = column[kept], (y == k)[kept]
+            if score.size:
+                errors[k] = reliability.binned_calibration_error(
+                    score, outcome, n_bins=n_bins, binning=binning, norm=norm
+                )
+    return errors
 
 
 def _label_probability(p: NDArray[Any], y: NDArray[np.int64]) -> Float:
     return np.take_along_axis(p, y[:, None], axis=1)[:, 0].astype(np.float64)
 
 
-def _blocks(p: NDArray[Any]) -> Iterator[tuple[int, Float]]:
+def blocks(p: NDArray[Any]) -> Iterator[tuple[int, Float]]:
     """Float64 copies of consecutive rows, with the index of the first, so that memory stays bounded."""
     rows = max(1, BLOCK_ENTRIES // p.shape[1])
     for start in range(0, len(p), rows):

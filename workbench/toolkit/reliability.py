@@ -28,6 +28,7 @@ __all__ = [
     "area_under_risk_coverage",
     "area_under_roc",
     "binned_calibration_error",
+    "consistency_band",
     "debiased_error",
     "debiased_squared_error",
     "expected_under_calibration",
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 Binning = Literal["width", "mass"]
-Norm = Literal[1, 2, "max", "mean"]
+Norm = float | Literal["max", "mean"]
+"""A power q >= 1, or "max" or "mean"."""
 Float = NDArray[np.float64]
 
 
@@ -127,12 +129,11 @@ def binned_calibration_error(
 ) -> float:
     """Gap between mean score and outcome rate over bins, in 0..1.
 
-    norm 1 is the expected calibration error `sum_b n_b/N |gap_b|`, norm 2 the root mean square
-    `sqrt(sum_b n_b/N gap_b^2)`, "max" the largest gap of a non-empty bin (MCE), "mean" the plain mean of |gap| over
-    non-empty bins (ACE).
+    A number q is the power of `(sum_b n_b/N |gap_b|^q)^(1/q)`: 1 is the expected calibration error, 2 the root mean square.
+    "max" is the largest gap of a non-empty bin (MCE), "mean" the plain mean of |gap| over non-empty bins (ACE).
     """
     bins = reliability_bins(score, outcome, n_bins=n_bins, binning=binning)
-    return _combine(bins.gap, bins.share, norm)
+    return combine_gaps(bins.gap, bins.share, norm)
 
 
 def debiased_error(score: ArrayLike, outcome: ArrayLike, *, n_bins: int = 15) -> float:
@@ -235,6 +236,40 @@ def expected_under_calibration(
     return CalibrationBand(float(values.mean()), float(low), float(high))
 
 
+def consistency_band(
+    score: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    n_bins: int = 15,
+    binning: Binning = "width",
+    draws: int = 1000,
+    level: float = 0.95,
+) -> tuple[Float, Float]:
+    """Where the accuracy of each reliability bin would lie if every score were true: lower and upper ends, both (bin,).
+
+    The consistency bars of Broecker and Smith (2007), given the scores: outcomes are drawn as Bernoulli(score). About
+    one bin in twenty of a calibrated classifier lies outside its own 95 % band. NaN where a bin is empty.
+
+    Args:
+        score: probabilities in 0..1, shape (event,).
+        rng: source of the draws.
+        n_bins: number of bins.
+        binning: as in `reliability_bins`.
+        draws: number of simulated data sets.
+        level: coverage of each bin's central interval.
+    """
+    p, _ = check_events(score, np.zeros(np.shape(score)))
+    member = _bin_of(p, n_bins, binning)
+    order = np.argsort(member, kind="stable")
+    ranked, count = p[order], np.bincount(member, minlength=n_bins)
+    filled = count > 0
+    start = (np.cumsum(count) - count)[filled]
+    rates = np.stack([np.add.reduceat(rng.random(p.size) < ranked, start, dtype=np.int64) for _ in range(draws)])
+    ends = np.full((2, n_bins), np.nan)
+    ends[:, filled] = np.quantile(rates / count[filled], [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return ends[0], ends[1]
+
+
 def check_events(score: ArrayLike, outcome: ArrayLike) -> tuple[Float, Float]:
     """Scores and outcomes as float64 of shape (event,), or InputError."""
     p, hit = np.asarray(score, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
@@ -267,17 +302,22 @@ def _bin_of(p: Float, n_bins: int, binning: Binning) -> NDArray[np.int64]:
     raise InputError("binning", expected='"width" or "mass"', got=repr(binning))
 
 
-def _combine(gap: Float, share: Float, norm: Norm) -> float:
+def combine_gaps(gap: Float, share: Float, norm: Norm) -> float:
+    """Gaps of non-empty bins (bin,) and the shares of events in them (bin,) to one error."""
+    check_norm(norm)
     distance = np.abs(gap)
-    if norm == 1:
-        return float(np.sum(share * distance))
-    if norm == 2:
-        return float(np.sqrt(np.sum(share * distance**2)))
     if norm == "max":
         return float(distance.max())
     if norm == "mean":
         return float(distance.mean())
-    raise InputError("norm", expected='1, 2, "max" or "mean"', got=repr(norm))
+    power = float(norm)
+    return float(np.sum(share * distance**power) ** (1 / power))
+
+
+def check_norm(norm: Norm) -> None:
+    """Raise InputError unless it is a finite power of at least 1, "max" or "mean"."""
+    if not (norm in ("max", "mean") or (isinstance(norm, (int, float)) and 1 <= norm < np.inf)):
+        raise InputError("norm", expected='a number of at least 1, "max" or "mean"', got=repr(norm))
 
 
 def _folded_normal_mean(mean: Float, deviation: Float) -> Float:
