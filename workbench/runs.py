@@ -250,7 +250,7 @@ class Run:
 
         if self.record.report is None:
             raise RunNotFoundError(f"run {self.id} is {self.status} and has no report")
-        return Report.from_json(self.record.report)
+        return Report.from_json(self.record.report, views=self._bench.host.views().values())
 
     @property
     def info(self) -> Any:

@@ -17,10 +17,10 @@ from workbench.errors import InputError, WorkbenchError
 from workbench.render import sections
 from workbench.render.info import RunInfo
 from workbench.render.markup import Html, element, embedded, join
-from workbench.render.plots import BarPlot, ImageGridPlot, PicturePlot, Plot, ReliabilityPlot
+from workbench.render.plots import BarPlot, ImageGridPlot, PicturePlot, Plot, ReliabilityPlot, TablesPlot
 from workbench.render.stylesheet import NOTEBOOK, PAGE
 from workbench.render.texts import bytes_text, duration_text
-from workbench.report import FreeForm, Metric, Report, View
+from workbench.report import FreeForm, Metric, Report, UnknownView, View
 
 if TYPE_CHECKING:
     from workbench.method import Result
@@ -186,6 +186,8 @@ def _views(views: Sequence[View], result: Result, info: RunInfo) -> Html | None:
         elif isinstance(plot, PicturePlot):
             picture = element("img", src=data_uri(plot.png), alt=plot.title)
             cards.append(_figure(plot.title, picture, plot.caption, wide=False))
+        elif isinstance(plot, TablesPlot):
+            cards.append(_figure(plot.title, sections.tables_of(plot), plot.caption, wide=False))
         else:
             picture = svg(plot, salt=f"{info.id}/{index}")
             cards.append(_figure(plot.title, picture, plot.caption, wide=_wide(plot)))
@@ -250,7 +252,7 @@ class IndexCard:
         """
         from workbench.render.static import svg
 
-        views = [item for item in report.views if not isinstance(item, FreeForm)]
+        views = [item for item in report.views if not isinstance(item, FreeForm | UnknownView)]
         chosen = views if view is None else [report.views[view]]
         thumbnail = None
         for candidate in chosen:

@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.render.info import RunInfo
 from workbench.render.markup import Html, element, join
+from workbench.render.plots import TablesPlot
 from workbench.render.texts import bytes_text, cell_texts, number_text, plain_name
 from workbench.report import Metric, Table
 
@@ -26,6 +27,7 @@ __all__ = [
     "provenance_list",
     "report_table",
     "table_html",
+    "tables_of",
 ]
 
 _ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
@@ -136,6 +138,12 @@ def report_table(table: Table, most: int = 1_000) -> Html:
             element("div", caption, class_="wb-caption wb-missing") if caption else None,
         ]
     )
+
+
+def tables_of(plot: TablesPlot) -> Html:
+    """What stands in for a view that cannot be drawn here: why, and its data."""
+    tables = [element("div", table_html(table.columns, table.rows), class_="wb-data") for table in plot.tables]
+    return join([element("p", plot.message, class_="wb-missing wb-caption"), *tables])
 
 
 def _numeric(values: Sequence[Any]) -> bool:
