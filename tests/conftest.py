@@ -49,7 +49,9 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    cache.mkdir(exist_ok=True)  # as a user's is there: the first library that caches something would make it
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     for name in ("WORKBENCH_STORE", "WORKBENCH_BLOCK", "WORKBENCH_ALLOW", "WORKBENCH_USER", "WORKBENCH_DATA"):
         monkeypatch.delenv(name, raising=False)
 

@@ -32,6 +32,7 @@ def pictures(count: int) -> Any:
 
 CALIBRATION = {"resamples": 100, "chance_draws": 20, "n_bins": 5}
 CASES: Mapping[str, Case] = {
+    "attribution.integrated_gradients": Case({"n_steps": 8, "steps": 4}),
     "augmentation.fmix": Case(
         {
             "masks": 2,
@@ -73,6 +74,19 @@ CASES: Mapping[str, Case] = {
             "class_counts": (2,),
         }
     ),
+    "calibration.tcm": Case(
+        {
+            "synthetic_classes": 6,
+            "synthetic_samples": 6,
+            "epochs": 1,
+            "batch_size": 16,
+            "samples_per_class": 4,
+            "seeds": 1,
+            "embedding_size": 4,
+            "n_grid": 10,
+            "sweep": (),
+        }
+    ),
     "detection.discopatch": Case(
         {
             "preset": "fast",
@@ -89,6 +103,7 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "detection.logit_scores": Case({"bootstrap": 100}),
+    "detection.ood_knn": Case({"bootstrap": 100, "k": 3}),
     "quantization.adaquant": Case({"iterations": 3, "bias_steps": 2, "batch_size": 16, "calibration_samples": 20}),
     "quantization.hawq": Case(
         {
@@ -101,6 +116,10 @@ CASES: Mapping[str, Case] = {
             "bits": (2, 4, 8),
             "batch_size": 16,
         }
+    ),
+    "restoration.deepinv_tv": Case(
+        {"blur_sigma": 0.8, "iterations": 3, "inner_iterations": 3, "batch_size": 16},
+        inputs=lambda: {"data": pictures(20)},
     ),
     "restoration.ms_ssim": Case(
         {

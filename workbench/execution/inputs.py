@@ -22,7 +22,17 @@ from workbench.store.reading import Origin, StoredRun, origin_of
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Resolved", "Sources", "check", "check_requirements", "resolve", "sort_arguments", "validate_params"]
+__all__ = [
+    "RUN_PREFIX",
+    "Resolved",
+    "Sources",
+    "check",
+    "check_requirements",
+    "resolve",
+    "run_reference",
+    "sort_arguments",
+    "validate_params",
+]
 
 RUN_PREFIX = "run:"
 """How an earlier run is named in text: `run:ID`, `run:ID[variable]`."""
@@ -210,7 +220,8 @@ def _data(name: str, role: DataRole, value: Any, sources: Sources) -> Resolved:
 
 def _wanted(dataset: xr.Dataset, role: DataRole) -> xr.Dataset:
     """Only what the role asks for: other variables can change nothing, so they are no part of the identity."""
-    keep = [name for name in dataset.data_vars if name in role.variables or name in role.optional_variables]
+    # `variables`, not `data_vars`: xarray takes a variable called like one of its dims (`feature`) for a coordinate.
+    keep = [name for name in dataset.variables if name in role.variables or name in role.optional_variables]
     if not keep:
         return dataset
     # Class names say what labels mean, though no variable of the role may run over classes.
@@ -257,6 +268,17 @@ def _stored(value: Any) -> StoredRun | None:
     if run.status != "complete":
         raise InputError("run", expected="a complete run", got=f"run {run.id}, which is {run.status}")
     return run
+
+
+def run_reference(value: Any) -> tuple[StoredRun, str] | None:
+    """The run that a subject is or comes from, and the subject in text (`run:ID`, `run:ID[variable]`); None for others."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
+        run = _stored(value[0])
+        return None if run is None else (run, f"{RUN_PREFIX}{run.id}[{value[1]}]")
+    if (run := _stored(value)) is not None:
+        return run, f"{RUN_PREFIX}{run.id}"
+    origin = _origin(value)
+    return None if origin is None else (origin.run, f"{RUN_PREFIX}{origin.run.id}[{origin.variable}]")
 
 
 def _origin(value: Any) -> Origin | None:
