@@ -66,6 +66,11 @@ def workbench_methods() -> list[MethodReference]:
             "Calibrates the top score with a smooth curve and no bins",
         ),
         MethodReference(
+            "calibration.tcm",
+            "workbench_calibration.tcm:ThresholdConsistency",
+            "One match threshold for all classes: for which does it fail, and does a margin in training help?",
+        ),
+        MethodReference(
             "calibration.temperature",
             "workbench_calibration.temperature:TemperatureScaling",
             "How overconfident a classifier is, and the one temperature that mends it",
