@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ _INDICES = {
     "runs_month": "runs (month)",
     "runs_key": "runs (key, status)",
     "runs_started": "runs (started, id)",
+    "runs_table": "runs (started, id, status, family, method, user, host, device, study, seed, seconds, finished)",
     "runs_study": "runs (study COLLATE NOCASE) WHERE study IS NOT NULL",
     "runs_open": "runs (status) WHERE status = 'running'",
     "facts_number": "facts (name, number, run) WHERE number IS NOT NULL",
@@ -141,13 +142,14 @@ class Index:
 
     def memberships(self) -> list[tuple[str, str, str, str]]:
         """Study, run, status of the run, and when it last began, ended or joined; a run may be in several studies."""
-        return self._ask(
+        rows: list[tuple[str, str, str, str]] = self._ask(
             "SELECT study, id, status, max(started, coalesce(finished, '')) FROM runs WHERE study IS NOT NULL"
             " UNION ALL"
             " SELECT said.text, runs.id, status, max(started, coalesce(finished, ''), said.time)"
             " FROM annotations AS said JOIN runs ON runs.id = said.run WHERE said.holds AND said.kind = 'study'",
             [],
         )
+        return rows
 
     def annotations(self, kind: str, run: str | None = None) -> list[Annotation]:
         """Annotations of a kind that hold, oldest first; of one run or of all."""
@@ -157,6 +159,24 @@ class Index:
             sql, values = sql + " AND run = ?", [kind, run]
         rows = self._ask(sql + " ORDER BY time, id", values)
         return [Annotation(*row) for row in rows]
+
+    def ask(
+        self,
+        sql: str,
+        values: Sequence[object] = (),
+        *,
+        look: bool = True,
+        read: Callable[[sqlite3.Cursor], Any] = sqlite3.Cursor.fetchall,
+    ) -> Any:
+        """Answer a question of `workbench.store.table`.
+
+        Args:
+            sql: the question; what comes from elsewhere is in `values`.
+            values: its parameters.
+            look: bring the index up to date first; else only if that was never done.
+            read: turns the cursor into the answer; called while the index is held, so it asks nothing itself.
+        """
+        return self._ask(sql, values, look=look, read=read)
 
     def put(self, record: RunRecord) -> None:
         """Enter a record at once (the writer knows it without reading it back).
@@ -178,7 +198,14 @@ class Index:
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
-    def _ask(self, sql: str, values: Sequence[object], *, look: bool = True) -> list[Any]:
+    def _ask(
+        self,
+        sql: str,
+        values: Sequence[object],
+        *,
+        look: bool = True,
+        read: Callable[[sqlite3.Cursor], Any] = sqlite3.Cursor.fetchall,
+    ) -> Any:
         """Rows that answer, after a look at the store (unless that is not wished, and was done before).
 
         What is wrong with the file must not keep anybody from an answer: the second try opens it anew (damaged, it was
@@ -191,7 +218,7 @@ class Index:
                 try:
                     with self._open() as connection:
                         self._keep_up(connection, look=look)
-                        return connection.execute(sql, values).fetchall()
+                        return read(connection.execute(sql, values))
                 except sqlite3.Error:
                     if attempt == 2:
                         raise
@@ -319,22 +346,25 @@ class Index:
             connection.execute("INSERT INTO notes VALUES (?, ?)", (name, said.text))
 
     def _store(self, connection: sqlite3.Connection, record: RunRecord) -> None:
-        self._forget(connection, record.id)
+        number = self._forget(connection, record.id)  # a run keeps its number while its record changes
         family = record.method.partition(".")[0]
         columns = (record.status, record.method, family, record.user, record.host, record.device, record.started)
         cursor = connection.execute(
             f"INSERT INTO runs VALUES ({', '.join('?' * 16)})",
-            (None, record.id, record.month, record.key, *columns, record.finished, float(record.seconds),
+            (number, record.id, record.month, record.key, *columns, record.finished, float(record.seconds),
              max(0, min(record.seed, 2**63 - 1)), record.study, json.dumps(record.to_json(), separators=(",", ":"))),
         )  # fmt: skip
         number = cursor.lastrowid
         connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", [(number, *fact) for fact in _facts(record)])
 
-    def _forget(self, connection: sqlite3.Connection, run: str) -> None:
+    def _forget(self, connection: sqlite3.Connection, run: str) -> int | None:
+        """Take a run out; the number it had."""
         row = connection.execute("SELECT n FROM runs WHERE id = ?", (run,)).fetchone()
-        if row is not None:
-            connection.execute("DELETE FROM runs WHERE n = ?", row)
-            connection.execute("DELETE FROM facts WHERE run = ?", row)
+        if row is None:
+            return None
+        connection.execute("DELETE FROM runs WHERE n = ?", row)
+        connection.execute("DELETE FROM facts WHERE run = ?", row)
+        return int(row[0])
 
     # --- the file ---------------------------------------------------------------------------------------------------
 

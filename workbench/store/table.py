@@ -1,0 +1,468 @@
+"""All runs of a store as one table: their order, the cells of a page, how often values occur. What a browser asks of the index.
+
+The order of the rows and the columns with few different values are held in memory as numpy arrays (less than 100 bytes a
+run), so that sorting and counting 100,000 runs take milliseconds. All other cells are read for the rows on view only.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.record import RunRecord
+from workbench.store.liveness import observed_status
+from workbench.store.query import Condition, compile_query
+
+if TYPE_CHECKING:
+    from workbench.store.backend import Backend
+    from workbench.store.index import Index
+
+__all__ = ["FACETS", "Question", "Row", "RunTable"]
+
+CATEGORIES = ("status", "family", "method", "user", "host", "device", "study")
+"""Columns with few different values, kept as codes."""
+FACETS = ("status", "family", "method", "user", "study", "tag")
+PLAIN = ("finished", "key")
+"""Columns read from the index when somebody sorts by them."""
+LONGEST = 400
+"""Characters of a text that are read for a cell; the run itself has all of them."""
+MOST_NAMES = 2_000
+MOST_OBSERVED = 500
+"""Running runs whose signs of life are looked for; of more, the others are taken at their word."""
+
+_NAMES = """
+WITH RECURSIVE names (name) AS (
+    SELECT min(name) FROM facts WHERE {what} IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(name) FROM facts WHERE name > names.name AND {what} IS NOT NULL) FROM names WHERE name IS NOT NULL
+) SELECT name FROM names WHERE name IS NOT NULL LIMIT ?
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which runs, in which order."""
+
+    query: str = ""
+    """In the language of `workbench.store.query`."""
+    facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Per facet the values wanted, any of them; all facets must agree."""
+    sort: str = "started"
+    """A column, a metric, `params.NAME` or `tag`; runs without it come last."""
+    descending: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as the table shows it; `cells` has only what was asked for and is there."""
+
+    number: int
+    id: str
+    status: str
+    cells: Mapping[str, Any]
+    progress: Mapping[str, Any] | None = None
+    """Of a running run: done, total, message."""
+    failure: str = ""
+    """Of a failed run: the first line of what went wrong."""
+
+
+@dataclass
+class _Columns:
+    """What is held of all runs, by ascending run number."""
+
+    number: np.ndarray
+    recent: np.ndarray
+    """Positions, newest run first."""
+    code: dict[str, np.ndarray]
+    word: dict[str, list[str]]
+    value: dict[str, np.ndarray]
+    several: dict[str, tuple[np.ndarray, np.ndarray, list[str]]]
+    """Per facet with several values a run (tag, study): position, code, words."""
+    order: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+    """Positions in the orders that were asked for."""
+
+
+class RunTable:
+    """The table over one store. Its methods may be called from any thread."""
+
+    def __init__(self, index: Index, backend: Backend, user: str) -> None:
+        self._index, self._backend, self._user = index, backend, user
+        self._lock = threading.RLock()
+        self._columns: _Columns | None = None
+        self._seen: object = None
+
+    # --- keeping up -------------------------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Look at the store; true if runs came, went, ended or were annotated since the last look."""
+        with self._lock:
+            (facts,) = self._index.ask(
+                "SELECT count(*), max(n), (SELECT id FROM runs ORDER BY n DESC LIMIT 1),"
+                " (SELECT count(*) FROM annotations), (SELECT count(*) FROM annotations WHERE holds) FROM runs"
+            )
+            seen = (tuple(facts), tuple(sorted(self._running().items())))
+            changed = self._seen is not None and seen != self._seen
+            self._seen = seen
+            if changed:
+                self._columns = None
+            return changed
+
+    @property
+    def live(self) -> bool:
+        """Whether any run was running at the last look."""
+        return bool(self._seen) and "running" in dict(self._seen[1]).values()  # type: ignore[index]
+
+    def _running(self) -> dict[int, str]:
+        """Runs that have not ended, and what is observed of them."""
+        rows = self._index.ask(
+            "SELECT n, record FROM runs WHERE status = 'running' ORDER BY n DESC LIMIT ?", [MOST_OBSERVED], look=False
+        )
+        return {n: observed_status(self._backend, RunRecord.from_json(json.loads(record))) for n, record in rows}
+
+    # --- order ------------------------------------------------------------------------------------------------------
+
+    def first(self, question: Question, count: int) -> tuple[np.ndarray, int]:
+        """Numbers of the first runs and how many there are, without reading all: for the moment a table opens.
+
+        Raises:
+            InputError: the query is not understood.
+        """
+        if question.facets or question.sort != "started" or not question.descending:
+            order = self.order(question)
+            return order[:count], len(order)
+        sql, values = self._condition(question)
+        rows = self._index.ask(
+            f"SELECT n FROM runs WHERE {sql} ORDER BY started DESC, id DESC LIMIT ?", [*values, count], look=False
+        )
+        ((total,),) = self._index.ask(f"SELECT count(*) FROM runs WHERE {sql}", values, look=False)
+        return np.array([n for (n,) in rows], dtype=np.int64), int(total)
+
+    def order(self, question: Question) -> np.ndarray:
+        """Numbers of all runs that are asked for, in order.
+
+        Raises:
+            InputError: the query is not understood.
+        """
+        with self._lock:
+            columns = self._held()
+            wanted = self._matching(question)
+            for name, chosen in question.facets.items():
+                wanted = wanted & self._facet(name, chosen)
+            order = self._ordered(question.sort, question.descending)
+            found: np.ndarray = columns.number[order[wanted[order]]]
+            return found
+
+    def counts(self, question: Question) -> dict[str, list[tuple[str, int]]]:
+        """Per facet its values and how many runs have them, most frequent first.
+
+        A value counts runs that meet the query and the *other* facets, so that it says what choosing it would give.
+
+        Raises:
+            InputError: the query is not understood.
+        """
+        with self._lock:
+            columns = self._held()
+            matching = self._matching(question)
+            masks = {name: self._facet(name, chosen) for name, chosen in question.facets.items()}
+            found = {}
+            for name in FACETS:
+                wanted = matching
+                for other, mask in masks.items():
+                    wanted = wanted if other == name else wanted & mask
+                words, codes = self._codes(name)
+                codes = codes[wanted[columns.several[name][0]]] if name in columns.several else codes[wanted]
+                amounts = np.bincount(codes[codes >= 0], minlength=len(words))
+                chosen = question.facets.get(name, ())
+                shown = [(word, int(n)) for word, n in zip(words, amounts, strict=True) if n or word in chosen]
+                found[name] = sorted(shown, key=lambda item: (-item[1], item[0]))
+            return found
+
+    def position(self, order: np.ndarray, run_id: str) -> int | None:
+        """Where a run stands in an order."""
+        rows = self._index.ask("SELECT n FROM runs WHERE id = ?", [run_id], look=False)
+        if not rows:
+            return None
+        places = np.nonzero(order == rows[0][0])[0]
+        return int(places[0]) if len(places) else None
+
+    def _condition(self, question: Question) -> Condition:
+        return compile_query(question.query, user=self._user)
+
+    def _matching(self, question: Question) -> np.ndarray:
+        columns = self._held()
+        sql, values = self._condition(question)
+        wanted = np.ones(len(columns.number), bool)
+        if sql != "1":
+            numbers = self._index.ask(f"SELECT n FROM runs WHERE {sql}", values, look=False, read=_first_cells)
+            wanted[:] = False
+            wanted[self._positions(numbers)] = True
+        return wanted
+
+    def _facet(self, name: str, chosen: Sequence[str]) -> np.ndarray:
+        columns = self._held()
+        words, codes = self._codes(name)
+        hit = np.isin(codes, [words.index(word) for word in chosen if word in words])
+        if name not in columns.several:
+            return hit
+        mask = np.zeros(len(columns.number), bool)
+        mask[columns.several[name][0][hit]] = True
+        return mask
+
+    def _codes(self, name: str) -> tuple[list[str], np.ndarray]:
+        columns = self._held()
+        if name in columns.several:
+            _, codes, words = columns.several[name]
+            return words, codes
+        return columns.word[name], columns.code[name]
+
+    def _ordered(self, name: str, descending: bool) -> np.ndarray:
+        """Positions in an order: what is equal newest first, what has no value last."""
+        columns = self._held()
+        if name in ("started", "id"):
+            return columns.recent if descending else columns.recent[::-1]
+        if (name, descending) not in columns.order:
+            keys = self._keys(name)[columns.recent]
+            columns.order[name, descending] = columns.recent[np.argsort(-keys if descending else keys, kind="stable")]
+        return columns.order[name, descending]
+
+    def _keys(self, name: str) -> np.ndarray:
+        """Numbers that sort as the values do; NaN where there is none."""
+        columns = self._held()
+        if name in columns.value:
+            return columns.value[name]
+        if name in CATEGORIES:
+            ranks = np.append(_ranks(columns.word[name]), np.nan)  # code -1: none
+            keys: np.ndarray = ranks[columns.code[name]]
+            return keys
+        if name == "tag":
+            place, codes, words = columns.several["tag"]
+            keys = np.full(len(columns.number), np.nan)
+            np.fmin.at(keys, place, _ranks(words)[codes])
+            return keys
+        if name in PLAIN:
+            return self._text_keys(self._index.ask(f"SELECT n, {name} FROM runs", look=False))
+        numbers = self._index.ask(
+            "SELECT run, number FROM facts WHERE name = ? AND number IS NOT NULL", [name], look=False, read=_pairs
+        )
+        if not len(numbers):
+            texts = "SELECT run, substr(text, 1, ?) FROM facts WHERE name = ? AND text IS NOT NULL"
+            return self._text_keys(self._index.ask(texts, [LONGEST, name], look=False))
+        keys = np.full(len(columns.number), np.nan)
+        keys[self._positions(numbers["run"])] = numbers["value"]
+        return keys
+
+    def _text_keys(self, rows: Iterable[tuple[int, str | None]]) -> np.ndarray:
+        keys = np.full(len(self._held().number), np.nan)
+        given = [(n, text) for n, text in rows if text is not None]
+        if given:
+            folded = np.array([text.casefold() for _, text in given], dtype=object)
+            _, codes = np.unique(folded, return_inverse=True)
+            keys[self._positions(np.array([n for n, _ in given], dtype=np.int64))] = codes
+        return keys
+
+    def _positions(self, numbers: np.ndarray) -> np.ndarray:
+        """Where runs lie in the columns; those that are not held yet (they came just now) are left out by their mask."""
+        held = self._held().number
+        places = np.minimum(np.searchsorted(held, numbers), max(len(held) - 1, 0))
+        if not len(held) or not np.array_equal(held[places], numbers):
+            self._columns = None  # the index was brought up to date by somebody else: hold it anew
+            held = self._held().number
+            places = np.searchsorted(held, numbers)
+        return places
+
+    def _held(self) -> _Columns:
+        if self._columns is None:
+            self._columns = self._load()
+        return self._columns
+
+    def _load(self) -> _Columns:
+        names = ", ".join(CATEGORIES)
+        columns: _Columns = self._index.ask(
+            f"SELECT n, started, seed, seconds, {names} FROM runs", look=False, read=_read_columns
+        )
+        for n, status in self._running().items():
+            if status != "running" and (place := np.searchsorted(columns.number, n)) < len(columns.number):
+                words = columns.word["status"]
+                if status not in words:
+                    words.append(status)
+                columns.code["status"][place] = words.index(status)
+        said = self._index.ask(
+            "SELECT DISTINCT kind, text, n FROM annotations JOIN runs ON runs.id = annotations.run"
+            " WHERE holds AND kind IN ('tag', 'study')",
+            look=False,
+        )
+        tags = {(n, text) for kind, text, n in said if kind == "tag"}
+        studies = {(n, name) for kind, text, n in said if kind == "study" for name in _with_those_above(text)}
+        codes, words = columns.code["study"], columns.word["study"]
+        above = [list(_with_those_above(word)) for word in words]
+        own = np.nonzero(codes >= 0)[0]
+        studies |= {(int(columns.number[place]), name) for place in own for name in above[codes[place]]}
+        for name, pairs in (("tag", tags), ("study", studies)):
+            columns.several[name] = _several(columns.number, pairs)
+        return columns
+
+    # --- cells ------------------------------------------------------------------------------------------------------
+
+    def rows(self, numbers: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[Row]:
+        """The cells of a page; runs that were deleted since are left out."""
+        numbers = [int(n) for n in numbers]
+        if not numbers:
+            return []
+        places = ",".join("?" * len(numbers))
+        texts = ("id", "status", "family", "method", "user", "host", "device", "study", "started", "finished", "key")
+        read = ", ".join(f"substr({name}, 1, {LONGEST})" for name in texts)
+        found = self._index.ask(
+            f"SELECT n, seed, seconds, {read}, CASE WHEN status IN ('running', 'failed') THEN record END"
+            f" FROM runs WHERE n IN ({places})",
+            numbers,
+            look=False,
+        )
+        facts: dict[int, dict[str, Any]] = {n: {} for n in numbers}
+        asked = [name for name in columns if name not in texts]
+        if asked:
+            names = ",".join("?" * len(asked))
+            for n, name, text, number in self._index.ask(
+                f"SELECT run, name, substr(text, 1, {LONGEST}), number FROM facts INDEXED BY facts_run"
+                f" WHERE run IN ({places}) AND name IN ({names})",
+                [*numbers, *asked],
+                look=False,
+            ):
+                value = number if text is None else text
+                before = facts[n].get(name)
+                facts[n][name] = value if before is None else f"{before}, {value}"  # inputs: several of one name
+        for n, kind, text in self._index.ask(
+            "SELECT n, kind, substr(text, 1, 100) FROM annotations AS said JOIN runs ON runs.id = said.run"
+            f" WHERE holds AND kind IN ('tag', 'pin', 'archive', 'study') AND n IN ({places}) ORDER BY kind, text",
+            numbers,
+            look=False,
+        ):
+            facts[n].setdefault({"study": "joined"}.get(kind, kind), []).append(text)
+        made = {}
+        for n, seed, seconds, *cells, record in found:
+            values = dict(zip(texts, cells, strict=True)) | {"seed": seed, "seconds": seconds} | facts[n]
+            made[n] = _row(n, values, record, self._backend)
+        return [made[n] for n in numbers if n in made]
+
+    # --- words for those who ask ------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of metrics, and of parameters as `params.NAME`, in alphabetical order."""
+        found = set()
+        for what in ("number", "text"):
+            found |= {name for (name,) in self._index.ask(_NAMES.format(what=what), [MOST_NAMES], look=False)}
+        return sorted(name for name in found if name not in ("input", "uses"))
+
+    def values(self, name: str, start: str = "", most: int = 20) -> list[str]:
+        """Values of a text column or parameter that begin with `start`, those of columns most frequent first."""
+        with self._lock:
+            if name in CATEGORIES or name == "tag":
+                words, codes = self._codes(name)
+                amounts = np.bincount(codes[codes >= 0], minlength=len(words))
+                ranked = sorted(zip(words, amounts, strict=True), key=lambda item: (-item[1], item[0]))
+                return [word for word, _ in ranked if word.lower().startswith(start.lower())][:most]
+        found: list[str] = []
+        while len(found) < most:
+            after = found[-1] if found else None
+            ((value,),) = self._index.ask(
+                "SELECT min(text) FROM facts WHERE name = ? AND text >= ? AND (? IS NULL OR text > ?)",
+                [name, start, after, after],
+                look=False,
+            )
+            if value is None or not value.startswith(start) or len(value) > LONGEST:
+                break
+            found.append(value)
+        return found
+
+    def metric(self, name: str) -> Mapping[str, Any]:
+        """How a run that has this metric describes it: direction, unit; empty where none has."""
+        rows = self._index.ask(
+            "SELECT record FROM runs WHERE n = (SELECT run FROM facts WHERE name = ? AND number IS NOT NULL LIMIT 1)",
+            [name],
+            look=False,
+        )
+        metrics = (json.loads(rows[0][0]).get("report") or {}).get("metrics", ()) if rows else ()
+        return next((metric for metric in metrics if str(metric.get("name")).lower() == name), {})
+
+
+def _row(n: int, values: dict[str, Any], record: str | None, backend: Backend) -> Row:
+    status, progress, failure = values["status"], None, ""
+    if record is not None:
+        read = RunRecord.from_json(json.loads(record))
+        status = observed_status(backend, read)
+        if status == "running":
+            progress = read.progress
+        elif read.failure:
+            first = f"{read.failure.get('type', '')}: {read.failure.get('message', '')}".strip(": ")
+            failure = first.partition("\n")[0][:LONGEST]
+    return Row(n, values.pop("id"), status, values | {"status": status}, progress, failure)
+
+
+def _first_cells(cursor: sqlite3.Cursor) -> np.ndarray:
+    return np.fromiter((row[0] for row in cursor), dtype=np.int64)
+
+
+def _pairs(cursor: sqlite3.Cursor) -> np.ndarray:
+    return np.fromiter(cursor, dtype=[("run", np.int64), ("value", np.float64)])
+
+
+def _read_columns(cursor: sqlite3.Cursor) -> _Columns:
+    """Take rows in one by one: as python objects 100,000 of them would be a hundred megabytes."""
+    from array import array
+
+    numbers, seeds, seconds, combined, started = array("q"), array("q"), array("d"), array("q"), bytearray()
+    combinations: dict[tuple[str | None, ...], int] = {}
+    for row in cursor:
+        numbers.append(row[0])
+        started += str(row[1]).encode("ascii", "replace")[:24].ljust(24)
+        seeds.append(row[2])
+        seconds.append(row[3])
+        combined.append(combinations.setdefault(row[4:], len(combinations)))
+    number = np.frombuffer(numbers, dtype=np.int64)
+    by_number = np.argsort(number)
+    number = number[by_number]
+    moments = np.frombuffer(bytes(started), dtype="S24")[by_number]
+    which = np.frombuffer(combined, dtype=np.int64)[by_number]
+    code, word = {}, {}
+    table = zip(*combinations, strict=True) if combinations else [()] * len(CATEGORIES)
+    for name, texts in zip(CATEGORIES, table, strict=True):
+        word[name] = list(dict.fromkeys(text for text in texts if text is not None))
+        place = {text: index for index, text in enumerate(word[name])} | {None: -1}
+        code[name] = np.array([place[text] for text in texts], dtype=np.int32)[which]
+    return _Columns(
+        number=number,
+        recent=np.lexsort((number, moments))[::-1],
+        code=code,
+        word=word,
+        value={
+            "seed": np.frombuffer(seeds, dtype=np.int64)[by_number].astype(np.float64),
+            "seconds": np.frombuffer(seconds, dtype=np.float64)[by_number],
+        },
+        several={},
+    )
+
+
+def _several(number: np.ndarray, pairs: set[tuple[int, str]]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    known = set(number.tolist()) if pairs else set()
+    there = sorted((n, word) for n, word in pairs if n in known)
+    words = sorted({word for _, word in there})
+    code = {word: place for place, word in enumerate(words)}
+    places = np.searchsorted(number, np.array([n for n, _ in there], dtype=np.int64))
+    return places, np.array([code[word] for _, word in there], dtype=np.int64), words
+
+
+def _with_those_above(study: str) -> list[str]:
+    parts = study.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _ranks(words: Sequence[str]) -> np.ndarray:
+    """The rank of each word in alphabetical order."""
+    ranks = np.empty(len(words))
+    ranks[sorted(range(len(words)), key=lambda place: words[place].casefold())] = np.arange(len(words))
+    return ranks
