@@ -99,13 +99,18 @@ class Line(_View):
 
 
 class Bar(_View):
-    """One bar per label of dim `x`, grouped by the arrays in `y` or by dim `by`; `error` names an array of half-lengths."""
+    """One bar per label of dim `x`, grouped by the arrays in `y` or by dim `by`.
+
+    Whiskers around a single `y`: `error` names an array of half-lengths, or `lower` and `upper` those of the two ends.
+    """
 
     kind: Literal["bar"] = "bar"
     y: tuple[str, ...]
     x: str
     by: str | None = None
     error: str | None = None
+    lower: str | None = None
+    upper: str | None = None
     x_label: str = ""
     y_label: str = ""
     log_y: bool = False
@@ -178,7 +183,8 @@ class ImageGrid(_View):
 class ReliabilityDiagram(_View):
     """Accuracy against confidence per bin, with counts. Arrays over dim `bin`; `by` draws one panel per label of a dim.
 
-    Bins of count 0 are left empty. `accuracy_lower` and `accuracy_upper` are interval bounds.
+    Bins of count 0 are left empty. `accuracy_lower` and `accuracy_upper` are interval bounds; `band_lower` and `band_upper`
+    bound where the accuracy would lie if the confidence were right.
     """
 
     kind: Literal["reliability"] = "reliability"
@@ -187,6 +193,8 @@ class ReliabilityDiagram(_View):
     count: str
     accuracy_lower: str | None = None
     accuracy_upper: str | None = None
+    band_lower: str | None = None
+    band_upper: str | None = None
     by: str | None = None
 
 

@@ -160,6 +160,42 @@ def test_a_histogram_steps_through_the_counts():
     np.testing.assert_array_equal(edges, plot.edges)
 
 
+def test_whiskers_may_be_longer_on_one_side():
+    stored = StoredResult(
+        xr.Dataset({"a": ("layer", [1.0, 2.0]), "lo": ("layer", [0.5, 1.0]), "hi": ("layer", [1.1, 4.0])})
+    )
+    plot = resolve(Bar(title="t", y=("a",), x="layer", lower="lo", upper="hi"), stored)
+    (bars,) = interactive.figure(plot).data
+    np.testing.assert_allclose(bars.error_y.arrayminus, [0.5, 1.0])
+    np.testing.assert_allclose(bars.error_y.array, [0.1, 2.0])
+    assert bars.error_y.symmetric is False
+    assert static.svg(plot)
+
+
+def test_the_band_of_a_reliability_diagram_is_drawn_where_it_is_given():
+    stored = StoredResult(
+        xr.Dataset(
+            {
+                "c": ("bin", [0.2, np.nan, 0.9]),
+                "a": ("bin", [0.3, np.nan, 0.6]),
+                "n": ("bin", [10, 0, 30]),
+                "lo": ("bin", [0.1, np.nan, 0.8]),
+                "hi": ("bin", [0.4, np.nan, 1.0]),
+            }
+        )
+    )
+    names = {"confidence": "c", "accuracy": "a", "count": "n"}
+    plot = resolve(ReliabilityDiagram(title="t", **names, band_lower="lo", band_upper="hi"), stored)
+    np.testing.assert_array_equal(plot.panels[0].band[1], [0.4, np.nan, 1.0])
+    band = next(trace for trace in interactive.figure(plot).data if trace.name == "95 % if calibrated")
+    assert list(band.base)[::2] == [0.1, 0.8]
+    assert [round(value, 9) for value in list(band.y)[::2]] == [0.3, 0.2]
+    assert "if calibrated" in static.svg(plot)
+    without = resolve(ReliabilityDiagram(title="t", **names), stored)
+    assert without.panels[0].band is None
+    assert all(trace.name != "95 % if calibrated" for trace in interactive.figure(without).data)
+
+
 def test_a_reliability_diagram_shows_accuracy_gap_and_counts():
     plot = resolve(every_view()[9], stored := result_of_every_view())
     figure = interactive.figure(plot)

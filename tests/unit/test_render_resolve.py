@@ -126,7 +126,9 @@ def test_nan_stays_a_gap_in_arrays_and_is_skipped_in_series():
 
 
 def test_a_logarithmic_axis_says_what_it_cannot_show():
-    plot = resolve(Line(title="t", caption="Own.", y=("a",), x="step", log_y=True), result(a=("step", [-1.0, 0.0, 2.0])))
+    plot = resolve(
+        Line(title="t", caption="Own.", y=("a",), x="step", log_y=True), result(a=("step", [-1.0, 0.0, 2.0]))
+    )
     np.testing.assert_array_equal(plot.curves[0].y, [np.nan, np.nan, 2.0])
     assert plot.caption == "Own. Values of 0 and below are not drawn on the logarithmic axis."
 
@@ -135,11 +137,22 @@ def test_a_logarithmic_axis_says_what_it_cannot_show():
 
 
 def test_bars_keep_labels_errors_and_a_limit():
-    stored = result(a=("layer", np.arange(200.0)), e=("layer", np.ones(200)), coords={"layer": [f"l{i}" for i in range(200)]})
+    stored = result(
+        a=("layer", np.arange(200.0)), e=("layer", np.ones(200)), coords={"layer": [f"l{i}" for i in range(200)]}
+    )
     plot = resolve(Bar(title="t", y=("a",), x="layer", error="e"), stored)
     assert plot.x.categories[:2] == ("l0", "l1")
     assert len(plot.groups[0].values) == len(plot.groups[0].errors) == len(plot.x.categories) == 120
     assert plot.caption == "The first 120 of 200 entries of layer are drawn."
+
+
+def test_the_ends_of_an_interval_become_lengths_below_and_above():
+    stored = result(a=("layer", [1.0, 2.0, 3.0]), lo=("layer", [0.5, np.nan, 3.5]), hi=("layer", [3.0, 2.5, 4.0]))
+    plot = resolve(Bar(title="t", y=("a",), x="layer", lower="lo", upper="hi"), stored)
+    # an end on the wrong side of its value has no whisker; one that is not known neither
+    np.testing.assert_array_equal(plot.groups[0].errors, [[0.5, np.nan, 0.0], [2.0, 0.5, 1.0]])
+    with pytest.raises(InputError, match="lower, upper"):
+        resolve(Bar(title="t", y=("a",), x="layer", lower="lo"), stored)
 
 
 def test_errors_belong_to_one_array():
@@ -151,7 +164,9 @@ def test_errors_belong_to_one_array():
 
 
 def test_a_diverging_map_is_centred_on_zero():
-    plot = resolve(HeatMap(title="t", z="a", x="bit", y="layer", diverging=True), result(a=(("layer", "bit"), [[-1.0, 4.0]])))
+    plot = resolve(
+        HeatMap(title="t", z="a", x="bit", y="layer", diverging=True), result(a=(("layer", "bit"), [[-1.0, 4.0]]))
+    )
     assert plot.limits == (-4.0, 4.0)
 
 

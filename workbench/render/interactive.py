@@ -34,6 +34,7 @@ from workbench.render.plots import (
     LinePlot,
     PicturePlot,
     Plot,
+    ReliabilityPanel,
     ReliabilityPlot,
     ScatterPlot,
     TablesPlot,
@@ -42,6 +43,8 @@ from workbench.render.texts import number_text, power_text, shorten_all, value_t
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from workbench.render.plots import Floats
 
 __all__ = ["figure"]
 
@@ -148,9 +151,7 @@ def _bar(plot: BarPlot) -> go.Figure:
             },
             name=plain(group.name, 30) or "value",
             hovertemplate="%{customdata}: %{y}",
-            error_y=None
-            if group.errors is None
-            else {"type": "data", "array": as_list(group.errors), "color": palette.INK, "thickness": 1.2, "width": 3},
+            error_y=None if group.errors is None else _error_bars(group.errors),
         )
         for index, group in enumerate(plot.groups)
     ]
@@ -162,6 +163,14 @@ def _bar(plot: BarPlot) -> go.Figure:
         bargap=0.2,
         **legend_layout([group.name for group in plot.groups], plot.legend),
     )
+
+
+def _error_bars(lengths: Floats) -> dict[str, Any]:
+    """Whiskers of half-lengths (category,), or of lengths below and above (2, category)."""
+    bars = {"type": "data", "color": palette.INK, "thickness": 1.2, "width": 3}
+    if lengths.ndim == 1:
+        return bars | {"array": as_list(lengths)}
+    return bars | {"symmetric": False, "arrayminus": as_list(lengths[0]), "array": as_list(lengths[1])}
 
 
 def _heat_map(plot: HeatMapPlot) -> go.Figure:
@@ -385,7 +394,8 @@ def _reliability(plot: ReliabilityPlot) -> go.Figure:
             **shared, y=as_list(panel.count), marker={"color": translucent(palette.MUTED, 0.6)}, showlegend=False,
             hovertemplate="%{y:,} samples<extra></extra>",
         )  # fmt: skip
-        grid.add_traces([accuracy, gap, line, counts], rows=[1, 1, 1, 2], cols=[index] * 4)
+        traces = [accuracy, gap, line, *_band(panel, centers, widths, show=index == 1)]
+        grid.add_traces([*traces, counts], rows=[1] * len(traces) + [2], cols=[index] * (len(traces) + 1))
     made = style(grid, 500)
     made.update_annotations(font={"size": 12})
     made.update_xaxes(range=[0, 1])
@@ -395,6 +405,23 @@ def _reliability(plot: ReliabilityPlot) -> go.Figure:
     made.update_yaxes(title={"text": "count"}, row=2, col=1)
     made.update_layout(barmode="overlay", hovermode="x", legend={"orientation": "h", "y": -0.2})
     return made
+
+
+def _band(panel: ReliabilityPanel, centers: Floats, widths: Floats, *, show: bool) -> list[Any]:
+    """Where the accuracies would lie if the confidence were right: open boxes."""
+    import plotly.graph_objects as go
+
+    if panel.band is None:
+        return []
+    low, high = panel.band
+    return [
+        go.Bar(
+            x=as_list(centers), width=as_list(widths * 0.96), base=as_list(low), y=as_list(high - low), showlegend=show,
+            name="95 % if calibrated", legendgroup="band", customdata=as_list(high), opacity=1,
+            marker={"color": "rgba(0,0,0,0)", "line": {"color": palette.color(2), "width": 1.6}},
+            hovertemplate="if calibrated %{base:.4f} to %{customdata:.4f}<extra></extra>",
+        )
+    ]  # fmt: skip
 
 
 def _picture(plot: PicturePlot) -> go.Figure:

@@ -83,7 +83,7 @@ class LinePlot(_Plot):
 
 @dataclass(frozen=True, eq=False)
 class BarGroup:
-    """Bars of one colour: `values` (category,), `errors` half-lengths (category,) or None."""
+    """Bars of one colour: `values` (category,); `errors` half-lengths (category,), or lengths below and above (2, category)."""
 
     name: str
     values: Floats
@@ -193,6 +193,8 @@ class ReliabilityPanel:
     count: Floats
     lower: Floats
     upper: Floats
+    band: tuple[Floats, Floats] | None = None
+    """Lower and upper ends of where the accuracy would lie if the confidence were right."""
 
     @property
     def gap(self) -> float:

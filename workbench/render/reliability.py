@@ -25,6 +25,8 @@ def resolve_reliability(view: ReliabilityDiagram, reader: Reader) -> Reliability
     names = {"confidence": view.confidence, "accuracy": view.accuracy, "count": view.count}
     names |= {"lower": view.accuracy_lower} if view.accuracy_lower else {}
     names |= {"upper": view.accuracy_upper} if view.accuracy_upper else {}
+    if view.band_lower and view.band_upper:
+        names |= {"band_lower": view.band_lower, "band_upper": view.band_upper}
     panels: dict[str, dict[str, Floats]] = {}
     for role, name in names.items():
         for text, part in spread(reader.array(name), view.by, reader, PANELS):
@@ -43,7 +45,9 @@ def _panel(name: str, columns: dict[str, Floats]) -> ReliabilityPanel:
     lower, upper = wilson_interval(accuracy, count)
     lower = np.where(full, columns.get("lower", lower), np.nan)
     upper = np.where(full, columns.get("upper", upper), np.nan)
-    return ReliabilityPanel(name, bin_edges(confidence), confidence, accuracy, count, lower, upper)
+    ends = [np.where(full, columns[key], np.nan) for key in ("band_lower", "band_upper") if key in columns]
+    band = (ends[0], ends[1]) if ends else None
+    return ReliabilityPanel(name, bin_edges(confidence), confidence, accuracy, count, lower, upper, band)
 
 
 def wilson_interval(accuracy: Floats, count: Floats, z: float = 1.959963984540054) -> tuple[Floats, Floats]:

@@ -133,27 +133,29 @@ def _line(view: Line, reader: Reader) -> LinePlot:
 
 
 def _bar(view: Bar, reader: Reader) -> BarPlot:
-    if view.error and len(view.y) != 1:
+    if (view.error or view.lower or view.upper) and len(view.y) != 1:
         raise reader.error("y", expected="one array where error is given", got=f"{len(view.y)}")
+    if bool(view.lower) != bool(view.upper):
+        raise reader.error("lower, upper", expected="both or none", got=f"only {view.lower or view.upper}")
     groups: list[BarGroup] = []
     axis, label = Axis(view.x_label or plain_name(view.x)), view.y_label
     for name in view.y:
         array = reader.array(name)
         label = label or value_label("", view.y, array)
-        errors = spread(reader.array(view.error), view.by, reader) if view.error else []
+        names = [name for name in (view.error, view.lower, view.upper) if name]
+        errors = [(name, spread(reader.array(name), view.by, reader)) for name in names]
         for index, (text, part) in enumerate(spread(array, view.by, reader)):
             part = first(reader.only(part, name, view.x), view.x, CATEGORIES, reader)
-            half = (
-                first(reader.only(errors[index][1], view.error or "", view.x), view.x, CATEGORIES, reader)
-                if errors
-                else None
-            )
+            whiskers = [
+                numbers(first(reader.only(parts[index][1], name, view.x), view.x, CATEGORIES, reader), view.title)
+                for name, parts in errors
+            ]
             axis = Axis(view.x_label or plain_name(view.x), categories=dim_texts(part, view.x))
             groups.append(
                 BarGroup(
                     group_name(name, text, len(view.y) > 1),
                     above_zero(numbers(part, view.title), view.log_y, reader),
-                    None if half is None else _half_lengths(numbers(half, view.title)),
+                    _whiskers(numbers(part, view.title), whiskers),
                 )
             )
     return BarPlot(
@@ -164,6 +166,15 @@ def _bar(view: Bar, reader: Reader) -> BarPlot:
         tuple(groups),
         plain_name(view.by) if view.by else "",
     )
+
+
+def _whiskers(values: Floats, given: list[Floats]) -> Floats | None:
+    """Half-lengths (category,) as given, or lengths below and above (2, category) from the two ends of an interval."""
+    if not given:
+        return None
+    if len(given) == 1:
+        return _half_lengths(given[0])
+    return _half_lengths(np.clip(np.stack([values - given[-2], given[-1] - values]), 0, None))
 
 
 def _half_lengths(values: Floats) -> Floats:

@@ -330,6 +330,12 @@ def _reliability_panel(panel: ReliabilityPanel, upper: Axes, lower: Axes) -> Non
         facecolor=palette.color(1), edgecolor=palette.color(1), alpha=0.35, linewidth=0.8,
     )  # fmt: skip
     upper.plot([0, 1], [0, 1], color=palette.MUTED, linewidth=0.9, linestyle="--", label="calibrated")
+    if panel.band is not None:
+        low, high = panel.band
+        upper.bar(
+            centers, high - low, widths * 0.96, bottom=low, label="95 % if calibrated",
+            facecolor="none", edgecolor=palette.color(2), linewidth=1.1,
+        )  # fmt: skip
     below, above = panel.accuracy - panel.lower, panel.upper - panel.accuracy
     full = panel.count > 0
     upper.errorbar(
