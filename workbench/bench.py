@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.host import Host, PluginStatus
 from workbench.method import Method, MethodReference
-from workbench.runs import Run, Runs, Studies
+from workbench.runs import Run, Runs, Studies, panel_module
 from workbench.store import Store, StoredRun
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
+    from workbench.compared import Comparison
     from workbench.execution.handle import Handle
     from workbench.execution.progress import CancelToken, Progress
     from workbench.execution.request import Request
+    from workbench.panels.launch import LaunchPanel
+    from workbench.panels.plugins import PluginsPanel
 
-__all__ = ["Methods", "Workbench", "open"]
+__all__ = ["Methods", "Plugins", "Workbench", "open"]
 
 T = TypeVar("T")
 DEFAULT_STORE = "store"
@@ -73,6 +76,23 @@ class Methods(Mapping[str, "MethodReference | type[Method]"]):
         return methods_html({method_id: item.title for method_id, item in self.items()})
 
 
+class Plugins(list[PluginStatus]):
+    """What became of every plugin. Shows itself as a table; called, it opens the panel of families, methods and papers."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.plugins)
+        self._host = host
+
+    def __call__(self) -> PluginsPanel:
+        """Families, methods, versions and papers, and why something is not available: `bench.plugins()`."""
+        return panel_module("plugins").PluginsPanel(self._host)  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        from workbench.render.plugins import plugins_html
+
+        return plugins_html(self)
+
+
 class Workbench:
     """A store and the methods to run on it. Made by `workbench.open`."""
 
@@ -90,9 +110,9 @@ class Workbench:
         return Methods(self.host)
 
     @property
-    def plugins(self) -> list[PluginStatus]:
-        """Every plugin that was found; broken ones with the reason."""
-        return self.host.plugins
+    def plugins(self) -> Plugins:
+        """Every plugin that was found, broken ones with the reason; `bench.plugins()` shows what each brings."""
+        return Plugins(self.host)
 
     def register(self, cls: type[T]) -> type[T]:
         """Add a method written in a notebook cell (again after an edit: the key of its runs changes with the code).
@@ -215,6 +235,20 @@ class Workbench:
         cls = self.register(method) if isinstance(method, type) else self.host.method(method)
         return ask(cls, arguments, seed=seed, device=device, precision=precision, force=force, wait=wait, study=study)
 
+    def launch(self, method: str | type[Method], /, **inputs_and_parameters: Any) -> LaunchPanel:
+        """A form for a method: inputs, parameters with their ranges, progress, cancel, and the same as code.
+
+        The run goes on in the background (`submit`), so the notebook stays free.
+
+        Args:
+            method: its id, or its class.
+            inputs_and_parameters: what the form begins with, by name; objects of the notebook are used as they are.
+
+        Raises:
+            UnknownMethodError, MissingDependencyError, InputError: the method cannot be had, or has no such argument.
+        """
+        return panel_module("launch").launch(self, method, inputs_and_parameters)  # type: ignore[no-any-return]
+
     # --- finding ----------------------------------------------------------------------------------------------------
 
     def runs(self, where: str = "", *, limit: int | None = None, offset: int = 0) -> Runs:
@@ -245,7 +279,7 @@ class Workbench:
         """
         self.store.delete(run if isinstance(run, str) else run.id, force=force)
 
-    def compare(self, runs: Sequence[Run | str], *, variables: Sequence[str] = ()) -> xr.Dataset:
+    def compare(self, runs: Sequence[Run | str], *, variables: Sequence[str] = ()) -> Comparison:
         """Runs side by side: every metric, every parameter that differs and the arrays asked for, over the dim `run`.
 
         Args:
@@ -261,9 +295,11 @@ class Workbench:
         Raises:
             InputError: there are no runs, or an array does not line up.
         """
+        from workbench.compared import Comparison
         from workbench.comparison import compare_runs
 
-        return compare_runs([self[run] if isinstance(run, str) else run for run in runs], variables)
+        found = [self[run] if isinstance(run, str) else run for run in runs]
+        return Comparison.of(compare_runs(found, variables), found)
 
     def aggregate(self, runs: Sequence[Run | str], *, level: float = 0.95) -> xr.Dataset:
         """Repetitions as one: mean, deviation and Student's t interval of every metric over runs that differ only in seed.

@@ -1,14 +1,17 @@
-"""Small widgets that several panels are made of: code to copy, curves, figures of a report."""
+"""Small widgets that several panels are made of: tabs that fill when opened, code to copy, curves, figures of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.errors import WorkbenchError
 from workbench.panels import style
+from workbench.render.html import notebook_fragment
+from workbench.render.markup import element, embedded
 from workbench.render.palette import COLORS, COLORS_ON_DARK
 from workbench.render.texts import plain_name
 
@@ -16,7 +19,18 @@ if TYPE_CHECKING:
     import ipywidgets
     import xarray as xr
 
-__all__ = ["PALETTE", "code_view", "curves_view", "figures_view", "series_curves"]
+__all__ = [
+    "PALETTE",
+    "code_view",
+    "curves_view",
+    "error_text",
+    "figures_view",
+    "fragment",
+    "guarded",
+    "series_curves",
+    "sheet",
+    "tabs",
+]
 
 PALETTE = {"light": list(COLORS), "dark": list(COLORS_ON_DARK)}
 MOST_POINTS = 2_000
@@ -82,3 +96,50 @@ def figures_view(bundles: Sequence[Mapping[str, Any]]) -> ipywidgets.Output:
 
     outputs = tuple({"output_type": "display_data", "data": dict(bundle), "metadata": {}} for bundle in bundles)
     return ipywidgets.Output(outputs=outputs)
+
+
+def fragment(*content: object) -> ipywidgets.HTML:
+    """Parts of a report (`workbench.render.sections`) with their style sheet, as a widget."""
+    return style.markup(embedded(notebook_fragment(*content)))
+
+
+def sheet(*names: str) -> ipywidgets.HTML:
+    """Style sheets of `workbench/panels/static` for what ipywidgets draws itself."""
+    made = style.markup(element("style", embedded("".join(map(style.asset, names)))))
+    made.layout.display = "none"
+    return made
+
+
+def tabs(pages: Mapping[str, Callable[[], list[ipywidgets.Widget]]], *, first: int = 0) -> ipywidgets.DOMWidget:
+    """Tabs whose content is made when they are opened; an error takes the place of the content it is about."""
+    import ipywidgets
+
+    boxes = [ipywidgets.VBox() for _ in pages]
+    tab = ipywidgets.Tab(boxes, titles=list(pages))
+    makers, filled = list(pages.values()), set[int]()
+
+    def fill(change: Any = None) -> None:
+        index = tab.selected_index
+        if index is not None and index not in filled:
+            filled.add(index)
+            boxes[index].children = guarded(makers[index])
+
+    tab.selected_index = first
+    tab.observe(fill, names="selected_index")
+    fill()
+    box = ipywidgets.VBox([sheet("tabs.css"), tab])
+    box.add_class("wbt")
+    return box
+
+
+def guarded(make: Callable[[], list[ipywidgets.Widget]]) -> list[ipywidgets.Widget]:
+    """What `make` makes, or the error in its place: one damaged array must not hide the rest."""
+    try:
+        return make()
+    except (WorkbenchError, ValueError, OSError, LookupError, TypeError) as error:
+        return [style.markup(style.error(error_text(error)))]
+
+
+def error_text(error: BaseException) -> str:
+    """An error as people read it: ours say what to do; of others the kind is told, too."""
+    return str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"

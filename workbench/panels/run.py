@@ -9,11 +9,11 @@ from workbench.errors import WorkbenchError
 from workbench.panels import style
 from workbench.panels.lineage import lineage, lineage_view
 from workbench.panels.panel import Panel
-from workbench.panels.parts import code_view, curves_view, figures_view, series_curves
+from workbench.panels.parts import code_view, curves_view, figures_view, fragment, series_curves, sheet, tabs
 from workbench.render import RenderedReport, sections
-from workbench.render.html import notebook_fragment, run_head, run_html
+from workbench.render.html import run_head, run_html
 from workbench.render.layout import layout_table
-from workbench.render.markup import Html, element, embedded, join, visible
+from workbench.render.markup import Html, element, join, visible
 from workbench.render.texts import bytes_text
 
 if TYPE_CHECKING:
@@ -45,12 +45,10 @@ class RunPanel(Panel):
     def _widget(self) -> ipywidgets.DOMWidget:
         import ipywidgets
 
-        sheet = style.markup(element("style", embedded(style.asset("run.css"))))
-        sheet.layout.display = "none"
         self._content = ipywidgets.VBox()
         self._content.add_class("wbr")
         self._fill()
-        return style.frame(sheet, self._content)
+        return style.frame(sheet("run.css"), self._content)
 
     # --- going from run to run --------------------------------------------------------------------------------------
 
@@ -79,65 +77,36 @@ class RunPanel(Panel):
             back.on_click(lambda _: self.back())
             back.layout.width = "auto"
             bar.append(ipywidgets.HBox([back]))
-        self._content.children = [*bar, style.markup(_head(self.run)), self._tabs()]
+        self._content.children = [*bar, _head(self.run), self._tabs()]
 
     def _tabs(self) -> ipywidgets.DOMWidget:
-        import ipywidgets
-
         run = self.run
         running = run.status == "running"
         pages: dict[str, Callable[[], list[ipywidgets.Widget]]] = {
             "Found": lambda: _found(run),
             "Arrays": lambda: _arrays(run),
-            "Parameters": lambda: [style.markup(_parameters(run))],
+            "Parameters": lambda: [_parameters(run)],
             "Curves and log": lambda: _log(run),
             "Lineage": lambda: [lineage_view(lineage(run._bench.store, run.id), self.open)],
-            "Provenance": lambda: [style.markup(notebook_fragment_html(sections.provenance_list(run.info)))],
+            "Provenance": lambda: [fragment(sections.provenance_list(run.info))],
             "Code": lambda: [code_view(run.info.code())],
             "Notes": lambda: _notes(run, self._heading),
         }
-        boxes = [ipywidgets.VBox() for _ in pages]
-        tab = ipywidgets.Tab(boxes, titles=list(pages))
-        filled: set[int] = set()
-
-        def fill(change: Any = None) -> None:
-            index = tab.selected_index
-            if index is None or index in filled:
-                return
-            filled.add(index)
-            boxes[index].children = _guarded(list(pages.values())[index])
-
-        tab.observe(fill, names="selected_index")
-        tab.selected_index = 3 if running or run.record.report is None else 0
-        fill()
-        return tab
+        unread = running or run.record.report is None
+        return tabs(pages, first=list(pages).index("Curves and log") if unread else 0)
 
     def _heading(self) -> None:
         """Draw the head anew, after tags changed."""
         children = list(self._content.children)
         at = len(children) - 2
-        children[at] = style.markup(_head(self.run))
+        children[at] = _head(self.run)
         self._content.children = children
-
-
-def _guarded(make: Callable[[], list[ipywidgets.Widget]]) -> list[ipywidgets.Widget]:
-    """A tab's content, or the error in its place: one damaged array must not hide the rest of the run."""
-    try:
-        return make()
-    except (WorkbenchError, ValueError, OSError, LookupError, TypeError) as error:
-        text = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        return [style.markup(style.error(text))]
-
-
-def notebook_fragment_html(*content: object) -> Html:
-    """As `notebook_fragment`, for `style.markup`."""
-    return embedded(notebook_fragment(*content))
 
 
 # ------------------------------------------------------------------------------------------------------------- contents
 
 
-def _head(run: Run) -> Html:
+def _head(run: Run) -> ipywidgets.HTML:
     info, said = run.info, run.annotations
     tags: list[object] = [element("span", tag, class_="wbr-tag wb-text") for tag in said.tags]
     if said.pinned:
@@ -145,7 +114,7 @@ def _head(run: Run) -> Html:
     if said.archived:
         tags.insert(0, element("span", "archived", class_="wbr-tag"))
     lead = element("p", info.report.summary, class_="wb-lead wb-text") if info.report is not None else None
-    return notebook_fragment_html(run_head(info), element("div", *tags, class_="wbr-tags") if tags else None, lead)
+    return fragment(run_head(info), element("div", *tags, class_="wbr-tags") if tags else None, lead)
 
 
 def _found(run: Run) -> list[ipywidgets.Widget]:
@@ -160,11 +129,11 @@ def _found(run: Run) -> list[ipywidgets.Widget]:
     rendered = RenderedReport(report, run.stored, run.info)
     parts: list[ipywidgets.Widget] = []
     if report.metrics:
-        parts.append(style.markup(notebook_fragment_html(sections.metrics_table(report.metrics))))
+        parts.append(fragment(sections.metrics_table(report.metrics)))
     figures = list(rendered.figures.values())
     undrawn = rendered._undrawn()
     if undrawn:
-        parts.append(style.markup(notebook_fragment_html(*undrawn)))
+        parts.append(fragment(*undrawn))
     if figures:
         parts.append(
             figures_view([{"application/vnd.plotly.v1+json": _plotly(figure)} for figure in figures[:MOST_FIGURES]])
@@ -175,7 +144,7 @@ def _found(run: Run) -> list[ipywidgets.Widget]:
     if len(figures) > MOST_FIGURES:
         rest.append(element("p", f"{len(figures) - MOST_FIGURES} more figures are in run.report().", class_="wb-dim"))
     if rest:
-        parts.append(style.markup(notebook_fragment_html(*rest)))
+        parts.append(fragment(*rest))
     return parts or [
         style.markup(style.empty("The report is empty", "The method reported neither metrics nor figures."))
     ]
@@ -198,10 +167,10 @@ def _arrays(run: Run) -> list[ipywidgets.Widget]:
     total = bytes_text(sum(run.record.arrays[name]["bytes"] for name in run.stored.outputs))
     summary = element("summary", f"{count} array{'' if count == 1 else 's'}, {total} before compression")
     table = element("details", summary, layout_table(run.record.arrays, run.stored.outputs))
-    return [style.markup(notebook_fragment_html(table)), explorer.widget]
+    return [fragment(table), explorer.widget]
 
 
-def _parameters(run: Run) -> Html:
+def _parameters(run: Run) -> ipywidgets.HTML:
     info = run.info
     changed = sum(info.changed(name) for name in info.params)
     told = f"{changed} of {len(info.params)} differ from the defaults; those are marked." if info.params else ""
@@ -213,7 +182,7 @@ def _parameters(run: Run) -> Html:
         parts.append(element("div", "The method has no parameters.", class_="wb-dim"))
     if info.inputs:
         parts += [element("h3", "Inputs"), sections.inputs_table(info)]
-    return notebook_fragment_html(*parts)
+    return fragment(*parts)
 
 
 def _log(run: Run) -> list[ipywidgets.Widget]:
