@@ -1,8 +1,16 @@
 """Quantization: which layers of a trained network may go to few bits, and what that costs."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from workbench import MethodReference, hookimpl
 
-__all__ = ["workbench_methods"]
+from workbench_quantization.export import ExportedModel, export_model
+
+if TYPE_CHECKING:
+    import click
+
+__all__ = ["ExportedModel", "export_model", "workbench_commands", "workbench_methods"]
 
 
 @hookimpl
@@ -25,3 +33,11 @@ def workbench_methods() -> list[MethodReference]:
             "What plain rounding of the weights costs, at every width; and what a table of widths is worth",
         ),
     ]
+
+
+@hookimpl
+def workbench_commands() -> "Sequence[click.Command]":
+    """`workbench export`."""
+    from workbench_quantization.export import export_command
+
+    return [export_command]

@@ -1,0 +1,130 @@
+"""Quantised models leave the store: `workbench export RUN -o model.onnx`, or `export_model(run, "model.safetensors")`.
+
+ONNX (QDQ form) for run times, safetensors (integers packed at exactly their width) for people; the file's size is measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from workbench import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workbench_quantization.stored_layers import QuantisedRun, StoredLayer
+
+FORMATS = {".onnx": "ONNX with integer weights behind DequantizeLinear", ".safetensors": "packed integers and scales"}
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        size: its bytes.
+        full_precision_size: bytes of the model's parameters and buffers as they are in memory.
+        bits: width per quantised layer.
+    """
+
+    path: Path
+    size: int
+    full_precision_size: int
+    bits: dict[str, int]
+
+    def __str__(self) -> str:
+        widths = sorted(set(self.bits.values()))
+        told = f"{widths[0]} bits" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bits"
+        share = self.size / self.full_precision_size
+        return (
+            f"{self.path}: {self.size:,} bytes, {share:.1%} of the {self.full_precision_size:,} bytes in full precision; "
+            f"{len(self.bits)} layers of {told}"
+        )
+
+
+def export_model(
+    run: QuantisedRun, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
+) -> ExportedModel:
+    """Write the quantised model of a run as one file; the suffix of `path` chooses the format.
+
+    Args:
+        run: a run of `quantization.uniform` or `quantization.adaquant`. A table of widths from any other method becomes
+            such a run by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
+        path: ends in .onnx or .safetensors; the file appears when it is whole.
+        input_shape: (channel, y, x) of an image, for ONNX; default: what the model says.
+
+    Raises:
+        InputError: the suffix is unknown, the run stored no integers, or the model cannot be traced.
+        MissingDependencyError: ONNX is asked for and onnxscript is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise InputError("path", expected=f"a name that ends in {' or '.join(FORMATS)}", got=str(path))
+    if not path.parent.is_dir():
+        raise InputError("path", expected="a file in a folder that exists", got=str(path))
+    from workbench_quantization.stored_layers import require_integers, stored_layers
+
+    require_integers(run)
+    model = run.model().cpu().eval()
+    layers = stored_layers(run, model)
+    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        _writer(path.suffix, run, model, layers, input_shape)(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    state = model.state_dict().values()
+    return ExportedModel(
+        path=path,
+        size=path.stat().st_size,
+        full_precision_size=sum(value.numel() * value.element_size() for value in state),
+        bits={layer.name: layer.bits for layer in layers},
+    )
+
+
+def _writer(
+    suffix: str, run: QuantisedRun, model: nn.Module, layers: Sequence[StoredLayer], input_shape: Sequence[int] | None
+) -> Callable[[Path], None]:
+    if suffix == ".safetensors":
+        from workbench_quantization.export_safetensors import write_safetensors
+
+        return lambda path: write_safetensors(path, model, layers, {"format": 1, "run": run.id})
+    import torch
+
+    from workbench_quantization.export_onnx import write_onnx
+
+    shape = input_shape or getattr(model, "input_shape", None)
+    if shape is None or len(shape) != 3:
+        raise InputError("input_shape", expected="(channel, y, x) of an image", got=repr(shape))
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    return lambda path: write_onnx(path, model, layers, example)
+
+
+@click.command("export")
+@click.argument("run")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="FILE.onnx or FILE.safetensors.",
+)
+@click.option("--input-shape", metavar="C,Y,X", help="Shape of an image, where the model does not say it (ONNX).")
+@click.pass_context
+def export_command(ctx: click.Context, run: str, output: Path, input_shape: str | None) -> None:
+    """Write the quantised model of RUN as one file: ONNX or safetensors, by the suffix."""
+    import workbench
+
+    shape = None
+    if input_shape is not None:
+        try:
+            shape = tuple(int(size) for size in input_shape.split(","))
+        except ValueError:
+            raise InputError("--input-shape", expected="three numbers such as 3,32,32", got=input_shape) from None
+    click.echo(str(export_model(workbench.open(ctx.obj)[run], output, input_shape=shape)))

@@ -1,0 +1,158 @@
+"""Quantised layers as a run stored them: integers, scales, zero-points and the ranges of inputs, ready to leave the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from workbench import InputError
+
+from workbench_quantization.integer_weights import Sharing, from_rows, to_rows
+from workbench_quantization.quantizer import FULL_PRECISION, channel_axis
+
+NEEDED = ("bits", "input_bits", "integer_weight", "weight_start", "scale")
+
+
+class QuantisedRun(Protocol):
+    """What of a `workbench.Run` is read here."""
+
+    id: str
+    record: object
+
+    def __getitem__(self, name: str) -> xr.DataArray: ...
+    def __contains__(self, name: object) -> bool: ...
+    def model(self) -> nn.Module:
+        """The stored model."""
+        ...
+
+
+@dataclass(frozen=True)
+class InputGrid:
+    """Levels of a layer's input: (clamp(round(x / scale) + zero, lowest, highest) - zero) * scale."""
+
+    scale: float
+    zero: int
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer whose weight is (levels - zero) * scale, row by row.
+
+    Attributes:
+        name: of the module.
+        bits: width of the weight.
+        levels: integers of the weight's shape.
+        scale: (row,) float32; a row is the layer, an output channel or a group of it (see `integer_weights`).
+        zero: (row,) integers that stand for 0; None where all are 0 and integers are signed.
+        axis: dim of the weight that counts output channels.
+        sharing: what a row is.
+        group_size: weights of a row, where rows are groups.
+        input: levels of the layer's input, None where it stays in full precision.
+    """
+
+    name: str
+    bits: int
+    levels: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    axis: int
+    sharing: Sharing
+    group_size: int
+    input: InputGrid | None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the run's model computes with, float32."""
+        rows = to_rows(self.levels.float(), self.sharing, self.axis, self.group_size)
+        if self.zero is not None:
+            rows = rows - self.zero.float()[:, None]
+        return from_rows(rows * self.scale[:, None], self.levels.shape, self.sharing, self.axis).contiguous()
+
+
+def require_integers(run: QuantisedRun) -> None:
+    """Raise InputError unless the run stored integers."""
+    missing = [name for name in NEEDED if name not in run]
+    if missing:
+        raise InputError(
+            "run",
+            expected="a run that stored integer weights (quantization.uniform, quantization.adaquant)",
+            got=f"run {run.id} without {', '.join(missing)}",
+            hint='Give a table of widths to plain rounding first: bench.run("quantization.uniform", bits=run["bits"], ...).',
+        )
+
+
+def stored_layers(run: QuantisedRun, model: nn.Module) -> list[StoredLayer]:
+    """The quantised layers of a run of `quantization.uniform` or `quantization.adaquant`, in order of execution.
+
+    Args:
+        run: a complete run that stored integers.
+        model: the model of the run.
+
+    Raises:
+        InputError: the run stored no integers, or they do not give the weights of its model.
+    """
+    require_integers(run)
+    params: Mapping[str, object] = run.record.params  # type: ignore[attr-defined]
+    modules = dict(model.named_modules())
+    bits, integers, scales = run["bits"], run["integer_weight"].values, run["scale"].values
+    zeros = run["zero"].values if "zero" in run else None
+    starts = run["weight_start"].values
+    range_starts = run["range_start" if "range_start" in run else "scale_start"].values
+    sharing: Sharing = params.get("store_sharing", "channel")  # type: ignore[assignment]
+    found: list[StoredLayer] = []
+    for place, name in enumerate(map(str, bits["layer"].values)):
+        width = int(bits.values[place])
+        if width >= FULL_PRECISION:
+            continue
+        layer = modules[name]
+        shape, axis = layer.get_parameter("weight").shape, channel_axis(layer)
+        first, after = range_starts[place], range_starts[place + 1] if place + 1 < len(range_starts) else len(scales)
+        levels = torch.from_numpy(integers[starts[place] : starts[place] + shape.numel()].astype(np.int32))
+        zero = None if zeros is None else torch.from_numpy(zeros[first:after].astype(np.int32))
+        found.append(
+            StoredLayer(
+                name=name,
+                bits=width,
+                levels=levels.reshape(shape),
+                scale=torch.from_numpy(scales[first:after].astype(np.float32)),
+                zero=zero,
+                axis=axis,
+                sharing=sharing,
+                group_size=int(params.get("group_size", 1)),  # type: ignore[call-overload]
+                input=_input_grid(run, place, zeros is not None),
+            )
+        )
+        _check_weight(run, found[-1], layer.get_parameter("weight"))
+    return found
+
+
+def _check_weight(run: QuantisedRun, stored: StoredLayer, weight: Tensor) -> None:
+    gap = float((stored.weight - weight.detach().float().cpu()).abs().max())
+    if gap > 1e-5 * float(stored.scale.max()):
+        raise InputError(
+            "run",
+            expected="integers that give the weights of the stored model",
+            got=f"weights of {stored.name!r} in run {run.id} that differ by {gap:.3g}",
+        )
+
+
+def _input_grid(run: QuantisedRun, place: int, affine: bool) -> InputGrid | None:
+    bits = int(run["input_bits"].values[place])
+    if bits >= FULL_PRECISION or "input_range" not in run:
+        return None
+    low, second = map(float, run["input_range"].values[place])
+    top = 2**bits - 1
+    if affine:  # `affine_quantise`: lowest value and length of the range
+        scale = max(second, 1e-6) / top
+        return InputGrid(scale, int(np.clip(np.round(-low / scale), 0, top)), 0, top)
+    if low >= 0:  # `ActivationQuantiser`: lowest and highest value
+        return InputGrid(second / top if second > 0 else 1.0, 0, 0, top)
+    half = 2 ** (bits - 1)
+    return InputGrid(max(-low, second) / (half - 1), 0, -half, half - 1)
