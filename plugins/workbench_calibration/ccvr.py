@@ -11,8 +11,9 @@ features and after ReLU and Tukey's power (the paper's), and comparators: a head
 diagonal covariances, class means, tau-normalisation.
 
 The published settings (100 rounds, learning rate 0.01, power 0.5) are known from memory only; how the head is trained and
-the number of draws are our choice. The defaults can be waited for. Not included: MOON as base of the training. Features
-are what the last linear layer receives. Batch norm statistics are averaged like weights, which skewed clients break:
+the number of draws are our choice. The defaults can be waited for. MOON (Li, He, Song 2021, arXiv 2103.16257) contrasts
+the features that the head receives; its authors put a projection of two layers in between, which the model may bring along.
+Features are what the last linear layer receives. Batch norm statistics are averaged like weights, which skewed clients break:
 prefer group norm. Means and covariances of few samples reveal these: see `least_count`.
 """
 
@@ -45,6 +46,8 @@ class Params(BaseParams):
     base: Base = Field("fedavg", description="How the server averages")
     proximal: float = Field(0.01, gt=0, le=10, description="Weight of fedprox (0.001 to 0.1 is usual)")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of fedavgm")
+    contrast: float = Field(1.0, gt=0, le=100, description="Weight mu of moon (0.1, 1, 5 and 10 were tried by its authors)")
+    contrast_temperature: float = Field(0.5, gt=0, le=10, description="Temperature of moon (its authors 0.5)")
     head_penalty: float = Field(
         0.0, ge=0, le=10, description="Holds each client's head near the global one (paper off)"
     )

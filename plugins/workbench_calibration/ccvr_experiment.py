@@ -108,7 +108,8 @@ class Experiment:
         self.classes = self._check()
         recipe = Recipe(epochs=params.local_epochs, batch_size=params.batch_size, learning_rate=params.learning_rate,
                         weight_decay=params.weight_decay, schedule="constant")  # fmt: skip
-        self.settings = Federation(recipe, params.base, params.proximal, params.server_momentum, params.head_penalty)
+        self.settings = Federation(recipe, params.base, params.proximal, params.server_momentum, params.head_penalty,
+                                   params.contrast, params.contrast_temperature)  # fmt: skip
         # Before any training, so that a partition that cannot be had does not end a run that has worked for hours.
         self.owner = {
             (a, seed): dirichlet_owner(self.label, params.clients, a, out.rng(f"partition {a} {seed}"))
@@ -194,12 +195,14 @@ class Experiment:
             reinitialise(model, int(torch.randint(2**31, (), generator=out.generator(f"initial weights {seed}"))))
         state, velocity = {key: value.clone() for key, value in model.state_dict().items()}, {}
         curve: list[float] = []
+        previous: list[dict[str, Tensor]] = []
         if self.restored.get("name") == name:
             state, velocity = (
                 {k: torch.as_tensor(v).to(out.device) for k, v in self.restored[key].items()}
                 for key in ("state", "velocity")
             )
             curve = [float(value) for value in self.restored["curve"]]
+            previous = [{k: torch.as_tensor(v).to(out.device) for k, v in one.items()} for one in self.restored["clients"]]
         share = np.bincount(owner, minlength=params.clients) / len(owner)
         total = len(self.owner) * params.rounds * params.clients
         for turn in range(len(curve), params.rounds):
@@ -211,14 +214,17 @@ class Experiment:
                 image, label = self.image[mine.to(self.image.device)], torch.from_numpy(self.label)[mine]
                 generator = out.generator(f"round {turn} client {client} of {name}")
                 clients.append(
-                    train_locally(model, state, image, label.to(image.device), self.settings, self.head, generator)
+                    train_locally(model, state, image, label.to(image.device), self.settings, self.head, generator,
+                                  previous[client] if previous else None)
                 )
+            previous = clients if params.base == "moon" else []
             state, velocity = serve(state, average(clients, share), velocity, self.settings)
             logit, _ = predict_all(self.loaded(state), self.test, keep_on="cpu")
             curve.append(float((logit.argmax(1).numpy() == self.test_label).mean()))
             if turn + 1 < params.rounds and time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
                 out.checkpoint(
-                    {"finished": dict(finished), "name": name, "state": state, "velocity": velocity, "curve": curve}
+                    {"finished": dict(finished), "name": name, "state": state, "velocity": velocity, "curve": curve,
+                     "clients": previous}
                 )
                 self.saved = time.monotonic()
         return state, clients, curve

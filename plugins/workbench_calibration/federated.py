@@ -1,4 +1,4 @@
-"""Federated training in one process: who owns which samples, local training, averaging (FedAvg, FedProx, FedAvgM)."""
+"""Federated training in one process: who owns which samples, local training, averaging (FedAvg, FedProx, FedAvgM, MOON)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench import InputError
 from workbench.toolkit import Recipe, fit, soft_cross_entropy
 
-Base = Literal["fedavg", "fedprox", "fedavgm"]
+Base = Literal["fedavg", "fedprox", "fedavgm", "moon"]
 State = dict[str, Tensor]
 LEAST = 10
 """Samples that every client must have."""
@@ -33,6 +33,10 @@ class Federation:
     """fedavgm: momentum of the server."""
     head_penalty: float = 0.0
     """Weight of the same penalty on the head alone, with any base."""
+    contrast: float = 1.0
+    """moon: weight mu of the model-contrastive loss."""
+    contrast_temperature: float = 0.5
+    """moon: tau of its cosine similarities."""
 
 
 def dirichlet_owner(
@@ -91,6 +95,61 @@ def penalised(model: nn.Module, names: Mapping[str, float]) -> Callable[[Tensor,
     return loss
 
 
+def contrastive_loss(local: Tensor, now: Tensor, before: Tensor, temperature: float) -> Tensor:
+    """MOON's loss (Li, He, Song 2021, equation 3), mean over samples: near the global features, away from the last local.
+
+    Args:
+        local: features of the model in training, (sample, feature).
+        now: of the global model that the round began with.
+        before: of the same client's model of the last round.
+        temperature: tau.
+    """
+    similar = torch.stack([nn.functional.cosine_similarity(local, other, dim=1) for other in (now, before)], dim=1)
+    return -torch.log_softmax(similar / temperature, dim=1)[:, 0].mean()
+
+
+class Contrast:
+    """MOON's term during one client's epochs: what the head receives of the batch, from three models."""
+
+    def __init__(self, local: nn.Module, head: str, now: State, before: State) -> None:
+        """Watch `local`, which `fit` is about to train.
+
+        Args:
+            local: model in training.
+            head: name of its last linear layer.
+            now: the global state.
+            before: the client's state of the last round.
+        """
+        self.head = head
+        self.kept: dict[str, Tensor] = {}
+        self.fixed = [copy.deepcopy(local).eval().requires_grad_(False) for _ in range(2)]
+        for model, state in zip(self.fixed, (now, before), strict=True):
+            model.load_state_dict(state)
+        self.hooks = [
+            local.register_forward_pre_hook(lambda _, given: self.kept.update(image=given[0])),
+            local.get_submodule(head).register_forward_pre_hook(lambda _, given: self.kept.update(feature=given[0])),
+        ]
+
+    def __call__(self, temperature: float) -> Tensor:
+        """The loss of the batch that went through `local` last."""
+        now, before = (self.features(model) for model in self.fixed)
+        return contrastive_loss(self.kept["feature"], now, before, temperature)
+
+    def features(self, model: nn.Module) -> Tensor:
+        """What the head of a fixed model receives of that batch."""
+        found: list[Tensor] = []
+        hook = model.get_submodule(self.head).register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        with torch.no_grad():
+            model(self.kept["image"])
+        hook.remove()
+        return found[0]
+
+    def close(self) -> None:
+        """Stop watching."""
+        for hook in self.hooks:
+            hook.remove()
+
+
 def train_locally(
     model: nn.Module,
     state: State,
@@ -99,8 +158,9 @@ def train_locally(
     settings: Federation,
     head: str,
     generator: torch.Generator,
+    previous: State | None = None,
 ) -> State:
-    """One client's epochs from the global state; its new state."""
+    """One client's epochs from the global state; its new state. `previous` is its state of the last round (moon)."""
     local = copy.deepcopy(model)
     local.load_state_dict(state)
     weights = {name: settings.proximal for name, _ in local.named_parameters()} if settings.base == "fedprox" else {}
@@ -108,8 +168,17 @@ def train_locally(
         for name, _ in local.named_parameters():
             if name.startswith(f"{head}."):
                 weights[name] = weights.get(name, 0.0) + settings.head_penalty
-    loss = penalised(local, weights) if weights else None
-    fit(local, image, label, settings.recipe, generator=generator, loss=loss)
+    loss = penalised(local, weights) if weights else soft_cross_entropy
+    # In the first round there is no model to stay away from, and the term is constant.
+    contrast = Contrast(local, head, state, previous) if settings.base == "moon" and previous is not None else None
+
+    def with_contrast(output: Tensor, target: Tensor) -> Tensor:
+        value = loss(output, target)
+        return value if contrast is None else value + settings.contrast * contrast(settings.contrast_temperature)
+
+    fit(local, image, label, settings.recipe, generator=generator, loss=with_contrast)
+    if contrast is not None:
+        contrast.close()
     return {key: value.detach().clone() for key, value in local.state_dict().items()}
 
 
