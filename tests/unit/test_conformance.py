@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 from pydantic import Field
@@ -58,7 +60,9 @@ class Brightness(Method):
         image = inputs["data"]["image"].values.astype(np.float64)
         value = image.mean(axis=(1, 2, 3))
         out.write("brightness", value)
-        means = [value[out.rng(f"{i}").integers(0, len(value), len(value))].mean() for i in out.track(range(params.draws))]
+        means = [
+            value[out.rng(f"{i}").integers(0, len(value), len(value))].mean() for i in out.track(range(params.draws))
+        ]
         out.write("resampled", np.array(means))
 
     def report(self, result: Any) -> Report:
@@ -131,6 +135,23 @@ class Undescribed(BaseParams):
     name: str = Field(description="a name")
 
 
+class Unkeyed(BaseParams):
+    """A parameter that is left out of the key, one that is rounded in it, and one of which an end is dropped."""
+
+    draws: int = Field(5, ge=2, le=100, description="draws", exclude=True)
+    rate: float = Field(0.5, ge=0, le=1, description="a rate")
+    sizes: tuple[int, ...] = Field((1, 2), description="sizes")
+    mode: Literal["mean", "median"] = Field("mean", description="kept whole")
+
+    @pydantic.field_serializer("rate")
+    def rounded(self, value: float) -> float:
+        return round(value, 3)
+
+    @pydantic.field_serializer("sizes")
+    def first_of(self, value: tuple[int, ...]) -> list[int]:
+        return list(value[:1])
+
+
 class Unplain(BaseParams):
     """A default that is no JSON."""
 
@@ -150,6 +171,7 @@ class Unplain(BaseParams):
         ("parameters", {"Params": Undescribed}, ["'draws' has no desc", "'size' is a number without", "'name' has no default"]),
         ("parameters", {"Params": Unplain}, ["'seed' has the name of an option"]),
         ("parameters", {"Params": dict}, ["must derive from workbench.Params"]),
+        ("key", {"Params": Unkeyed}, ["'draws' is not part", "'rate' is not part", "'sizes' is not part"]),
         ("roles", {"inputs": {"draws": DataRole("", {"image": PICTURE})}}, ["name of a parameter", "no description"]),
         ("roles", {"inputs": {"device": DataRole("a", {})}}, ["by this name", "asks for no variable"]),
         ("roles", {"inputs": {"m": ModelRole("a model", data="fit")}}, ["'fit', which does not exist"]),
@@ -165,6 +187,7 @@ def test_declarations_that_break_a_rule(rule, body, words):
     text = "\n".join(finding.problem for finding in findings)
     for word in words:
         assert word in text
+    assert "mode" not in text
     assert all(RULES[rule].mend in str(finding) for finding in findings)
 
 
@@ -247,6 +270,36 @@ def busy(self: Any, inputs: Any, params: Any, out: Any) -> None:
     silent(self, inputs, params, out)
 
 
+def forgetful(self: Any, inputs: Any, params: Any, out: Any) -> None:
+    """Goes on from its checkpoint, in which it forgot what it had drawn."""
+    known = out.restore() or {"at": 0}
+    drawn = np.zeros(params.draws)
+    for step in range(int(known["at"]), params.draws):
+        out.progress(step, params.draws)
+        drawn[step] = out.rng(str(step)).random()
+        out.checkpoint({"at": step + 1})
+    out.write("brightness", inputs["data"]["image"].values.astype(np.float64).mean(axis=(1, 2, 3)))
+    out.write("resampled", drawn)
+
+
+def unable(self: Any, inputs: Any, params: Any, out: Any) -> None:
+    if out.restore() is not None:
+        raise KeyError("a checkpoint of somebody else")
+    out.checkpoint({"at": 1})
+    Brightness.run(self, inputs, params, out)
+
+
+def unequal_on_gpu(inputs: Any, params: Any, out: Any) -> None:
+    out.log(0, level=2.0 if os.environ.get("PRETENDED") else 1.0)
+
+
+PROBABILITY = Output("probability", ("sample", "class"), "float32", "class probabilities")
+
+
+def other_probabilities(inputs: Any, params: Any, out: Any) -> None:
+    out.write("probability", np.full((len(inputs["data"]["image"]), 3), 0.5, dtype=np.float32))
+
+
 def with_report(**changes: Any) -> Any:
     def report(self: Any, result: Any) -> Report:
         parts = vars(Brightness.report(self, result)) | changes
@@ -261,12 +314,17 @@ def with_report(**changes: Any) -> Any:
         ("runs", {"run": lambda s, i, p, o: o.write("brightness", np.zeros(3))}, "did not write its output 'resampled'"),
         ("runs", {"run": then(lambda i, p, o: o.write("more", 1.0))}, "which it does not declare"),
         ("runs", {"run": first(fail_when(lambda i, o: True))}, "not prepared for that"),
+        ("runs", {"run": then(other_probabilities), "outputs": (*Brightness.outputs, PROBABILITY)},
+         "rows of 'probability' do not sum to 1"),
         ("optional_inputs", {"run": first(fail_when(lambda i, o: "label" not in i["data"]))}, "required inputs only"),
         ("reproducible", {"run": then(counting)}, "two runs with seed 0 differ: series calls"),
         ("seed", {"run": first(fail_when(lambda i, o: o.seed == 1))}, "seed 1 does not run"),
         ("seed", {"run": then(lambda i, p, o: torch.manual_seed(7))}, "seeds torch's global generator"),
         ("seed", {"run": then(lambda i, p, o: torch.manual_seed(0))}, "seeds torch's global generator"),
         ("seed", {"run": then(lambda i, p, o: torch.manual_seed(o.seed))}, ""),
+        ("seed", {"run": then(lambda i, p, o: np.random.seed(3))}, "seeds numpy's global generator"),  # noqa: NPY002
+        ("seed", {"run": then(lambda i, p, o: random.seed(3))}, "seeds Python's global generator"),
+        ("seed", {"run": then(lambda i, p, o: random.Random(3).random())}, ""),
         ("lazy_data", {"run": first(fail_when(lambda i, o: i["data"]["image"].chunks is not None))}, "dask"),
         ("report_pure", {"report": also_report(lambda s, r: r["brightness"].values.fill(0) or print("hi"))}, "report prints: hi"),
         ("report_pure", {"report": also_report(lambda s, r: open(os.path.abspath("notes.txt"), "w").close())}, "opens files"),
@@ -286,6 +344,8 @@ def with_report(**changes: Any) -> Any:
         ("cancel", {"run": silent}, "reports no progress"),
         ("cancel", {"run": stubborn}, "cancelled half way, it completed"),
         ("cancel", {"run": busy}, "without asking"),
+        ("resume", {"run": forgetful}, "has another result: resampled differs"),
+        ("resume", {"run": unable}, "does not go on"),
         ("one_sample", {"run": first(fail_when(lambda i, o: i["data"].sizes["sample"] == 1))}, "not prepared"),
         ("odd_size", {"run": first(fail_when(lambda i, o: i["data"].sizes["x"] % 2))}, "not prepared"),
     ],
@@ -302,6 +362,57 @@ def test_behaviour_that_breaks_a_rule(rule, body, words, tmp_path, monkeypatch):
     assert "WORKBENCH_TEST" not in os.environ
 
 
+def test_a_run_that_goes_on_rightly_is_no_finding(tmp_path):
+    class Params(Brightness.Params):
+        draws: int = Field(60, ge=2, le=100, description="bootstrap draws")
+
+    def run(self, inputs, params, out):
+        known = out.restore()
+        if known is not None:
+            resumed.append(known["at"])
+        drawn = np.zeros(params.draws) if known is None else np.array(known["drawn"])
+        for step in range(0 if known is None else int(known["at"]), params.draws):
+            out.progress(step, params.draws)
+            drawn[step] = out.rng(str(step)).random()
+            out.checkpoint({"at": step + 1, "drawn": drawn})
+        out.write("brightness", inputs["data"]["image"].values.astype(np.float64).mean(axis=(1, 2, 3)))
+        out.write("resampled", drawn)
+
+    resumed: list[int] = []
+    assert problems(broken(run=run, Params=Params), "resume", tmp_path) == ""
+    assert len(resumed) == 1
+    assert 0 < resumed[0] < 60
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"run": first(fail_when(lambda i, o: i["data"].sizes["sample"] == 0))}, "without any sample: RunFailedError"),
+        ({"run": silent}, "it completes on 'data' without any sample"),
+    ],
+)
+def test_no_samples_are_declined_by_the_host_and_without_it_would_be_a_finding(body, words, tmp_path, monkeypatch):
+    assert problems(broken(**body), "empty", tmp_path / "hosted") == ""
+    monkeypatch.setattr("workbench.execution.inputs.check", lambda method, resolved: None)
+    body |= {"report": lambda self, result: Report(summary="Of nothing.")}
+    assert words in problems(broken(**body), "empty", tmp_path)
+
+
+def test_a_gpu_that_computes_something_else_is_a_finding(tmp_path, monkeypatch):
+    attempt = Trial.attempt
+
+    def pretend(self, *, device="cpu", **options):
+        monkeypatch.setenv("PRETENDED", "yes" if device == "cuda" else "")
+        return attempt(self, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Trial, "attempt", pretend)
+    assert "CPU and GPU: series level differs by up to 1" in problems(
+        broken(run=then(unequal_on_gpu)), "device", tmp_path
+    )
+    assert problems(Brightness, "device", tmp_path / "fine") == ""
+
+
 def test_a_report_that_needs_what_run_left_on_the_instance(tmp_path):
     def run(self, inputs, params, out):
         Brightness.run(self, inputs, params, out)
@@ -310,7 +421,9 @@ def test_a_report_that_needs_what_run_left_on_the_instance(tmp_path):
     def report(self, result):
         return Report(summary=f"kept {getattr(self, 'kept', None)}")
 
-    assert "something else than the one that ran: summary" in problems(broken(run=run, report=report), "report_pure", tmp_path)
+    assert "something else than the one that ran: summary" in problems(
+        broken(run=run, report=report), "report_pure", tmp_path
+    )
 
 
 def test_a_report_may_state_how_long_the_run_took(tmp_path):
@@ -444,12 +557,23 @@ def test_the_contract_fails_in_pytest_with_rule_and_mend(tmp_path):
         "    run = then(lambda i, p, o: print('hello'))\n\n\n"
         "class TestLoud(MethodContract):\n    method = Loud\n    deviations = {'views': 'just to see'}\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(tmp_path / "test_broken.py")]
+    only = "printing or views or identity"
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k", only, "test_broken.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "1 failed" in done.stdout, done.stdout + done.stderr
     assert "sample.brightness [printing] it prints: hello" in done.stdout
     assert RULES["printing"].mend in done.stdout
     assert "deviates: just to see" in done.stdout
+
+
+ELSEWHERE = {"documentation", "device", "dependency", "empty", "huge", "not_a_number"}
+"""Rules that are broken in tests of their own."""
+
+
+def test_every_rule_is_broken_by_a_method_here():
+    tables = (test_declarations_that_break_a_rule, test_behaviour_that_breaks_a_rule)
+    broken_here = {case[0] for table in tables for mark in table.pytestmark for case in mark.args[1] if case[-1]}
+    assert set(RULES) - broken_here == ELSEWHERE
 
 
 def test_every_rule_is_stated_checked_and_can_be_mended():

@@ -11,6 +11,7 @@ from workbench.method import Method, MethodReference
 from workbench.testing.declarations import check_declarations
 from workbench.testing.findings import Finding
 from workbench.testing.hard_inputs import RULES_OF_HARD_INPUTS
+from workbench.testing.interruption import RULES_OF_INTERRUPTION
 from workbench.testing.outcome import RULES_OF_OUTCOME
 from workbench.testing.repetition import RULES_OF_REPETITION
 from workbench.testing.reporting import RULES_OF_REPORTING
@@ -28,6 +29,7 @@ BEHAVIOUR: Mapping[str, Callable[[Trial], Iterator[str]]] = {
     **RULES_OF_REPORTING,
     **RULES_OF_SIDE_EFFECTS,
     **RULES_OF_HARD_INPUTS,
+    **RULES_OF_INTERRUPTION,
 }
 """Rule -> what a trial shows against it."""
 

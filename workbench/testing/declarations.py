@@ -169,6 +169,54 @@ def _refuses_extremes(cls: type[Params], name: str) -> bool:
     return False
 
 
+def _key(method: type[Method]) -> Iterator[str]:
+    cls = method.Params
+    if not (isinstance(cls, type) and issubclass(cls, Params)):
+        return
+    try:
+        written = cls().model_dump(mode="json")
+    except Exception:  # the rule "parameters" says so
+        return
+    entries = cls.model_json_schema().get("properties", {})
+    for name in cls.model_fields:
+        other = _another(cls, name, entries.get(name, {}))
+        if other is not None and other.model_dump(mode="json") == written:
+            yield f"parameter {name!r} is not part of the key: {getattr(other, name)!r} is written as its default is"
+
+
+def _another(cls: type[Params], name: str, entry: Mapping[str, Any]) -> Params | None:
+    """Valid parameters that differ from the defaults in one of them; None where none is found."""
+    defaults = cls()
+    value = getattr(defaults, name)
+    for candidate in _candidates(value, entry):
+        try:
+            other = cls(**{name: candidate})
+        except pydantic.ValidationError:
+            continue
+        if getattr(other, name) != value:
+            return other
+    return None
+
+
+def _candidates(value: Any, entry: Mapping[str, Any]) -> Iterator[Any]:
+    options = [entry, *entry.get("anyOf", ()), *([entry["items"]] if isinstance(entry.get("items"), Mapping) else [])]
+    yield from [item for option in options for item in option.get("enum", ())]
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value + 1, value - 1, value * 2, value // 2)
+    elif isinstance(value, float):
+        near = value * (1 + 1e-9) + 1e-12  # a serializer that rounds is found by it
+        yield from (near, value * (1 - 1e-9) - 1e-12, value * 1.5, value / 2)
+    elif isinstance(value, str):
+        yield from (f"{value} ", f"{value}a")
+    elif isinstance(value, tuple | list):
+        yield from (value[:-1], (*value, *value[-1:]))
+    for option in options:
+        yield from [option[edge] for edge in ("minimum", "maximum") if edge in option]
+    yield from (None, 1, 0.5, True, "a", (1,), (0.5,), ("a",))
+
+
 def _roles(method: type[Method]) -> Iterator[str]:
     fields = set(getattr(method.Params, "model_fields", ()))
     for name, role in method.inputs.items():
@@ -247,6 +295,7 @@ DECLARATIONS: Mapping[str, Callable[[type[Method]], Iterator[str]]] = {
     "paper": _paper,
     "shell": _shell,
     "parameters": _parameters,
+    "key": _key,
     "roles": _roles,
     "outputs": _outputs,
     "glossary": _glossary,

@@ -38,6 +38,10 @@ RULES: Mapping[str, Rule] = {
         "every parameter has a description, a default and (numbers) a range; parameters survive JSON",
         'Write `probes: int = Field(50, ge=2, le=10_000, description="Hutchinson probe vectors")`.',
     ),
+    "key": Rule(
+        "another value of a parameter gives another key, so that no run is served in place of another",
+        "Leave fields as pydantic writes them: no `exclude`, no serializer that rounds or drops something.",
+    ),
     "roles": Rule(
         "every input role is described, named unlike any parameter or option of a run, and refers to roles that exist",
         'Write `inputs = {"data": DataRole("images and labels", {"image": ("sample", "channel", "y", "x")})}`.',
@@ -106,6 +110,10 @@ RULES: Mapping[str, Rule] = {
     "cancel": Rule(
         "the method notices a cancel within two seconds of computing",
         "Loop with `for batch in out.track(batches)` or call `out.progress(done, total)`; do not catch CancelledError.",
+    ),
+    "resume": Rule(
+        "a run that goes on from its checkpoint gives the result of one that was never interrupted",
+        "Put everything into `out.checkpoint` that decides what follows: weights, optimiser, place, states of generators.",
     ),
     "dependency": Rule(
         "without an optional package the module still imports and a run says which package is missing",

@@ -1,4 +1,4 @@
-"""Rules on how a run ends: complete, with everything that was declared; cancelled; without an optional package."""
+"""Rules on how a run ends: complete, with everything that was declared; refused where an optional package is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import CancelledError, MissingDependencyError
+from workbench.errors import MissingDependencyError
 from workbench.method import DataRole
 from workbench.schema import VARIABLES
 from workbench.testing.trial import Trial, first_line
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from workbench.runs import Run
 
 __all__ = ["RULES_OF_OUTCOME"]
-
-PATIENCE = 2.0
-"""Seconds of computing within which a method must ask whether it was cancelled."""
 
 
 def _runs(trial: Trial) -> Iterator[str]:
@@ -74,18 +71,6 @@ def _optional_inputs(trial: Trial) -> Iterator[str]:
         yield f"with required inputs only: {problem}"
 
 
-def _cancel(trial: Trial) -> Iterator[str]:
-    if trial.first.asks == 0:
-        yield "it reports no progress, so nobody can stop it"
-        return
-    if trial.first.longest > PATIENCE:
-        yield f"it computed for {trial.first.longest:.1f} s without asking whether it was cancelled"
-    stopped = trial.attempt(cancel_at=trial.first.asks // 2)
-    if not isinstance(stopped.error, CancelledError):
-        ended = "it completed" if stopped.run is not None else first_line(stopped.problem)
-        yield f"cancelled half way, {ended}"
-
-
 def _dependency(trial: Trial) -> Iterator[str]:
     from workbench.execution.inputs import check_requirements
 
@@ -109,17 +94,23 @@ def _import_without(module: str, package: str) -> str:
     """Import a module in a process of its own in which a package is missing; the error, or nothing."""
     import importlib.util
 
-    if module == "__main__" or importlib.util.find_spec(module) is None:
+    if module == "__main__" or importlib.util.find_spec(module) is None or _is_absent(package):
         return ""
     code = f"import sys; sys.path[:] = {sys.path!r}; sys.modules[{package!r}] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 
+def _is_absent(package: str) -> bool:
+    """Whether this very process has imported the module without the package."""
+    import importlib.util
+
+    return package not in sys.modules and importlib.util.find_spec(package) is None
+
+
 RULES_OF_OUTCOME: Mapping[str, Callable[[Trial], Iterator[str]]] = {
     "runs": _runs,
     "optional_inputs": _optional_inputs,
-    "cancel": _cancel,
     "dependency": _dependency,
 }
 """Rule -> what a trial shows against it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.testing.trial import Attempt, Trial, first_line
 
-__all__ = ["RULES_OF_REPETITION"]
+__all__ = ["RULES_OF_REPETITION", "differences"]
 
 TIMES = frozenset({"s", "ms", "us", "min", "h"})
 """Units of outputs that measure time, which no two runs share."""
@@ -17,23 +17,23 @@ TIMES = frozenset({"s", "ms", "us", "min", "h"})
 
 def _reproducible(trial: Trial) -> Iterator[str]:
     if _again_differs(trial) and trial.plain_again.run is not None:
-        for difference in _differences(trial, trial.first, trial.plain_again):
+        for difference in differences(trial, trial.first, trial.plain_again):
             yield f"two runs with seed 0 differ: {difference}"
 
 
 def _again_differs(trial: Trial) -> bool:
-    return trial.again.run is None or bool(_differences(trial, trial.first, trial.again))
+    return trial.again.run is None or bool(differences(trial, trial.first, trial.again))
 
 
 def _lazy_data(trial: Trial) -> Iterator[str]:
     if trial.again.run is None:
         yield f"with dask arrays, in a thread: {first_line(trial.again.problem)}"
     elif _again_differs(trial) and trial.plain_again.run is not None and not list(_reproducible(trial)):
-        for difference in _differences(trial, trial.first, trial.again):
+        for difference in differences(trial, trial.first, trial.again):
             yield f"with dask arrays, in a thread, the result is another: {difference}"
 
 
-def _differences(trial: Trial, one: Attempt, other: Attempt, tolerance: float = 0.0) -> list[str]:
+def differences(trial: Trial, one: Attempt, other: Attempt, tolerance: float = 0.0) -> list[str]:
     """What two complete runs do not share, time measurements aside."""
     first, second = one.completed, other.completed
     if set(first.arrays) != set(second.arrays):
@@ -78,6 +78,8 @@ def _seed(trial: Trial) -> Iterator[str]:
     # Both runs are looked at, because the seed that a method sets may be that of one of them.
     if not (trial.first.seed_kept and trial.other_seed.seed_kept):
         yield "it seeds torch's global generator"
+    for name in sorted({*trial.first.seeded, *trial.other_seed.seeded}):
+        yield f"it seeds {name}'s global generator"
 
 
 def _device(trial: Trial) -> Iterator[str]:
@@ -89,7 +91,7 @@ def _device(trial: Trial) -> Iterator[str]:
     if on_gpu.run is None:
         yield f"on the GPU: {first_line(on_gpu.problem)}"
         return
-    for difference in _differences(trial, trial.first, on_gpu, tolerance=trial.device_tolerance):
+    for difference in differences(trial, trial.first, on_gpu, tolerance=trial.device_tolerance):
         yield f"CPU and GPU: {difference}"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from workbench.errors import InputError, MissingDependencyError, RunFailedError, SkippedError
 from workbench.execution.progress import CancelToken
@@ -39,6 +41,12 @@ class Attempt:
     """Most seconds of computing between two asks."""
     seed_kept: bool = True
     """Whether torch's generator still had the run's seed at the end."""
+    seeded: list[str] = field(default_factory=list)
+    """Other libraries whose global generators were seeded."""
+    checkpoints: int = 0
+    """How many checkpoints were taken."""
+    restored: bool = False
+    """Whether it went on from a checkpoint."""
 
     @property
     def declined(self) -> bool:
@@ -175,6 +183,11 @@ class Trial:
         """The same with seed 1."""
         return self.attempt(seed=1)
 
+    @cached_property
+    def stopped(self) -> Attempt:
+        """The first run again, cancelled half way."""
+        return self.attempt(cancel_at=self.first.asks // 2)
+
     @property
     def completed(self) -> bool:
         """Whether there is a complete run to look at."""
@@ -238,7 +251,7 @@ def _watched(method: type[Method], attempt: Attempt, token: _Countdown, own: tup
     def run(self: Method, inputs: Inputs, params: Any, out: Out) -> None:
         import torch
 
-        with watching(own=own, package=package_folder(method)) as seen:
+        with watching(own=own, package=package_folder(method)) as seen, _seeding(attempt), _checkpointing(attempt, out):
             attempt.seen = seen
             token.mark()
             try:
@@ -249,6 +262,45 @@ def _watched(method: type[Method], attempt: Attempt, token: _Countdown, own: tup
 
     body: dict[str, Any] = {"run": run, "__module__": method.__module__, "__doc__": method.__doc__}
     return type(method.__name__, (method,), body)
+
+
+@contextmanager
+def _seeding(attempt: Attempt) -> Iterator[None]:
+    """Note who seeds the global generators of numpy and Python; torch's tells its seed by itself."""
+    import random
+
+    import numpy as np
+
+    def noting(name: str, seed: Any) -> Any:
+        def noted(*arguments: Any, **named: Any) -> Any:
+            attempt.seeded.append(name)
+            return seed(*arguments, **named)
+
+        return noted
+
+    with (
+        mock.patch.object(random, "seed", noting("Python", random.seed)),
+        mock.patch.object(np.random, "seed", noting("numpy", np.random.seed)),
+    ):
+        yield
+
+
+@contextmanager
+def _checkpointing(attempt: Attempt, out: Out) -> Iterator[None]:
+    """Note checkpoints that are taken and gone on from."""
+    take, give = out.checkpoint, out.restore
+
+    def checkpoint(state: Mapping[str, Any]) -> None:
+        take(state)
+        attempt.checkpoints += 1
+
+    def restore() -> dict[str, Any] | None:
+        state = give()
+        attempt.restored = state is not None
+        return state
+
+    with mock.patch.object(out, "checkpoint", checkpoint), mock.patch.object(out, "restore", restore):
+        yield
 
 
 def first_line(text: object) -> str:
