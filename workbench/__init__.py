@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SkippedError,
         WorkbenchError,
     )
+    from workbench.execution.points import each
     from workbench.hookspecs import hookimpl
     from workbench.method import (
         DataRole,
@@ -64,6 +65,7 @@ _HOME = {
         "SkippedError",
         "WorkbenchError",
     ),
+    "workbench.execution.points": ("each",),
     "workbench.hookspecs": ("hookimpl",),
     "workbench.method": (
         "DataRole",
@@ -128,6 +130,7 @@ __all__ = [
     "Workbench",
     "WorkbenchError",
     "__version__",
+    "each",
     "hookimpl",
     "open",
 ]

@@ -8,7 +8,7 @@ run.report()
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.host import Host, PluginStatus
@@ -19,14 +19,22 @@ from workbench.store import Store, StoredRun
 if TYPE_CHECKING:
     import torch
     import xarray as xr
+    from distributed import Client
     from torch import nn
 
     from workbench.compared import Comparison
+    from workbench.execution.cluster import Cluster
     from workbench.execution.handle import Handle
+    from workbench.execution.points import Each, Point
     from workbench.execution.progress import CancelToken, Progress
     from workbench.execution.request import Request
+    from workbench.execution.shipping import Packed
+    from workbench.execution.sources import StoreSources
+    from workbench.execution.sweep import Sweep
+    from workbench.panels.browse import BrowsePanel
     from workbench.panels.launch import LaunchPanel
     from workbench.panels.plugins import PluginsPanel
+    from workbench.record import RunRecord
 
 __all__ = ["Methods", "Plugins", "Workbench", "open"]
 
@@ -36,18 +44,22 @@ WAIT = 24 * 3600.0
 """Seconds `run` waits for the same run that somebody else is computing; a run that dies is not waited for."""
 
 
-def open(url: str | os.PathLike[str] | None = None, *, host: Host | None = None) -> Workbench:
+def open(
+    url: str | os.PathLike[str] | None = None, *, host: Host | None = None, client: Client | None = None
+) -> Workbench:
     """Open a store; it is created by the first run.
 
     Args:
         url: folder of the store; default: $WORKBENCH_STORE, else `./store`.
         host: plugins to use; default: all installed ones.
+        client: a `distributed.Client`: runs are computed by its workers, which must reach the store under the same URL.
 
     Raises:
         StoreError: the place is not a store or cannot be read.
         FormatVersionError: it was written by a newer version of the workbench.
     """
-    return Workbench(Store(url or os.environ.get("WORKBENCH_STORE") or DEFAULT_STORE), host or Host())
+    bench = Workbench(Store(url or os.environ.get("WORKBENCH_STORE") or DEFAULT_STORE), host or Host())
+    return bench if client is None else bench.on(client)
 
 
 class Methods(Mapping[str, "MethodReference | type[Method]"]):
@@ -96,11 +108,22 @@ class Plugins(list[PluginStatus]):
 class Workbench:
     """A store and the methods to run on it. Made by `workbench.open`."""
 
-    def __init__(self, store: Store, host: Host) -> None:
-        self.store, self.host = store, host
+    def __init__(self, store: Store, host: Host, cluster: Cluster | None = None) -> None:
+        self.store, self.host, self.cluster = store, host, cluster
 
     def __repr__(self) -> str:
-        return f"Workbench(store={self.store.url!r}, methods={len(self.host.methods)})"
+        where = "" if self.cluster is None else f", dashboard={self.cluster.dashboard!r}"
+        return f"Workbench(store={self.store.url!r}, methods={len(self.host.methods)}{where})"
+
+    def on(self, client: Client | None) -> Workbench:
+        """The same store and methods, but runs are computed by the workers of a dask client (None: by this process).
+
+        Workers need the same version of the workbench and of the plugins, and the store under the same URL. Names and paths
+        are resolved there; models and data in memory, and methods from a notebook cell, are sent along.
+        """
+        from workbench.execution.cluster import cluster_of
+
+        return Workbench(self.store, self.host, None if client is None else cluster_of(client))
 
     # --- methods and subjects ---------------------------------------------------------------------------------------
 
@@ -176,8 +199,10 @@ class Workbench:
         from workbench.execution.request import fulfil, prepare
 
         request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        shown = _bar(request.method.id) if progress is True else (progress or None)
+        if self.cluster is not None:
+            return self._send(request).attend(shown, cancel)
         job = prepare(request, self)
-        shown = _bar(job.method.id) if progress is True else (progress or None)
         stored, served = fulfil(request, job, self.store, self.host, progress=shown, cancel=cancel)
         return Run(self, stored, served=served)
 
@@ -196,8 +221,9 @@ class Workbench:
     ) -> Handle[Run]:
         """Begin what `run` would do and return at once: `handle.status`, `.progress`, `.result()`, `.cancel()`.
 
-        It runs in a background thread of this process, one after the other. A `run` in the foreground goes first: the one
-        in the background steps aside for it. Cells that draw from torch's, numpy's or Python's *global* generators
+        With a client it runs on a worker. Without, it runs in a background thread of this process, one after the other. A
+        `run` in the foreground goes first: the one in the background steps aside for it. Cells that draw from torch's,
+        numpy's or Python's *global* generators
         meanwhile share them with it (see `workbench.execution.turn`). What is unfinished when the process ends is cancelled.
 
         Args:
@@ -211,13 +237,122 @@ class Workbench:
             inputs_and_parameters: roles and parameters of the method by name, as for `run`.
 
         Raises:
-            UnknownMethodError, InputError, MissingDependencyError: before anything begins. What goes wrong later raises
-                from `handle.result()`.
+            UnknownMethodError, InputError, MissingDependencyError: before anything begins. What goes wrong later, on a
+                worker also whatever is wrong with subjects that it has to load, raises from `handle.result()`.
         """
         from workbench.execution.background import submit
 
         request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        if self.cluster is not None:
+            return self._send(request)
         return submit(request, self, self.store, self.host, lambda stored, served: Run(self, stored, served=served))
+
+    def sweep(
+        self,
+        methods: str | type[Method] | Sequence[str | type[Method]],
+        /,
+        *,
+        points: Sequence[Mapping[str, Any]] | None = None,
+        seed: int | Sequence[int] | Each = 0,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        force: bool = False,
+        study: str | None = None,
+        in_flight: int | None = None,
+        block: bool = True,
+        progress: bool | Progress = True,
+        **inputs_and_parameters: Any,
+    ) -> Sweep[Run]:
+        """Run many points: the product of everything swept, one run each. What the store has is not computed again.
+
+            bench.sweep("calibration.*", data=[logits, other], seed=range(5), study="calibration")
+            bench.sweep("training.classifier", model="small-cnn", data="digits", epochs=workbench.each(5, 10))
+
+        A list of subjects, a list or range of seeds and several methods are swept; for parameters write `workbench.each(...)`,
+        because a list may be the value of one. With several methods, each gets the arguments it knows. A point that fails
+        neither stops nor hides the others (`sweep.failures`). When the notebook or the cluster dies, the same call goes on.
+
+        Args:
+            methods: ids, patterns such as `calibration.*`, or classes.
+            points: an explicit list of points instead of a product: the arguments of each, beside the common ones
+                (`method` and `seed` allowed).
+            seed: one, or several.
+            device: see `run`.
+            precision: see `run`.
+            force: see `run`.
+            study: name that all its runs have or join.
+            in_flight: how many points are on the way at once; default: a few for every worker.
+            block: wait until it is done; False returns at once, and `sweep.progress`, `.wait()`, `.cancel()` tell and steer.
+            progress: show a bar while waiting, or an object that shows progress.
+            inputs_and_parameters: roles and parameters by name.
+
+        Returns:
+            the sweep: shows itself as a table; `.runs`, `.failures`, `.progress`, `.table()`.
+
+        Raises:
+            UnknownMethodError, InputError: an argument that no method knows, before anything begins.
+            CancelledError: Ctrl-C while it was waited for.
+        """
+        from workbench.execution.points import Points, methods_like
+        from workbench.execution.sweep import Sweep, pace
+        from workbench.record import check_study
+
+        if study is not None:
+            check_study(study)
+        classes = methods_like(self.host, methods)
+        every = Points(classes, inputs_and_parameters, seed, points)
+        sweep: Sweep[Run] = Sweep(
+            every,
+            self._point_runner(device, precision, force, study),
+            lambda run: (run.id, run.served, run.metrics),
+            lambda ids: Runs(self[run_id] for run_id in ids),
+            in_flight=pace(in_flight, 1 if self.cluster is None else self.cluster.threads),
+            study=study,
+            dashboard="" if self.cluster is None else self.cluster.dashboard,
+        )
+        if block:
+            sweep.attend(_bar(study or "sweep") if progress is True else (progress or None))
+        return sweep
+
+    def _point_runner(
+        self, device: str | torch.device | None, precision: str, force: bool, study: str | None
+    ) -> Callable[[Point], Handle[Run]]:
+        """What begins a point of a sweep; the points share what they load or pack."""
+        from workbench.execution.background import submit
+        from workbench.execution.request import SharedSubjects
+        from workbench.execution.shipping import Packed
+
+        shared, packed = SharedSubjects(), Packed()
+
+        def begin(point: Point) -> Handle[Run]:
+            request = self._ask(
+                point.method, point.arguments, point.seed, device, precision, force, WAIT, study, registered=True
+            )
+            if self.cluster is not None:
+                return self._send(request, packed)
+            roles = {name: item if isinstance(item, str) else id(item) for name, item in request.roles.items()}
+            return submit(
+                request,
+                self,
+                self.store,
+                self.host,
+                lambda stored, served: Run(self, stored, served=served),
+                shared=(shared, (point.method, *sorted(roles.items()))),
+            )
+
+        return begin
+
+    def _send(self, request: Request, packed: Packed | None = None) -> Handle[Run]:
+        """Give a request to the cluster."""
+        from workbench.execution.shipping import make_order
+
+        assert self.cluster is not None
+        order, blobs = make_order(request, self, self.store, self.host, packed)
+
+        def arrived(record: RunRecord, served: bool) -> Run:
+            return Run(self, StoredRun(self.store.backend, record, request.params), served=served)
+
+        return self.cluster.submit(order, blobs, arrived)
 
     def _ask(
         self,
@@ -229,11 +364,39 @@ class Workbench:
         force: bool,
         wait: float,
         study: str | None,
+        *,
+        registered: bool = False,
     ) -> Request:
         from workbench.execution.request import ask
 
-        cls = self.register(method) if isinstance(method, type) else self.host.method(method)
+        cls = self.host.method(method) if isinstance(method, str) else method
+        if isinstance(method, type) and not registered:
+            self.register(method)
         return ask(cls, arguments, seed=seed, device=device, precision=precision, force=force, wait=wait, study=study)
+
+    def browse(
+        self,
+        where: str = "",
+        *,
+        view: str | None = None,
+        columns: Sequence[str] = (),
+        sort: str = "started",
+        descending: bool | None = None,
+    ) -> BrowsePanel:
+        """All runs in a table: search, filters, order, columns, saved views; select to compare, click to open.
+
+        Args:
+            where: a query, as for `runs`.
+            view: name of a view that somebody saved, in place of all others.
+            columns: what to show: columns, metrics, `params.NAME`; default: what fits the first runs.
+            sort: a column, a metric, `params.NAME` or `tag`.
+            descending: largest, latest or last first; default: so for numbers and moments, not for texts.
+
+        Raises:
+            InputError: the query is not understood, or there is no such view.
+        """
+        made = panel_module("browse").BrowsePanel
+        return made(self, where, view=view, columns=columns, sort=sort, descending=descending)  # type: ignore[no-any-return]
 
     def launch(self, method: str | type[Method], /, **inputs_and_parameters: Any) -> LaunchPanel:
         """A form for a method: inputs, parameters with their ranges, progress, cancel, and the same as code.
@@ -290,7 +453,7 @@ class Workbench:
         Returns:
             a Dataset over `run` (coordinate: run ids) with one variable per metric (NaN where a run lacks it), its
             interval as NAME_lower and NAME_upper where one was stored, and coordinates `method`, `seed` and one per
-            parameter or input that differs.
+            parameter or input that differs. Its `.panel()` shows them side by side.
 
         Raises:
             InputError: there are no runs, or an array does not line up.
@@ -331,18 +494,11 @@ class Workbench:
 
     def dataset(self, spec: str, *, role: str) -> tuple[xr.Dataset, str | None]:
         """See `workbench.execution.inputs.Sources`."""
-        from workbench.subjects import open_data
-        from workbench.subjects.builtin import DATASETS
-
-        return open_data(spec, datasets={**self.host.datasets(), **DATASETS}, role=role), None
+        return self._sources.dataset(spec, role=role)
 
     def network(self, spec: str, *, example: xr.Dataset | None, role: str) -> nn.Module:
         """See `workbench.execution.inputs.Sources`."""
-        from workbench.execution.turn import Turn
-        from workbench.subjects import load_model
-
-        with Turn():  # factories draw weights from global generators
-            return load_model(spec, factories=self._factories(), example=example, argument=role)
+        return self._sources.network(spec, example=example, role=role)
 
     def stored_run(self, run_id: str) -> StoredRun:
         """See `workbench.execution.inputs.Sources`."""
@@ -350,17 +506,13 @@ class Workbench:
 
     def stored_model(self, run: StoredRun, name: str, into: nn.Module | None = None) -> nn.Module:
         """See `workbench.execution.inputs.Sources`."""
-        from workbench.execution.turn import Turn
-        from workbench.subjects import load_state
+        return self._sources.stored_model(run, name, into)
 
-        arrays = run.model_state(name)
-        with Turn():
-            return load_state(arrays, run.record.models[name], factories=self._factories(), into=into)
+    @property
+    def _sources(self) -> StoreSources:
+        from workbench.execution.sources import StoreSources
 
-    def _factories(self) -> dict[str, Any]:
-        from workbench.subjects.builtin import FACTORIES
-
-        return {**self.host.models(), **FACTORIES}
+        return StoreSources(self.store, self.host)
 
 
 def _bar(title: str) -> Progress:

@@ -6,8 +6,12 @@ nothing else. The command line turns each into one line on stderr and the class'
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CancelledError",
+    "ClusterError",
+    "ClusterLostError",
     "FormatVersionError",
     "InputError",
     "IntegrityError",
@@ -27,6 +31,17 @@ class WorkbenchError(Exception):
     """Base of all errors raised on purpose by the workbench."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors come back from workers as what they are, whatever their constructor takes.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(cls: type[WorkbenchError], args: tuple[Any, ...], state: dict[str, Any]) -> WorkbenchError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(WorkbenchError, ValueError):
@@ -105,6 +120,14 @@ class RunFailedError(WorkbenchError):
     def __init__(self, method: str, run_id: str, cause: BaseException) -> None:
         self.method, self.run_id = method, run_id
         super().__init__(f"{method} failed: {type(cause).__name__}: {cause} (recorded as run {run_id})")
+
+
+class ClusterError(WorkbenchError):
+    """Workers could not compute a run. What was complete is in the store."""
+
+
+class ClusterLostError(ClusterError):
+    """There is no connection to the scheduler. What was complete is in the store; connect and ask again for the rest."""
 
 
 class CancelledError(WorkbenchError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workbench.cli.cluster_commands import cluster_command, sweep_command
 from workbench.cli.plugin_commands import check_command, new_plugin_command
 from workbench.cli.store_commands import annotate_command, store_group, studies_command
 from workbench.errors import InputError, StoreError
@@ -285,6 +286,8 @@ COMMANDS = (
     show_command,
     report_command,
     studies_command,
+    sweep_command,
+    cluster_command,
     annotate_command,
     store_group,
     plugins_command,

@@ -7,14 +7,13 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.errors import CancelledError
-from workbench.execution import inputs as preparation
 from workbench.execution.handle import Handle, HandleProgress
 from workbench.execution.progress import CancelToken
-from workbench.execution.request import Request, fulfil, prepare, stored_already
+from workbench.execution.request import Request, SharedSubjects, fulfil, stored_already
 
 if TYPE_CHECKING:
     from workbench.execution.inputs import Sources
@@ -29,7 +28,13 @@ LAST_MOMENT = 5.0
 
 
 def submit(
-    request: Request, sources: Sources, store: Store, host: Host, wrap: Callable[[StoredRun, bool], R]
+    request: Request,
+    sources: Sources,
+    store: Store,
+    host: Host,
+    wrap: Callable[[StoredRun, bool], R],
+    *,
+    shared: tuple[SharedSubjects, Hashable] | None = None,
 ) -> Handle[R]:
     """Load and check the subjects now, compute in the background.
 
@@ -39,11 +44,13 @@ def submit(
         store: where to look for the run and where to put it.
         host: whose plugins hear of it.
         wrap: makes what `handle.result()` returns, from a stored run and whether it came from the store.
+        shared: subjects of the sweep it belongs to, and which of them it has.
 
     Raises:
         InputError: a subject that is none, or does not fit.
     """
-    job = prepare(request, sources)
+    subjects, identity = shared or (SharedSubjects(), None)
+    job, check = subjects.prepare(identity, request, sources)
     token = CancelToken()
     handle: Handle[R] = Handle(job.method.id)
 
@@ -56,7 +63,7 @@ def submit(
     if (found := stored_already(request, job, store)) is not None:
         handle.ended(wrap(found, True), run_id=found.id)
         return handle
-    preparation.check(job.method, job.inputs)
+    check(job)
 
     def work() -> None:
         if handle.done():
@@ -71,7 +78,7 @@ def submit(
                 cancel=token,
                 background=True,
                 on_begin=handle.began,
-                checked=True,
+                check=lambda _: None,  # it was done before the run was put in the queue
             )
             handle.ended(wrap(stored, served), run_id=stored.id)
         except BaseException as error:

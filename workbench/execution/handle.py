@@ -7,14 +7,21 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from workbench.errors import CancelledError, SkippedError
+
+if TYPE_CHECKING:
+    from workbench.execution.progress import CancelToken, Progress
 
 __all__ = ["Handle", "HandleStatus", "ProgressState"]
 
 R = TypeVar("R")
 HandleStatus = Literal["pending", "running", "complete", "failed", "cancelled", "skipped"]
+ATTENTION = 0.1
+"""Seconds between two looks at a run that is attended."""
+LAST_MOMENT = 10.0
+"""Seconds for which a run that was interrupted with Ctrl-C is waited for."""
 ENDED = ("complete", "failed", "cancelled", "skipped")
 
 
@@ -90,6 +97,28 @@ class Handle(Generic[R]):
             raise self._error
         assert self._result is not None
         return self._result
+
+    def attend(self, progress: Progress | None, cancel: CancelToken | None) -> R:
+        """Wait as `bench.run` does: show progress, pass on the wish to stop (from a token or Ctrl-C), give the result."""
+        shown: ProgressState | None = None
+        try:
+            while not self.wait(ATTENTION):
+                if cancel is not None and cancel.cancelled:
+                    self.cancel()
+                state = self._progress
+                if progress is not None and state is not shown and state.total:
+                    progress.show(state.done, state.total, state.message)
+                    if state.step is not None:
+                        progress.values(state.step, dict(state.values))
+                shown = state
+        except KeyboardInterrupt:
+            self.cancel()
+            self.wait(LAST_MOMENT)
+            raise CancelledError(f"{self.title} was cancelled") from None
+        finally:
+            if progress is not None:
+                progress.close()
+        return self.result()
 
     @property
     def error(self) -> BaseException | None:

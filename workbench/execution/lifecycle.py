@@ -58,6 +58,8 @@ class Job:
     key: str | None
     device: str | torch.device | None = None
     study: str | None = None
+    user: str | None = None
+    """Who asked for it; None: whoever this process belongs to."""
 
 
 def execute(
@@ -155,7 +157,7 @@ def _first_record(job: Job, device: str, facts: Mapping[str, Any]) -> RunRecord:
         seed=job.seed,
         precision=job.precision,
         status="running",
-        user=current_user(),
+        user=job.user or current_user(),
         host=socket.gethostname(),
         pid=os.getpid(),
         started=moment,

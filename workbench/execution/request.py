@@ -8,7 +8,9 @@ fulfil   returns the run from the store, or computes it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from workbench.store import Store, StoredRun
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Request", "Waiting", "ask", "fulfil", "prepare", "stored_already"]
+__all__ = ["Request", "SharedSubjects", "Waiting", "ask", "fulfil", "prepare", "stored_already"]
 
 SEED_LIMIT = 2**63
 
@@ -45,6 +47,8 @@ class Request:
     force: bool
     wait: float
     study: str | None
+    user: str | None = None
+    """Who asks; None: whoever this process belongs to."""
 
 
 def ask(
@@ -115,6 +119,7 @@ def prepare(
         key,
         request.device,
         request.study,
+        request.user,
     )
 
 
@@ -140,9 +145,9 @@ def fulfil(
     cancel: CancelToken | None = None,
     background: bool = False,
     on_begin: Callable[[str], object] | None = None,
-    checked: bool = False,
+    check: Callable[[Job], object] | None = None,
 ) -> tuple[StoredRun, bool]:
-    """The run, and whether it came from the store. `checked` subjects are not checked again; else as `execute`.
+    """The run, and whether it came from the store. `check` is called instead of checking the subjects; else as `execute`.
 
     Raises:
         InputError: the subjects do not fit the method.
@@ -151,10 +156,59 @@ def fulfil(
     poll = Waiting(progress is not None and not background, cancel)
     if (found := stored_already(request, job, store, poll)) is not None:
         return found, True
-    if not checked:
+    if check is not None:
+        check(job)
+    else:
         preparation.check(job.method, job.inputs)
     done = execute(job, store, host, progress=progress, cancel=cancel, background=background, on_begin=on_begin)
     return done, False
+
+
+class SharedSubjects:
+    """Subjects that several requests have in common: each set is loaded, identified and checked once.
+
+    For requests of one sweep. Between sweeps a file may change, so there is no cache for longer than that.
+    """
+
+    def __init__(self, kept: int = 4) -> None:
+        self._kept, self._lock = kept, threading.Lock()
+        self._sets: OrderedDict[Hashable, tuple[Mapping[str, Resolved], set[str]]] = OrderedDict()
+
+    def prepare(
+        self,
+        identity: Hashable,
+        request: Request,
+        sources: Sources,
+        *,
+        given: Callable[[], Mapping[str, Resolved]] = dict,
+        code: str | None = None,
+    ) -> tuple[Job, Callable[[Job], None]]:
+        """The job, and what checks its subjects the first time that something is computed from them.
+
+        Args:
+            identity: equal for requests with the same method and subjects.
+            request: what is asked for.
+            sources: see `prepare`.
+            given: makes the subjects that were identified before, by role.
+            code: see `prepare`.
+        """
+        with self._lock:
+            known = self._sets.get(identity)
+        job = prepare(request, sources, resolved=given() if known is None else known[0], code=code)
+        if known is None:
+            known = (job.inputs, set())
+            with self._lock:
+                self._sets[identity] = known
+                while len(self._sets) > self._kept:
+                    self._sets.popitem(last=False)
+        done = known[1]
+
+        def check(job: Job) -> None:
+            if not done:
+                preparation.check(job.method, job.inputs)
+                done.add("checked")
+
+        return job, check
 
 
 class Waiting:

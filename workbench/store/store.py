@@ -16,7 +16,7 @@ from workbench.record import FORMAT_VERSION, RunRecord, now
 from workbench.store.annotations import Annotations
 from workbench.store.backend import Backend, backend_for, read_document
 from workbench.store.index import Index
-from workbench.store.query import compile_query
+from workbench.store.query import compile_order, compile_query
 from workbench.store.reading import StoredRun
 from workbench.store.records import RecordError, parse_json
 from workbench.store.studies import Study, find_studies
@@ -162,10 +162,20 @@ class Store:
             raise RunNotFoundError(f"run {run_id!r} in store {self.url}: {found}")
         return StoredRun(self.backend, self.index.select(("id = ?", [matches[0]]))[0])
 
-    def runs(self, where: str = "", *, limit: int | None = None, offset: int = 0) -> list[StoredRun]:
-        """Runs that meet a query (see `workbench.store.query`), newest first."""
+    def runs(self, where: str = "", *, order: str = "", limit: int | None = None, offset: int = 0) -> list[StoredRun]:
+        """Runs that meet a query, in an order (see `workbench.store.query` for both), by default newest first.
+
+        Raises:
+            InputError: the query or the order is not understood.
+        """
+        condition, by = compile_query(where, user=current_user()), compile_order(order)
+        found = self.index.select(condition, order=by, limit=limit, offset=offset)
+        return [StoredRun(self.backend, record) for record in found]
+
+    def each(self, where: str = "") -> Iterator[StoredRun]:
+        """As `runs`, newest first, one after the other: for going through more runs than fit in memory."""
         condition = compile_query(where, user=current_user())
-        return [StoredRun(self.backend, record) for record in self.index.select(condition, limit=limit, offset=offset)]
+        return (StoredRun(self.backend, record) for record in self.index.each(condition))
 
     def count(self, where: str = "") -> int:
         """How many runs meet a query."""
@@ -224,7 +234,9 @@ class Store:
         return f"Store({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self._given, "index_folder": self._index_folder}
+        # A relative path would be another place in another process.
+        place = self.url if isinstance(self._given, str | os.PathLike) else self._given
+        return {"url": place, "index_folder": self._index_folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["url"], index_folder=state["index_folder"])  # type: ignore[misc]

@@ -1,0 +1,244 @@
+"""Runs on a dask cluster: orders go out, handles tell what becomes of them. The client's side; see `worker` for the other.
+
+A task is one run. dask gives it to another worker when its worker dies; what the dead one left reads as interrupted and
+counts for nothing. When the scheduler or this process dies, what was complete is in the store and nothing else is needed
+to go on: asking again computes only the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workbench.errors import CancelledError, ClusterError, ClusterLostError, InputError
+from workbench.execution import worker as remote
+from workbench.execution.handle import Handle
+from workbench.execution.shipping import Order
+
+if TYPE_CHECKING:
+    from workbench.record import RunRecord
+
+__all__ = ["Cluster", "cluster_of", "gpu_cluster", "local_cluster"]
+
+R = TypeVar("R")
+SMALL = 64 * 1024
+"""Bytes of packed subjects that travel with their order; larger ones are given to every worker once."""
+KEPT_BLOBS = 8
+
+
+class Cluster:
+    """A dask client, seen as a place to run methods. Made by `cluster_of`."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._handles: weakref.WeakValueDictionary[str, Handle[Any]] = weakref.WeakValueDictionary()
+        self._spread: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        client.subscribe_topic(remote.topic(client.id), self._told)
+
+    @property
+    def dashboard(self) -> str:
+        """Address of dask's dashboard."""
+        return str(self.client.dashboard_link or "")
+
+    @property
+    def threads(self) -> int:
+        """How many runs can compute at once: one thread of each worker (runs of one process take turns)."""
+        return max(1, len(self._workers()))
+
+    def _workers(self) -> Mapping[str, Any]:
+        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _resources(self, device: str | None) -> dict[str, float] | None:
+        """A GPU for what computes on one: asked for by name, or because the cluster has some and nothing was asked."""
+        if device is not None and not device.startswith("cuda"):
+            return None
+        gpus = any(info.get("resources", {}).get("GPU") for info in self._workers().values())
+        return {"GPU": 1} if gpus else None
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        order: Order,
+        blobs: Mapping[str, bytes],
+        wrap: Callable[[RunRecord, bool], R],
+    ) -> Handle[R]:
+        """Send an order out.
+
+        Args:
+            order: what to run.
+            blobs: packed subjects by digest.
+            wrap: makes what `handle.result()` returns, from a run's record and whether it came from the store.
+
+        Raises:
+            ClusterLostError: there is no connection to the scheduler.
+        """
+        handle: Handle[R] = Handle(order.method)
+        try:
+            shared = {digest: self._placed(digest, blob) for digest, blob in blobs.items()}
+            future = self.client.submit(
+                remote.perform,
+                order,
+                shared,
+                self.client.id,
+                key=order.key,
+                pure=False,
+                resources=self._resources(order.device),
+            )
+        except Exception as error:
+            raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
+        with self._lock:
+            self._handles[order.token] = handle
+        # The closures keep handle and future alive for as long as dask remembers the task.
+        handle._stop = lambda: self._stop(order, handle, future)
+        future.add_done_callback(lambda done: self._ended(handle, done, wrap))
+        return handle
+
+    def _placed(self, digest: str, blob: bytes) -> Any:
+        if len(blob) <= SMALL:
+            return blob
+        with self._lock:
+            future = self._spread.get(digest)
+            if future is None or future.status in ("cancelled", "lost", "error"):
+                # Straight to the workers, past the scheduler; every worker gets it, because any may be asked.
+                future = self.client.scatter(blob, broadcast=True, hash=False)
+                self._spread[digest] = future
+                while len(self._spread) > KEPT_BLOBS:
+                    self._spread.popitem(last=False)
+            return future
+
+    def _ended(self, handle: Handle[R], future: Any, wrap: Callable[[RunRecord, bool], R]) -> None:
+        try:
+            if future.status == "finished":
+                outcome = future.result()
+                if outcome.record is not None:
+                    handle.ended(wrap(outcome.record, outcome.served), run_id=outcome.record.id)
+                else:
+                    handle.ended(error=outcome.error, run_id=getattr(outcome.error, "run_id", None))
+            else:
+                handle.ended(error=self._lost(handle, future))
+        except BaseException as error:
+            handle.ended(error=ClusterError(f"{handle.title}: the result did not arrive ({error})"))
+        finally:
+            handle._stop = lambda: None
+
+    def _lost(self, handle: Handle[Any], future: Any) -> BaseException:
+        """Why dask gave up on a task."""
+        if handle._asked_to_stop:
+            return CancelledError(f"{handle.title} was cancelled")
+        if future.status in ("cancelled", "lost"):
+            return ClusterLostError(
+                f"{handle.title}: the connection to the scheduler was lost. What was complete is in the store; "
+                "connect to a cluster and ask again for the rest"
+            )
+        error = future.exception()
+        if type(error).__name__ == "KilledWorker":
+            return ClusterError(
+                f"{handle.title} was given up because every worker that computed it died, most likely for want of memory "
+                f"(dask: {error}). Give workers more memory, fewer threads, or the method smaller batches"
+            )
+        return ClusterError(
+            f"{handle.title} could not be run on a worker: {type(error).__name__}: {error}. "
+            "Do the workers have the workbench installed?"
+        )
+
+    # --- progress and cancelling ------------------------------------------------------------------------------------
+
+    def _told(self, event: Any) -> None:
+        message = event[-1] if isinstance(event, tuple | list) else event
+        with self._lock:
+            handle = self._handles.get(message.get("order", ""))
+        if handle is None:
+            return
+        if "run_id" in message:
+            handle.began(message["run_id"])
+        if "total" in message:
+            handle.progressed(message["done"], message["total"], message["message"])
+        if "values" in message:
+            handle.logged(message["step"], message["values"])
+
+    def _stop(self, order: Order, handle: Handle[Any], future: Any) -> None:
+        if handle.status == "pending":
+            future.cancel()
+            handle.ended(error=CancelledError(f"{order.method} was cancelled before it began"))
+        # Whichever worker has it, or is about to begin it. Not waited for: a busy worker answers late.
+        threading.Thread(target=self._tell_workers, args=([order.token],), daemon=True).start()
+
+    def _tell_workers(self, tokens: list[str]) -> None:
+        try:
+            self.client.run(remote.cancel, tokens, on_error="ignore")
+        except Exception:
+            return  # the scheduler is gone, and with it what there was to cancel
+
+
+_CLUSTERS: weakref.WeakKeyDictionary[Any, Cluster] = weakref.WeakKeyDictionary()
+
+
+def cluster_of(client: Any) -> Cluster:
+    """The cluster behind a client; one per client."""
+    if client not in _CLUSTERS:
+        _CLUSTERS[client] = Cluster(client)
+    return _CLUSTERS[client]
+
+
+def local_cluster(workers: int, *, threads: int | None = None, **options: Any) -> Any:
+    """Worker processes on this machine: one run at a time in each, torch's threads shared out among them.
+
+    Args:
+        workers: number of processes.
+        threads: of torch in each; default: the machine's processors divided by the workers, at least one.
+        options: of `distributed.LocalCluster`, e.g. `memory_limit="4GiB"`, `dashboard_address=":8787"`.
+
+    Returns:
+        a `distributed.LocalCluster`.
+    """
+    import os
+
+    import distributed
+
+    each = threads or max(1, (os.cpu_count() or 1) // workers)
+    environment = _threads(each) | dict(options.pop("env", {}))
+    cluster: Any = distributed.LocalCluster
+    return cluster(n_workers=workers, threads_per_worker=1, processes=True, env=environment, **options)
+
+
+def gpu_cluster(workers: int | None = None, *, threads: int | None = None, **options: Any) -> Any:
+    """One worker process per GPU of this machine, each of which sees that GPU only and has the dask resource `GPU: 1`.
+
+    Args:
+        workers: how many GPUs to use; default: all.
+        threads: of torch in each, as for `local_cluster`.
+        options: of `distributed.SpecCluster`'s scheduler and workers: `host`, `scheduler_port`, `memory_limit`.
+
+    Raises:
+        InputError: there are not so many GPUs.
+    """
+    import os
+
+    import distributed
+    import torch
+
+    found = torch.cuda.device_count()
+    count = found if workers is None else workers
+    if not 1 <= count <= found:
+        raise InputError("workers", expected=f"GPUs that this machine has (1 to {found})", got=str(count))
+    each = threads or max(1, (os.cpu_count() or 1) // count)
+    host = options.get("host", "127.0.0.1")
+
+    def worker(number: int) -> dict[str, Any]:
+        environment = _threads(each) | {"CUDA_VISIBLE_DEVICES": str(number)}
+        settings = {"nthreads": 1, "resources": {"GPU": 1}, "env": environment, "host": host}
+        return {"cls": distributed.Nanny, "options": settings | {"memory_limit": options.get("memory_limit", "auto")}}
+
+    scheduler = {"cls": distributed.Scheduler, "options": {"host": host, "port": options.get("scheduler_port", 0)}}
+    make: Any = distributed.SpecCluster
+    return make(workers={number: worker(number) for number in range(count)}, scheduler=scheduler)
+
+
+def _threads(count: int) -> dict[str, str]:
+    # Told before torch is imported there; more threads than processors make everybody slower.
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
