@@ -22,6 +22,7 @@ __all__ = [
     "check_study",
     "new_run_id",
     "now",
+    "report_metrics",
     "report_number",
     "run_key",
     "valid_study",
@@ -175,9 +176,12 @@ class RunRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """Metric values by name, from the report saved with the run."""
-        return {
-            str(metric["name"]): report_number(metric["value"]) for metric in (self.report or {}).get("metrics", ())
-        }
+        return report_metrics(self.report)
+
+
+def report_metrics(report: Mapping[str, Any] | None) -> dict[str, float]:
+    """Metric values by name of a report as a record keeps it."""
+    return {str(metric["name"]): report_number(metric["value"]) for metric in (report or {}).get("metrics", ())}
 
 
 def report_number(value: Any) -> float:

@@ -18,7 +18,8 @@ from typing import Any
 from workbench.errors import InputError, StoreError
 from workbench.record import check_study, now, valid_study
 from workbench.store.backend import Backend
-from workbench.store.index import Annotation, Index
+from workbench.store.index import Index
+from workbench.store.index_tables import Annotation
 from workbench.store.records import RecordError, parse_json, safe_run_id
 
 __all__ = ["Annotations", "RunAnnotations", "SavedView", "annotated_run", "parse_annotation"]
@@ -31,12 +32,15 @@ LARGEST = 64 * 1024
 
 @dataclass(frozen=True)
 class SavedView:
-    """A query with the columns to show, under a name."""
+    """What somebody looked at, under a name: a query, values chosen in facets, columns and the order of the rows."""
 
     name: str
     query: str
     columns: tuple[str, ...] = ()
     user: str = ""
+    sort: str = "started"
+    descending: bool = True
+    facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,15 +140,30 @@ class Annotations:
             try:
                 value = parse_json(item.text.encode())
                 columns = tuple(str(column) for column in value["columns"])
-                found[str(value["name"])] = SavedView(str(value["name"]), str(value["query"]), columns, item.user)
-            except (RecordError, KeyError, TypeError):
+                facets = {str(facet): tuple(map(str, chosen)) for facet, chosen in value.get("facets", {}).items()}
+                found[str(value["name"])] = SavedView(
+                    str(value["name"]), str(value["query"]), columns, item.user, str(value.get("sort", "started")),
+                    bool(value.get("descending", True)), facets,
+                )  # fmt: skip
+            except (RecordError, KeyError, TypeError, AttributeError):
                 continue
         return found
 
-    def save_view(self, name: str, query: str, columns: tuple[str, ...] = ()) -> None:
-        """Save a query under a name, in place of what has the name now."""
+    def save_view(
+        self,
+        name: str,
+        query: str,
+        columns: tuple[str, ...] = (),
+        *,
+        sort: str = "started",
+        descending: bool = True,
+        facets: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Save a query, and how its runs are shown, under a name, in place of what has the name now."""
         before = [item for item in self.holding("view") if _view_name(item) == name]
-        text = json.dumps({"name": name, "query": query, "columns": list(columns)})
+        shown = {"columns": list(columns), "sort": sort, "descending": descending}
+        chosen = {facet: list(values) for facet, values in (facets or {}).items()}
+        text = json.dumps({"name": name, "query": query, "facets": chosen} | shown)
         self.say("view", "", _checked("view", text))
         self.take_back(before)
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 from workbench.errors import StoreError
 
-__all__ = ["DOCUMENT_LIMIT", "Backend", "LocalBackend", "backend_for", "read_document"]
+__all__ = ["DOCUMENT_LIMIT", "Backend", "LocalBackend", "backend_for", "documents_one_by_one", "read_document"]
 
 DOCUMENT_LIMIT = 16 * 1024 * 1024
 """Bytes of the largest JSON document (record, annotation) that is written or read: one never fills the memory."""
@@ -26,6 +26,8 @@ DOCUMENT_LIMIT = 16 * 1024 * 1024
 
 SHARED_LEVELS = 2
 """Levels of folders below the root that are everybody's (`runs`, its months, `annotations`, its months)."""
+FEW = 8
+"""Documents up to which opening their folder does not pay."""
 CLOCK_GOOD_FOR = 60.0
 """Seconds after which the file system's clock is asked again."""
 
@@ -66,8 +68,11 @@ class Backend(Protocol):
     def folder_version(self, key: str) -> object:
         """Something that changes when folders or objects are added below `key`, None if that cannot be told cheaply."""
 
-    def documents(self, key: str) -> Iterator[tuple[str, bytes]] | None:
-        """Names and JSON documents of everything in `key` at once where they were published, None where they were not."""
+    def documents(self, key: str, names: Sequence[str], file: str) -> Iterator[tuple[str, bytes | Exception]]:
+        """The documents KEY/NAME + `file` of many names that were just listed, the quickest way this place has.
+
+        In any order; an error in place of a document that cannot be read. `documents_one_by_one` will do.
+        """
 
     def files(self, key: str) -> Iterator[tuple[str, int]]:
         """All objects below `key` as (key, size)."""
@@ -94,6 +99,17 @@ class Backend(Protocol):
 def read_document(backend: Backend, key: str) -> bytes:
     """A JSON document of the store: refused before it is read where it is absurdly large."""
     return backend.read(key, DOCUMENT_LIMIT)
+
+
+def documents_one_by_one(
+    backend: Backend, key: str, names: Sequence[str], file: str
+) -> Iterator[tuple[str, bytes | Exception]]:
+    """See `Backend.documents`."""
+    for name in names:
+        try:
+            yield name, read_document(backend, f"{key}/{name}{file}")
+        except (OSError, StoreError) as error:
+            yield name, error
 
 
 class LocalBackend:
@@ -236,8 +252,40 @@ class LocalBackend:
         except OSError:
             return None
 
-    def documents(self, key: str) -> None:
-        """See Backend: files are read one by one."""
+    def documents(self, key: str, names: Sequence[str], file: str) -> Iterator[tuple[str, bytes | Exception]]:
+        """See Backend: relative to the folder, without resolving its path for every file."""
+        if os.open not in os.supports_dir_fd or len(names) < FEW:
+            yield from documents_one_by_one(self, key, names, file)
+            return
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            folder = os.open(self._inside(key), os.O_RDONLY)
+        except (OSError, StoreError) as error:
+            yield from ((name, error) for name in names)
+            return
+        try:
+            for name in names:
+                try:
+                    # The listing left links out, so that only the last part of the path can be one.
+                    descriptor = os.open(f"{name}{file}", flags, dir_fd=folder)
+                except OSError as error:
+                    yield name, error
+                    continue
+                try:
+                    status = os.fstat(descriptor)
+                    if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_LIMIT:
+                        yield (
+                            name,
+                            StoreError(f"{key}/{name}{file} is no file, or has more than {DOCUMENT_LIMIT} bytes"),
+                        )
+                    else:
+                        yield name, os.read(descriptor, status.st_size)
+                except OSError as error:
+                    yield name, error
+                finally:
+                    os.close(descriptor)
+        finally:
+            os.close(folder)
 
     def files(self, key: str) -> Iterator[tuple[str, int]]:
         """See Backend."""

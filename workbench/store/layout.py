@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,12 @@ class ArrayLayout:
         """The region one file covers."""
         return self.shard or self.chunk
 
-    @property
+    @cached_property
     def file_grid(self) -> tuple[int, ...]:
         """Number of files along each axis."""
         return tuple(math.ceil(size / part) for size, part in zip(self.shape, self.file_shape, strict=True))
 
-    @property
+    @cached_property
     def files(self) -> int:
         """Number of files of the complete array."""
         return math.prod(self.file_grid)

@@ -59,7 +59,7 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
     pinned = {item.run for item in store.annotations.holding("pin")}
     candidates: dict[str, tuple[StoredRun, str]] = {}
     known = set()
-    for run in store.runs():
+    for run in store.each():
         known.add(run.id)
         status = run.status
         reason: str = (
@@ -131,7 +131,7 @@ def summarize(store: Store) -> StoreSummary:
     """Count runs and bytes (as stored, by the records) and name folders that hold no readable run."""
     found = StoreSummary(store.url)
     known = set()
-    for run in store.runs():
+    for run in store.each():
         known.add(run.id)
         found.runs += 1
         found.bytes += sum(entry["bytes"] for entry in run.record.arrays.values())

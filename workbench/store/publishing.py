@@ -87,7 +87,7 @@ def publish(store: Store) -> int:
     backend = store.backend
     runs: dict[str, list[tuple[str, bytes]]] = {}
     count = 0
-    for run in store.runs():
+    for run in store.each():
         if run.record.status != "running":
             count += 1
             runs.setdefault(run.record.month, []).append((run.id, root_document(run.record, "", None)))

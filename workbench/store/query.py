@@ -11,21 +11,27 @@ device, started, finished, seconds, seed, key, input (labels of the inputs), use
 metric, params.NAME, study (`study = ship` also finds runs of `ship/resnet20`), tag, note (`~` finds words, `learn*` their
 beginnings), pinned and archived (yes or no). `*` in a value of = or != stands for any text; `me` as a value of user is the
 person asking. Values with spaces are quoted.
+
+An order is the name of a column, a metric or a parameter: `accuracy`, `-accuracy` from large to small, `-started`.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from workbench.errors import InputError
 
-__all__ = ["COLUMNS", "Condition", "compile_query"]
+__all__ = ["COLUMNS", "Condition", "Order", "compile_order", "compile_query"]
 
 TEXTS = ("id", "method", "family", "status", "user", "host", "device", "started", "finished", "key")
 NUMBERS = ("seconds", "seed")
 COLUMNS = frozenset((*TEXTS, *NUMBERS, "study"))
 """Names that are columns of the table `runs`; all others are looked up in `facts` or `annotations`."""
+_NAME = re.compile(r"[a-z_][\w.\-/ ]*")
+_SEVERAL = ("tag", "note", "pinned", "archived", "input", "uses")
 MARKS = {"pinned": "pin", "archived": "archive"}
 
 GRAMMAR = r"""
@@ -49,6 +55,13 @@ QUOTED: /"[^"]*"|'[^']*'/
 Condition = tuple[str, list[Any]]
 """An SQL condition over the table `runs` and its parameters."""
 
+MOST_COMPARISONS = 200
+DEEPEST = 40
+LONGEST_QUERY = 20_000
+LONGEST_VALUE = 10_000
+MOST_WORDS = 50
+"""What SQLite surely takes: it limits the depth of expressions and the length of patterns."""
+
 
 @cache
 def _parser() -> Any:
@@ -71,6 +84,8 @@ def compile_query(text: str, *, user: str) -> Condition:
 
     if not text.strip():
         return "1", []
+    if len(text) > LONGEST_QUERY:
+        raise InputError("where", expected=f"a query of at most {LONGEST_QUERY} characters", got=f"one of {len(text)}")
     try:
         tree = _parser().parse(text)
     except lark.exceptions.UnexpectedInput as error:
@@ -81,7 +96,58 @@ def compile_query(text: str, *, user: str) -> Condition:
             expected="a query such as: family = quantization and accuracy > 0.9",
             got=f"{text!r} (not understood from column {column})",
         ) from None
+    comparisons, depth = _extent(tree)
+    if comparisons > MOST_COMPARISONS or depth > DEEPEST:
+        raise InputError(
+            "where",
+            expected=f"a query of at most {MOST_COMPARISONS} comparisons in at most {DEEPEST} levels",
+            got=f"{comparisons} in {depth}",
+        )
     return _compile(tree, user)
+
+
+def _extent(tree: Any) -> tuple[int, int]:
+    """Comparisons of a query and its levels, without recursion: it may be very deep."""
+    comparisons = deepest = 0
+    waiting = [(tree, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        if node.data == "compare":
+            comparisons += 1
+        else:
+            waiting += [(child, depth + 1) for child in node.children]
+    return comparisons, deepest
+
+
+@dataclass(frozen=True)
+class Order:
+    """What runs are sorted by: a column of the table `runs`, or the name of a fact (a metric, a parameter)."""
+
+    name: str
+    descending: bool
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is a column; every run has a value then, or an empty one."""
+        return self.name in COLUMNS
+
+
+def compile_order(text: str) -> Order:
+    """`accuracy` or, from large to small, `-accuracy`; empty: newest first.
+
+    Raises:
+        InputError: it is no name, or one of which a run may have several values.
+    """
+    name = text.strip().lower() or "-started"
+    descending, name = name.startswith("-"), name.removeprefix("-")
+    if not _NAME.fullmatch(name) or name in _SEVERAL:
+        raise InputError(
+            "order",
+            expected="a column, a metric or params.NAME, with - before it from large to small",
+            got=repr(text)[:80],
+        )
+    return Order(name, descending)
 
 
 def _compile(tree: Any, user: str) -> Condition:
@@ -99,6 +165,8 @@ def _compile(tree: Any, user: str) -> Condition:
 
 
 def _compare(name: str, operator: str, text: str, user: str) -> Condition:
+    if len(text) > LONGEST_VALUE:
+        raise InputError("where", expected=f"values of at most {LONGEST_VALUE} characters", got=f"one of {len(text)}")
     if name == "user" and text == "me":
         text = user
     if name in MARKS:
@@ -110,49 +178,62 @@ def _compare(name: str, operator: str, text: str, user: str) -> Condition:
         return (sql, values) if operator == "=" else (f"NOT {sql}", values)
     if operator == "~":
         pattern = "%" + text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
-        return _where(name, r"{text} LIKE ? ESCAPE '\'", [pattern])
+        return _where(name, r"{} LIKE ? ESCAPE '\'", [pattern], texts=True)
     number = _number(text)
     if operator in ("=", "!="):
         if number is not None:
-            sql, values = _where(name, "({number} = ? OR {text} = ?)", [number, text])
+            sql, values = _where(name, "{} IN (?, ?)", [number, text])
         elif "*" in text:
             # GLOB knows no COLLATE: both sides in lower case, its other wildcards taken literally.
-            sql, values = _where(name, "lower({text}) GLOB ?", [text.lower().replace("[", "[[]").replace("?", "[?]")])
+            glob = text.lower().replace("[", "[[]").replace("?", "[?]")
+            sql, values = _where(name, "lower({}) GLOB ?", [glob], texts=True)
         else:
-            sql, values = _where(name, "{text} = ? COLLATE NOCASE", [text])
+            sql, values = _where(name, "{} = ? COLLATE NOCASE", [text], texts=True)
         return (sql, values) if operator == "=" else (f"NOT {sql}", values)
     if number is not None and name not in TEXTS:
-        return _where(name, f"{{number}} {operator} ?", [number])
-    return _where(name, f"{{text}} {operator} ?", [text])
+        return _where(name, f"{{}} {operator} ?", [number], texts=False)
+    return _where(name, f"{{}} {operator} ?", [text], texts=True)
 
 
-def _where(name: str, condition: str, values: list[Any]) -> Condition:
-    """A condition on a column of `runs`, on a fact or on an annotation; never NULL, so that NOT means what it says."""
+def _where(name: str, condition: str, values: list[Any], *, texts: bool | None = None) -> Condition:
+    """A condition on a column of `runs`, on a fact or on an annotation; never NULL, so that NOT means what it says.
+
+    Args:
+        name: of what is compared.
+        condition: SQL with `{}` where that stands.
+        values: its parameters.
+        texts: whether only texts or only numbers can meet it; None: both.
+    """
     if name == "study":
-        sql = condition.format(text="{text}", number="NULL")
-        return _in_study(sql, values)
+        return _in_study(condition, values)
     if name in COLUMNS:
-        sql = condition.format(text=f"CAST({name} AS TEXT)" if name in NUMBERS else name, number=name)
-        return f"coalesce({sql}, 0)", values
+        if name in NUMBERS:
+            number = condition.format(name)
+            as_text = condition.format(f"CAST({name} AS TEXT)")
+            sql = number if texts is False else as_text if texts else f"({number} OR {as_text})"
+            return f"coalesce({sql}, 0)", values * (2 if texts is None else 1)
+        return f"coalesce({condition.format(name)}, 0)", values
     if name in ("tag", "note"):
-        sql = condition.format(text="text", number="NULL")
-        return f"id IN (SELECT run FROM annotations WHERE holds AND kind = ? AND {sql})", [name, *values]
-    return f"n IN (SELECT run FROM facts WHERE name = ? AND {condition.format(text='text', number='number')})", [
-        name,
-        *values,
-    ]
+        return f"id IN (SELECT run FROM annotations WHERE holds AND kind = ? AND {condition.format('text')})", [
+            name,
+            *values,
+        ]
+    # SQLite sorts numbers before texts, the smallest of which is the empty one.
+    guard = {True: " AND value >= ''", False: " AND value < ''", None: ""}[texts]
+    fact = f"name = (SELECT name FROM names WHERE text = ?) AND {condition.format('value')}{guard}"
+    return f"n IN (SELECT run FROM facts WHERE {fact})", [name, *values]
 
 
 def _study(name: str) -> Condition:
     """Runs of a study and of those below it; `0` is the character after `/`."""
     name = name.rstrip("/")
-    below = "({text} = ? COLLATE NOCASE OR ({text} >= ? COLLATE NOCASE AND {text} < ? COLLATE NOCASE))"
+    below = "({0} = ? COLLATE NOCASE OR ({0} >= ? COLLATE NOCASE AND {0} < ? COLLATE NOCASE))"
     return _in_study(below, [name, f"{name}/", f"{name}0"])
 
 
 def _in_study(condition: str, values: list[Any]) -> Condition:
     """A condition on the study a run was computed for, or on one it joined."""
-    own, joined = condition.format(text="study"), condition.format(text="text")
+    own, joined = condition.format("study"), condition.format("text")
     sql = f"((study IS NOT NULL AND {own}) OR id IN (SELECT run FROM annotations WHERE holds AND kind = 'study' AND {joined}))"
     return sql, [*values, *values]
 
@@ -171,8 +252,8 @@ def _words(text: str) -> Condition:
     for word in text.split():
         quoted = '"' + word.rstrip("*").replace('"', '""') + '"'
         terms.append(quoted + "*" if word.endswith("*") else quoted)
-    if not terms:
-        raise InputError("where", expected="words to look for in notes", got="none")
+    if not terms or len(terms) > MOST_WORDS:
+        raise InputError("where", expected=f"1 to {MOST_WORDS} words to look for in notes", got=str(len(terms)))
     return (
         "id IN (SELECT run FROM annotations WHERE holds AND id IN (SELECT id FROM notes WHERE notes MATCH ?))",
         [" ".join(terms)],

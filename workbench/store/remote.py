@@ -11,11 +11,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from workbench.errors import MissingDependencyError, StoreError
-from workbench.store.backend import CLOCK_GOOD_FOR, DOCUMENT_LIMIT
+from workbench.store.backend import CLOCK_GOOD_FOR, DOCUMENT_LIMIT, documents_one_by_one
 from workbench.store.publishing import PUBLISHED, Listing, parse_listing, split_part
 from workbench.store.records import RecordError, run_files
 
@@ -181,8 +182,18 @@ class ObjectBackend:
         """See Backend: a bucket does not say."""
         return None
 
-    def documents(self, key: str) -> None:
-        """See Backend: objects are read one by one."""
+    def documents(self, key: str, names: Sequence[str], file: str) -> Iterator[tuple[str, bytes | Exception]]:
+        """See Backend: sixteen requests at a time."""
+
+        def read(name: str) -> tuple[str, bytes | Exception]:
+            return next(documents_one_by_one(self, key, [name], file))
+
+        if len(names) < 2:
+            yield from map(read, names)
+            return
+        with ThreadPoolExecutor(max_workers=16, thread_name_prefix="workbench-index") as pool:
+            for start in range(0, len(names), 256):  # a few at a time: a document may be large
+                yield from pool.map(read, names[start : start + 256])
 
     def files(self, key: str) -> Iterator[tuple[str, int]]:
         """See Backend."""
@@ -290,13 +301,13 @@ class HttpBackend:
         part = self._published().tables.get(top, {}).get(month)
         return None if part is None else " ".join(part.files)
 
-    def documents(self, key: str) -> Iterator[tuple[str, bytes]] | None:
-        """See Backend."""
+    def documents(self, key: str, names: Sequence[str], file: str) -> Iterator[tuple[str, bytes | Exception]]:
+        """See Backend: they were published many in a file."""
         top, _, month = key.partition("/")
         part = self._published().tables.get(top, {}).get(month)
-        if part is None:
-            return None
-        return (item for file in part.files for item in split_part(self.read(file, DOCUMENT_LIMIT)))
+        wanted = set(names)
+        for published in part.files if part is not None and wanted else ():
+            yield from (item for item in split_part(self.read(published, DOCUMENT_LIMIT)) if item[0] in wanted)
 
     def files(self, key: str) -> Iterator[tuple[str, int]]:
         """See Backend: the files that the run in this folder must have (a web server lists nothing); sizes are not known."""

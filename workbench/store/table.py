@@ -36,13 +36,8 @@ MOST_NAMES = 2_000
 MOST_OBSERVED = 500
 """Running runs whose signs of life are looked for; of more, the others are taken at their word."""
 
-_NAMES = """
-WITH RECURSIVE names (name) AS (
-    SELECT min(name) FROM facts WHERE {what} IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(name) FROM facts WHERE name > names.name AND {what} IS NOT NULL) FROM names WHERE name IS NOT NULL
-) SELECT name FROM names WHERE name IS NOT NULL LIMIT ?
-"""
+_NAME = "(SELECT name FROM names WHERE text = ?)"
+"""The number of a fact's name."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,9 @@ class RunTable:
     def _running(self) -> dict[int, str]:
         """Runs that have not ended, and what is observed of them."""
         rows = self._index.ask(
-            "SELECT n, record FROM runs WHERE status = 'running' ORDER BY n DESC LIMIT ?", [MOST_OBSERVED], look=False
+            "SELECT n, record FROM runs JOIN records USING (n) WHERE status = 'running' ORDER BY n DESC LIMIT ?",
+            [MOST_OBSERVED],
+            look=False,
         )
         return {n: observed_status(self._backend, RunRecord.from_json(json.loads(record))) for n, record in rows}
 
@@ -248,10 +245,10 @@ class RunTable:
         if name in PLAIN:
             return self._text_keys(self._index.ask(f"SELECT n, {name} FROM runs", look=False))
         numbers = self._index.ask(
-            "SELECT run, number FROM facts WHERE name = ? AND number IS NOT NULL", [name], look=False, read=_pairs
+            f"SELECT run, value FROM facts WHERE name = {_NAME} AND value < ''", [name], look=False, read=_pairs
         )
         if not len(numbers):
-            texts = "SELECT run, substr(text, 1, ?) FROM facts WHERE name = ? AND text IS NOT NULL"
+            texts = f"SELECT run, substr(value, 1, ?) FROM facts WHERE name = {_NAME} AND value >= ''"
             return self._text_keys(self._index.ask(texts, [LONGEST, name], look=False))
         keys = np.full(len(columns.number), np.nan)
         keys[self._positions(numbers["run"])] = numbers["value"]
@@ -319,7 +316,7 @@ class RunTable:
         read = ", ".join(f"substr({name}, 1, {LONGEST})" for name in texts)
         found = self._index.ask(
             f"SELECT n, seed, seconds, {read}, CASE WHEN status IN ('running', 'failed') THEN record END"
-            f" FROM runs WHERE n IN ({places})",
+            f" FROM runs JOIN records USING (n) WHERE n IN ({places})",
             numbers,
             look=False,
         )
@@ -327,13 +324,13 @@ class RunTable:
         asked = [name for name in columns if name not in texts]
         if asked:
             names = ",".join("?" * len(asked))
-            for n, name, text, number in self._index.ask(
-                f"SELECT run, name, substr(text, 1, {LONGEST}), number FROM facts INDEXED BY facts_run"
-                f" WHERE run IN ({places}) AND name IN ({names})",
+            for n, name, value in self._index.ask(
+                f"SELECT n, names.text, CASE WHEN value >= '' THEN substr(value, 1, {LONGEST}) ELSE value END"
+                " FROM runs JOIN facts ON fact BETWEEN first_fact AND last_fact JOIN names ON names.name = facts.name"
+                f" WHERE n IN ({places}) AND names.text IN ({names})",
                 [*numbers, *asked],
                 look=False,
             ):
-                value = number if text is None else text
                 before = facts[n].get(name)
                 facts[n][name] = value if before is None else f"{before}, {value}"  # inputs: several of one name
         for n, kind, text in self._index.ask(
@@ -353,10 +350,13 @@ class RunTable:
 
     def names(self) -> list[str]:
         """Names of metrics, and of parameters as `params.NAME`, in alphabetical order."""
-        found = set()
-        for what in ("number", "text"):
-            found |= {name for (name,) in self._index.ask(_NAMES.format(what=what), [MOST_NAMES], look=False)}
-        return sorted(name for name in found if name not in ("input", "uses"))
+        rows = self._index.ask(
+            "SELECT text FROM names WHERE text NOT IN ('input', 'uses')"
+            " AND EXISTS (SELECT 1 FROM facts WHERE facts.name = names.name AND value IS NOT NULL) ORDER BY text LIMIT ?",
+            [MOST_NAMES],
+            look=False,
+        )
+        return [name for (name,) in rows]
 
     def values(self, name: str, start: str = "", most: int = 20) -> list[str]:
         """Values of a text column or parameter that begin with `start`, those of columns most frequent first."""
@@ -370,11 +370,11 @@ class RunTable:
         while len(found) < most:
             after = found[-1] if found else None
             ((value,),) = self._index.ask(
-                "SELECT min(text) FROM facts WHERE name = ? AND text >= ? AND (? IS NULL OR text > ?)",
-                [name, start, after, after],
+                f"SELECT min(value) FROM facts WHERE name = {_NAME} AND value >= ? AND value > ?",
+                [name, start, "" if after is None else after],
                 look=False,
             )
-            if value is None or not value.startswith(start) or len(value) > LONGEST:
+            if value is None or not value.lower().startswith(start.lower()) or len(value) > LONGEST:
                 break
             found.append(value)
         return found
@@ -382,7 +382,7 @@ class RunTable:
     def metric(self, name: str) -> Mapping[str, Any]:
         """How a run that has this metric describes it: direction, unit; empty where none has."""
         rows = self._index.ask(
-            "SELECT record FROM runs WHERE n = (SELECT run FROM facts WHERE name = ? AND number IS NOT NULL LIMIT 1)",
+            f"SELECT record FROM records WHERE n = (SELECT run FROM facts WHERE name = {_NAME} AND value < '' LIMIT 1)",
             [name],
             look=False,
         )

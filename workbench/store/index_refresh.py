@@ -1,0 +1,126 @@
+"""Bringing the index up to date: only folders that changed are listed, only what is new or unfinished is read."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+
+from workbench.errors import StoreError
+from workbench.store.backend import Backend, documents_one_by_one
+from workbench.store.index_tables import Entry, drop_indices, enter, enter_annotation, forget, make_indices
+from workbench.store.records import RecordError, read_record_json
+
+__all__ = ["refresh"]
+
+SETTLING = 2_000_000_000
+"""Nanoseconds during which a folder that changed is listed again: file systems stamp with coarse clocks."""
+BULK = 300
+"""New runs of a month from which on the SQL indices are made afterwards."""
+BATCH = 500
+"""Records that are entered together."""
+
+Documents = Iterable[tuple[str, bytes | Exception]]
+
+
+def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: bool) -> None:
+    """Make the tables say what the store says.
+
+    Args:
+        connection: the index.
+        backend: the store.
+        everything: also look at the months before the last two, where they are known already.
+    """
+    known = dict(connection.execute("SELECT month, version FROM months").fetchall())
+    present = backend.folders("runs")
+    marked = [f"annotations/{month}" for month in backend.folders("annotations")]
+    for month in _due(present, known, everything):
+        if (version := _changed(backend, month, f"runs/{month}", known)) is not None:
+            version = version if _refresh_month(connection, backend, month) else ""
+            connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
+    for folder in _due(marked, known, everything):
+        if (version := _changed(backend, folder, folder, known)) is not None:
+            _refresh_annotations(connection, backend, folder)
+            connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (folder, version))
+    for month in set(known) - set(present) - set(marked):
+        forget(connection, [row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))])
+        connection.execute("DELETE FROM months WHERE month = ?", (month,))
+    unfinished = connection.execute("SELECT month, id FROM runs WHERE status = 'running'").fetchall()
+    for month in {month for month, _ in unfinished}:
+        runs = [run for other, run in unfinished if other == month]
+        read = backend.documents if backend.remote else _one_by_one(backend)
+        _enter_all(connection, month, read(f"runs/{month}", runs, "/zarr.json"))
+    make_indices(connection)  # a bulk build may have broken off
+
+
+def _one_by_one(backend: Backend) -> Callable[[str, list[str], str], Documents]:
+    """For runs that were listed some time ago: what was a folder then may be a link now."""
+    return lambda key, names, file: documents_one_by_one(backend, key, names, file)
+
+
+def _due(folders: list[str], known: dict[str, str], everything: bool) -> list[str]:
+    return folders if everything else [folder for folder in folders if folder not in known or folder in folders[-2:]]
+
+
+def _changed(backend: Backend, name: str, folder: str, known: dict[str, str]) -> str | None:
+    """The version to remember for a folder that has to be listed, None for one that did not change."""
+    version = backend.folder_version(folder)
+    if version is not None and known.get(name) == str(version):
+        return None
+    settled = isinstance(version, str) or (isinstance(version, int) and time.time_ns() - version > SETTLING)
+    return str(version) if settled else ""
+
+
+def _refresh_month(connection: sqlite3.Connection, backend: Backend, month: str) -> bool:
+    """Bring one month up to date; false if something could not be read that may be readable later."""
+    known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
+    present = set(backend.folders(f"runs/{month}"))
+    new = sorted(present - known)
+    if bulk := len(new) > BULK:
+        drop_indices(connection)
+    readable = _enter_all(connection, month, backend.documents(f"runs/{month}", new, "/zarr.json"), bulk=bulk)
+    forget(connection, list(known - present))
+    return readable
+
+
+def _enter_all(connection: sqlite3.Connection, month: str, documents: Documents, *, bulk: bool = False) -> bool:
+    """Enter records. What is no record is left out; what is wrong with it `verify` tells."""
+    readable = True
+    entries: list[Entry] = []
+    for run, data in documents:
+        try:
+            if isinstance(data, Exception):
+                raise data
+            entries.append(read_record_json(data, month=month, run=run))
+        except RecordError:
+            forget(connection, [run])
+        except FileNotFoundError:
+            forget(connection, [run])
+            readable = False  # a run or copy that is just beginning
+        except (OSError, StoreError):
+            readable = False  # a disk or network that hiccups takes no known run away
+        if len(entries) == BATCH:
+            enter(connection, entries)
+            entries.clear()
+            if bulk:  # others may ask and write meanwhile, and the log stays short
+                connection.commit()
+    enter(connection, entries)
+    return readable
+
+
+def _refresh_annotations(connection: sqlite3.Connection, backend: Backend, folder: str) -> None:
+    from workbench.store.annotations import parse_annotation
+
+    known = {row[0] for row in connection.execute("SELECT name FROM seen WHERE month = ?", (folder,))}
+    new = [name for name in backend.names(folder) if name not in known]
+    for name, data in backend.documents(folder, new, ""):
+        try:
+            if isinstance(data, Exception):
+                raise data
+            said = parse_annotation(data)
+        except OSError:
+            continue  # it may be readable the next time
+        except StoreError:
+            said = None
+        connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (folder, name))
+        enter_annotation(connection, name, said)
