@@ -105,7 +105,6 @@ def stored_layers(run: QuantisedRun, model: nn.Module) -> list[StoredLayer]:
     zeros = run["zero"].values if "zero" in run else None
     starts = run["weight_start"].values
     range_starts = run["range_start" if "range_start" in run else "scale_start"].values
-    sharing: Sharing = params.get("store_sharing", "channel")  # type: ignore[assignment]
     found: list[StoredLayer] = []
     for place, name in enumerate(map(str, bits["layer"].values)):
         width = int(bits.values[place])
@@ -124,13 +123,19 @@ def stored_layers(run: QuantisedRun, model: nn.Module) -> list[StoredLayer]:
                 scale=torch.from_numpy(scales[first:after].astype(np.float32)),
                 zero=zero,
                 axis=axis,
-                sharing=sharing,
+                sharing=_sharing(len(scales[first:after]), shape[axis]),
                 group_size=int(params.get("group_size", 1)),  # type: ignore[call-overload]
                 input=_input_grid(run, place, zeros is not None),
             )
         )
         _check_weight(run, found[-1], layer.get_parameter("weight"))
     return found
+
+
+def _sharing(ranges: int, channels: int) -> Sharing:
+    if ranges == channels:
+        return "channel"
+    return "layer" if ranges == 1 else "group"
 
 
 def _check_weight(run: QuantisedRun, stored: StoredLayer, weight: Tensor) -> None:

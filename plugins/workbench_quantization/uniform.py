@@ -18,40 +18,37 @@ groups honest: 32 weights a group cost one more bit per weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import xarray as xr
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from workbench import DataRole, InputError, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
+from torch import Tensor
+from workbench import DataRole, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
 from workbench import Params as BaseParams
-from workbench.toolkit import predict_all
 
+from workbench_quantization.bit_table import (
+    STORED,
+    WIDEST,
+    Subject,
+    cost_of,
+    rounding_errors,
+    score,
+    table_of_widths,
+    write_stored,
+)
 from workbench_quantization.hawq_images import Images, check_labels, split_roles
-from workbench_quantization.hawq_solutions import MEGABYTE, Costs
+from workbench_quantization.hawq_solutions import Costs
 from workbench_quantization.integer_weights import (
-    SCALE_BITS,
     Sharing,
-    integer_weight,
-    restore_weight,
-    scale_count,
 )
 from workbench_quantization.layers import Block, find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import (
     FULL_PRECISION,
     InputQuantisers,
     RangeRule,
-    channel_axis,
-    weights_replaced,
 )
 from workbench_quantization.uniform_report import report
-
-WIDEST = 16
-"""Largest width below full precision: integers are stored in 16 bits."""
 
 
 class Params(BaseParams):
@@ -94,113 +91,6 @@ class Params(BaseParams):
         return self
 
 
-@dataclass
-class Subject:
-    """The model under study, what of it is quantised, and its costs."""
-
-    model: nn.Module
-    blocks: list[Block]
-    inputs: InputQuantisers
-    costs: Costs
-    group_size: int
-    autocast: torch.dtype | None
-
-    def rounded(self, bits: np.ndarray, sharing: Sharing) -> dict[nn.Module, Tensor]:
-        """The weight of every layer after a round trip through its integers."""
-        return {
-            block.layers[0]: restore_weight(
-                integer_weight(block.layers[0], int(width), sharing, self.group_size),
-                block.layers[0],
-                sharing,
-                self.group_size,
-            )
-            for block, width in zip(self.blocks, bits, strict=True)
-        }
-
-    def logits(self, image: Any, out: Out) -> Tensor:
-        """Logits (sample, class) on the CPU."""
-        return predict_all(self.model, image, device=out.device, dtype=self.autocast, keep_on="cpu")[0].float()
-
-    def quantised_logits(self, bits: np.ndarray, sharing: Sharing, image: Any, out: Out) -> Tensor:
-        """The same with weights and inputs quantised; the model is left as it was."""
-        self.inputs.set_bits(self.costs.input_bits(bits).tolist())
-        try:
-            with weights_replaced(self.rounded(bits, sharing)):
-                return self.logits(image, out)
-        finally:
-            self.inputs.set_bits([FULL_PRECISION] * len(self.blocks))
-
-    def scale_mb(self, bits: np.ndarray, sharing: Sharing) -> float:
-        """Size of the scales in MB of 10^6 bytes."""
-        counts = [
-            scale_count(tuple(block.weights[0].shape), sharing, channel_axis(block.layers[0]), self.group_size)
-            for block, width in zip(self.blocks, bits, strict=True)
-            if width < FULL_PRECISION
-        ]
-        return sum(counts) * SCALE_BITS / 8 / MEGABYTE
-
-
-def table_of_widths(given: xr.Dataset, names: Sequence[str]) -> np.ndarray:
-    """(layer,) int64 in the order of `names`, from variable `bits`: by layer names, or by position where it has none.
-
-    A label such as "conv1 + conv2" stands for several layers of one width, as in HAWQ's blocks.
-
-    Raises:
-        InputError: layers are missing, unknown or named twice, or a width is not 2 to 16, or 32.
-    """
-    bits = given["bits"]
-    if "layer" not in bits.coords:
-        if bits.sizes["layer"] != len(names):
-            raise InputError(
-                "bits", expected=f"one width for each of {len(names)} layers", got=f"{bits.sizes['layer']} widths"
-            )
-        found = dict(zip(names, bits.values.tolist(), strict=True))
-    else:
-        pairs = [
-            (name, int(width))
-            for label, width in zip(bits["layer"].values.tolist(), bits.values.tolist(), strict=True)
-            for name in str(label).split(" + ")
-        ]
-        found = dict(pairs)
-        wrong = sorted(set(found) ^ set(names))
-        if wrong or len(pairs) != len(found):
-            raise InputError(
-                "bits",
-                expected=f"a width for each of the layers {', '.join(names)}",
-                got=f"a table that disagrees about {', '.join(wrong)}" if wrong else "a layer twice",
-                hint="Take a table that was made for this model.",
-            )
-    for name in names:
-        if not 2 <= found[name] <= WIDEST and found[name] < FULL_PRECISION:
-            raise InputError("bits", expected=f"widths from 2 to {WIDEST}, or 32", got=f"{found[name]} for {name!r}")
-    return np.array([min(int(found[name]), FULL_PRECISION) for name in names], dtype=np.int64)
-
-
-def rounding_errors(subject: Subject, bits: np.ndarray, sharing: Sharing) -> np.ndarray:
-    """||Q_b(W_i) - W_i||^2 of every layer: (layer,) float64."""
-    rounded = subject.rounded(bits, sharing)
-    return np.array(
-        [
-            float((rounded[block.layers[0]].double() - block.weights[0].detach().double()).square().sum())
-            for block in subject.blocks
-        ]
-    )
-
-
-def score(logit: Tensor, full: Tensor, label: Tensor) -> dict[str, float]:
-    """Accuracy, negative log-likelihood, and how often the prediction is that of the full-precision model."""
-    return {
-        "accuracy": float((logit.argmax(1) == label).double().mean()),
-        "negative_log_likelihood": float(F.cross_entropy(logit.double(), label)),
-        "agreement": float((logit.argmax(1) == full.argmax(1)).double().mean()),
-    }
-
-
-def _cost(subject: Subject, bits: np.ndarray, sharing: Sharing) -> dict[str, float]:
-    size = subject.costs.size_mb(bits) + subject.scale_mb(bits, sharing)
-    return {"size_mb": size, "average_bits": size * 8 * MEGABYTE / float(subject.costs.sizes.sum())}
-
-
 def _fixed(blocks: Sequence[Block], params: Params) -> np.ndarray:
     fixed = np.zeros(len(blocks), dtype=np.int64)
     if params.first_last_bits is not None:
@@ -212,33 +102,7 @@ def _judge(
     subject: Subject, bits: np.ndarray, sharing: Sharing, full: Tensor, held_out: Images, out: Out
 ) -> dict[str, float]:
     logit = subject.quantised_logits(bits, sharing, held_out.image, out)
-    return score(logit, full, held_out.label) | _cost(subject, bits, sharing)
-
-
-def write_stored(subject: Subject, bits: np.ndarray, params: Params, held_out: Images, out: Out) -> None:
-    """Integers and scales of one solution, its logits, and the model that computes with them."""
-    sharing = params.store_sharing
-    out.write("bits", bits.astype(np.int8))
-    out.write("input_bits", subject.costs.input_bits(bits).astype(np.int8))
-    logit = subject.quantised_logits(bits, sharing, held_out.image, out)
-    stored = [
-        integer_weight(block.layers[0], int(width), sharing, params.group_size)
-        for block, width in zip(subject.blocks, bits, strict=True)
-    ]
-    for name, start, parts in (
-        ("integer_weight", "weight_start", [part.levels.flatten() for part in stored]),
-        ("scale", "scale_start", [part.scale for part in stored]),
-    ):
-        out.write(name, torch.cat(parts) if name == "integer_weight" else torch.cat(parts).float())
-        out.write(start, np.cumsum([0, *(part.numel() for part in parts)])[:-1].astype(np.int64))
-    weights = subject.rounded(bits, sharing)
-    with torch.no_grad():
-        for layer, values in weights.items():
-            layer.get_parameter("weight").copy_(values)
-    out.model(subject.model)
-    out.write("logit", logit)
-    out.write("label", held_out.label)
-    out.write("sample_index", held_out.index)
+    return score(logit, full, held_out.label) | cost_of(subject, bits, sharing)
 
 
 def _array(name: str, dims: tuple[str, ...], dtype: str, description: str, **more: Any) -> Output:
@@ -294,17 +158,9 @@ class Uniform(Method):
         ),
         _array("accuracy_full_precision", (), "float64", "of the model as it came, on the report images"),
         _array("negative_log_likelihood_full_precision", (), "float64", "of the model as it came"),
-        _array("bits", ("layer",), "int8", "widths of the stored model", unit="bit"),
-        _array("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),
         _array("input_range", ("layer", "bound"), "float32", "lowest and highest input seen", optional=True),
-        _array("integer_weight", ("weight",), "int16", "integers of the stored model, layer after layer"),
-        _array("weight_start", ("layer",), "int64", "where a layer's integers start"),
-        _array("scale", ("range",), "float32", "scales of the stored model, layer after layer"),
-        _array("scale_start", ("layer",), "int64", "where a layer's scales start"),
         _array("unquantised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
-        _array("logit", ("sample", "class"), "float32", "of the stored model on the report images"),
-        _array("label", ("sample",), "int64", "labels of the report images"),
-        _array("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
+        *STORED,
     )
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
@@ -359,7 +215,7 @@ class Uniform(Method):
             for name in GRID:
                 out.write(f"{name}_given", np.array([row[name] for row in rows]))
         same = costs.complete(np.full(len(costs.free), params.widths.index(params.store_width)))
-        write_stored(subject, same if given is None else given, params, parts.held_out, out)
+        write_stored(subject, same if given is None else given, params.store_sharing, parts.held_out, out)
         subject.inputs.remove()
 
     def _write_grid(self, subject: Subject, full: Tensor, held_out: Images, params: Params, out: Out) -> None:

@@ -18,6 +18,7 @@ from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit, predict_all
 
 from unit.recording_out import RecordingOut, check_report, record
+from workbench_quantization.bit_table import table_of_widths
 from workbench_quantization.integer_weights import (
     from_rows,
     integer_weight,
@@ -27,7 +28,7 @@ from workbench_quantization.integer_weights import (
 )
 from workbench_quantization.layers import find_blocks
 from workbench_quantization.quantizer import channel_axis, quantise_weight
-from workbench_quantization.uniform import Params, Uniform, table_of_widths
+from workbench_quantization.uniform import Params, Uniform
 from workbench_quantization.uniform_report import narrowest
 
 SHARINGS = ["layer", "channel", "group"]
