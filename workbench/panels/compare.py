@@ -297,6 +297,7 @@ class ComparePanel(Panel):
 
         def offer(change: Any = None) -> None:
             base.options = [(name, index) for index, name in enumerate(columns()[0])]
+            base.value = 0
             draw()
 
         def draw(change: Any = None) -> None:

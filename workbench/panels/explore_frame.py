@@ -248,7 +248,7 @@ def _curves(view: View, source: Source, arrays: RunArrays) -> Frame:
     x = places if labels is None or not numeric else labels[part]
     notes = []
     if (part.step or 1) > 1:
-        notes.append(f"Every {part.step}th of {sizes_of(source)[view.x]:,} entries along {view.x} is drawn.")
+        notes.append(f"One in {part.step} of the {sizes_of(source)[view.x]:,} entries along {view.x} is drawn.")
     if view.color and sizes_of(source)[view.color] > len(rows):
         notes.append(f"The first {len(rows)} of {sizes_of(source)[view.color]:,} entries of {view.color} are drawn.")
     return Frame(

@@ -200,7 +200,8 @@ class LaunchPanel(Panel):
             self._form.state = self._state(status="complete")
             return
         error = handle.error
-        trouble = f"{handle.status}: {error}" if error is not None else handle.status
+        # Whoever cancelled knows it; the status says it, too.
+        trouble = "" if handle.status == "cancelled" else str(error or handle.status)
         argument = getattr(error, "argument", None)
         errors = {argument: str(error)} if argument in self.texts else None
         self._progress.value = str(progress_html(course, status=handle.status, sparks=False))

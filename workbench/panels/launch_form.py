@@ -111,7 +111,7 @@ def fields(method: type[Method], given: Mapping[str, Any], subjects: Mapping[str
                 parameter.name, "parameter", _kind(parameter.type, choices), parameter.name, parameter.description,
                 spell(given[parameter.name]) if parameter.name in given else default,
                 default=default,
-                range=parameter.range if not choices else "",
+                range="" if choices else parameter.range.replace(">=", "≥").replace("<=", "≤"),
                 type=parameter.type,
                 required=parameter.required,
                 choices=choices,
@@ -196,28 +196,59 @@ def check(method: type[Method], texts: Mapping[str, str], given: Mapping[str, An
             errors[name] = (
                 "needed: " + ("a model" if isinstance(role, ModelRole) else "data") + " by name, path or run:ID"
             )
-    params: dict[str, Any] = {}
-    schema = method.Params.model_json_schema()["properties"]
-    for name in method.Params.model_fields:
-        text = texts.get(name, "")
-        if text.strip():
-            params[name] = read(text, only_text=schema[name].get("type") == "string")
-    try:
-        validated = method.Params(**params)
-        # Only what differs from the default: the code stays short, and says what was decided.
-        defaults = {
-            name: info.get_default(call_default_factory=True) for name, info in method.Params.model_fields.items()
-        }
-        arguments |= {name: params[name] for name in params if getattr(validated, name) != defaults[name]}
-    except pydantic.ValidationError as error:
-        for problem in error.errors(include_url=False):
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-            errors.setdefault(name, message)
-    except (TypeError, ValueError) as error:
-        errors.setdefault("", str(error))
+    arguments |= _parameters(method, texts, errors)
     _run_arguments(texts, arguments, errors)
     return Checked(arguments, errors)
+
+
+def _parameters(method: type[Method], texts: Mapping[str, str], errors: dict[str, str]) -> dict[str, Any]:
+    """Parameters that differ from their default; what is wrong goes to `errors`."""
+    schema = method.Params.model_json_schema().get("properties", {})
+    left: dict[str, list[Any]] = {}
+    for name, entry in schema.items():
+        text = texts.get(name, "").strip()
+        if text and ("default" not in entry or text != spell(entry["default"])):
+            left[name] = [text] if entry.get("type") == "string" else _readings(text)
+    while True:
+        params = {name: options[0] for name, options in left.items()}
+        try:
+            validated = method.Params(**params)
+        except pydantic.ValidationError as error:
+            problems = error.errors(include_url=False)
+            again = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+            other = [name for name in again if len(left.get(name, ())) > 1]
+            for name in other:  # `2` may be a list of one, `none` a word
+                left[name].pop(0)
+            if not other:
+                for problem in problems:
+                    message = (
+                        str(problem["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
+                    )
+                    errors.setdefault(str(problem["loc"][0]) if problem["loc"] else "", message)
+                return params
+        except (TypeError, ValueError) as error:
+            errors.setdefault("", str(error))
+            return params
+        else:
+            defaults = method.Params.model_construct()
+            return {
+                name: value
+                for name, value in params.items()
+                if getattr(validated, name) != getattr(defaults, name, ...)
+            }
+
+
+def _readings(text: str) -> list[Any]:
+    """What a text may mean, the likeliest first. The last one is what messages are about."""
+    value = read(text)
+    parts = [part.strip() for part in text.split(",")]
+    found = [
+        value,
+        *([[value]] if not isinstance(value, list) else []),
+        *([parts] if len(parts) > 1 else [[text]]),
+        text,
+    ]
+    return [*found, value]
 
 
 def _run_arguments(texts: Mapping[str, str], arguments: dict[str, Any], errors: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ function render({ model, el }) {
   let spec = model.get("spec"), view = structuredClone(spec.view), frame = null, values = null, over = null;
   let sequence = 0, waiting = false, dirty = null, playing = null, keep = null, mode = "side", blink = 0, blinker = null;
   let look = { map: "", overlayMap: "magma", opacity: 0.5 };
+  const chosen = {}; // dims as they were last placed, for when the kind changes back
   let zoom = null; // rows and columns on view, as in view.window, but fractions are allowed: [top, bottom, left, right]
 
   // ------------------------------------------------------------------------------------------------- parts of the page
@@ -83,7 +84,7 @@ function render({ model, el }) {
     const kinds = h("div", { class: "wbx-segments", role: "radiogroup", "aria-label": "show as" },
       ...Object.entries(KINDS).map(([kind, text]) => {
         const off = (kind !== "table" && !spec.numeric) || (kind === "image" && names.length < 2) || (kind !== "table" && !names.length);
-        const input = h("input", { type: "radio", name: `kind-${model.model_id ?? "x"}`, value: kind, checked: view.kind === kind, disabled: off, on: { change: () => { zoom = null; show({ kind, window: null, start: 0 }); } } });
+        const input = h("input", { type: "radio", name: `kind-${model.model_id ?? "x"}`, value: kind, checked: view.kind === kind, disabled: off, on: { change: () => { zoom = null; for (const place of ["x", "y", "color", "facet"]) if (view[place]) chosen[place] = view[place]; show({ ...chosen, kind, window: null, start: 0 }); } } });
         return h("label", {}, input, text);
       }));
     const facts = [spec.dims.map((dim) => `${dim.name} ${dim.size.toLocaleString("en")}`).join(" × ") || "one number", spec.dtype + (spec.units ? ` [${spec.units}]` : ""), bytes(spec.bytes)];
@@ -180,7 +181,8 @@ function render({ model, el }) {
       return;
     }
     const parts = [];
-    if (frame.channels === 1) parts.push(choice("colours", Object.entries(MAPS), look.map, (map) => { look.map = map; draw(); }, { "data-place": "map" }), h("div", {}, ramp, ends));
+    if (frame.channels === 1) parts.push(choice("colours", Object.entries(MAPS), look.map, (map) => { look.map = map; draw(); }, { "data-place": "map" }));
+    parts.push(h("div", {}, ramp, ends));
     parts.push(choice("scale", Object.entries(SCALES), view.scale, (scale) => { keep = null; show({ scale }); }, { "data-place": "scale" }), clip());
     const hold = h("input", { type: "checkbox", checked: keep !== null, on: { change: () => { keep = hold.checked ? frame.limits[0] : null; draw(); } } });
     parts.push(h("label", { class: "wb-bar" }, hold, "hold this scale"));
@@ -306,19 +308,21 @@ function render({ model, el }) {
       main.replaceChildren(h("div", { class: "wbx-tiles" }, ...tiles.map((item) => item.el)), ...(frame.step > 1 ? [h("div", { class: "wbx-note" })] : []));
     }
     const note = main.querySelector(".wbx-note");
-    if (note) note.textContent = frame.step > 1 ? `Every ${frame.step}th pixel is shown; zoom in to see all.` : "";
+    if (note) note.textContent = frame.step > 1 ? `One pixel in ${frame.step} along each side is shown; zoom in to see all.` : "";
     tiles.forEach((item, i) => { item.number = mode === "blink" ? blink % frame.count : i; item.paint(); });
     if (mode === "blink" && frame.count > 1) blinker = setInterval(() => { blink += 1; tiles[0].number = blink % frame.count; tiles[0].paint(); }, BLINK);
     drawRamp();
   }
 
   function drawRamp() {
-    if (frame.channels !== 1 || !ramp.isConnected) return;
+    const different = mode === "difference" && frame.count > 1;
+    ramp.parentElement.hidden = frame.channels !== 1 && !different;
+    if (ramp.parentElement.hidden) return;
     const image = new ImageData(256, 1);
-    new Uint32Array(image.data.buffer).set(packed(maps[look.map]));
+    new Uint32Array(image.data.buffer).set(packed(maps[different ? "RdBu_r" : look.map]));
     ramp.getContext("2d").putImageData(image, 0, 0);
-    const [low, high] = keep ?? frame.limits[0];
-    const own = view.scale === "each" && !keep && frame.count > 1;
+    const [low, high] = different ? differenceLimits() : keep ?? frame.limits[0];
+    const own = !different && view.scale === "each" && !keep && frame.count > 1;
     ends.replaceChildren(...(own ? ["lowest of each", "highest of each"] : [number(low, 3), number(high, 3)]).map((text) => h("span", {}, text)));
     ramp.setAttribute("aria-label", `colours from ${number(low, 3)} to ${number(high, 3)}`);
   }

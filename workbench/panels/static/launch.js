@@ -47,12 +47,12 @@ function render({ model, el }) {
     ...(form.paper ? [h("div", { class: "wb-hint wb-text" }, form.paper)] : []),
     h("form", { class: "wbf-form", on: { submit: (event) => { event.preventDefault(); if (!start.disabled) start.click(); } } },
       ...(subjects.length ? [h("fieldset", {}, h("legend", {}, "Inputs"), ...subjects)] : []),
-      ...(parameters.length ? [h("fieldset", {}, h("legend", {}, "Parameters"), ...parameters)] : []),
+      ...(parameters.length ? [h("fieldset", { class: parameters.length > 3 ? "wbf-many" : null }, h("legend", {}, "Parameters"), ...parameters)] : []),
       h("details", {}, h("summary", {}, "Seed, device, precision, study"), h("fieldset", {}, ...run))),
     trouble, h("div", { class: "wb-bar wbf-bar" }, start, cancel, status),
     h("details", { class: "wbf-code" }, h("summary", {}, "As code"), h("div", { class: "wbp-code" }, code, copy)));
 
-  const WORDS = { idle: "", starting: "loads and checks the inputs …", pending: "waits for its turn …", running: "runs in the background: the notebook stays free", cancelling: "stops at its next report of progress …" };
+  const WORDS = { idle: "", starting: "loads and checks the inputs …", pending: "waits for its turn …", running: "runs in the background: the notebook stays free", cancelling: "stops at its next report of progress …", complete: "complete", cancelled: "cancelled", failed: "failed", skipped: "the method declined" };
   function show() {
     const state = model.get("state"), busy = ["starting", "pending", "running", "cancelling"].includes(state.status), problems = Object.entries(state.errors);
     for (const [name, { error, input, field, reset }] of rows) {
