@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.method import DataRole, Method, ModelRole
+from workbench.method import DataRole, Method, ModelRole, Output
 
 __all__ = ["MethodDescription", "ParameterDescription", "RoleDescription", "describe_method"]
 
@@ -45,6 +45,7 @@ class MethodDescription:
     text: str
     """The module's documentation, else the class's."""
     paper: str
+    arxiv: str
     code: str
     roles: tuple[RoleDescription, ...]
     parameters: tuple[ParameterDescription, ...]
@@ -53,6 +54,8 @@ class MethodDescription:
     requires: Mapping[str, str]
     example: str
     """A command line that runs it."""
+    python: str
+    """The same in Python."""
 
 
 def describe_method(method: type[Method]) -> MethodDescription:
@@ -66,13 +69,25 @@ def describe_method(method: type[Method]) -> MethodDescription:
         version=method.version,
         text=text,
         paper=method.paper.citation if method.paper else "",
+        arxiv=method.paper.arxiv if method.paper else "",
         code=method.paper.code if method.paper else "",
         roles=roles,
         parameters=_parameters(method),
-        outputs=tuple((o.name, ", ".join(o.dims), o.dtype, o.description) for o in method.outputs),
+        outputs=tuple((o.name, ", ".join(o.dims), o.dtype, _about(o)) for o in method.outputs),
         requires=dict(method.requires),
         example=_example(method, roles),
+        python=_python(method, roles),
     )
+
+
+def _about(output: Output) -> str:
+    """Description with unit, and whether every run writes it."""
+    parts = (
+        output.description,
+        f"[{output.unit}]" if output.unit else "",
+        "(not in every run)" if output.optional else "",
+    )
+    return " ".join(part for part in parts if part)
 
 
 def _role(name: str, role: DataRole | ModelRole) -> RoleDescription:
@@ -131,3 +146,8 @@ def _example(method: type[Method], roles: tuple[RoleDescription, ...]) -> str:
         value = "MODEL" if role.kind == "model" else "DATA"
         parts.append(f"--{role.name} {value}" if role.name in ("model", "data") else f"{role.name}={value}")
     return " ".join(parts)
+
+
+def _python(method: type[Method], roles: tuple[RoleDescription, ...]) -> str:
+    arguments = [repr(method.id), *(f"{role.name}=..." for role in roles if not role.optional)]
+    return f"import workbench\n\nbench = workbench.open()\nrun = bench.run({', '.join(arguments)})\nrun.report()"

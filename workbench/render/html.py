@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 __all__ = [
     "IndexCard",
     "RunInfo",
+    "figures_section",
     "index_html",
     "methods_html",
     "notebook_fragment",
+    "page",
     "report_html",
     "resolve_views",
     "run_html",
     "runs_html",
+    "section",
 ]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -56,21 +59,24 @@ def report_html(report: Report, result: Result, info: RunInfo) -> str:
             element("p", report.summary, class_="wb-lead"),
             _failure(info),
             _metrics(report.metrics),
-            _views(report.views, result, info),
-            _section("Tables", *[element("div", sections.report_table(table), class_="wb-card") for table in report.tables]),
-            _section("Notes", _card(sections.notes_list(report.notes)) if report.notes else None),
-            _section("Inputs", _card(sections.inputs_table(info)) if info.inputs else None),
-            _section("Parameters", *_parameters(info)),
-            _section("Arrays", _arrays(info)),
-            _section("Stored models", _card(sections.models_table(info)) if info.models else None),
-            _section("Provenance", _folded("Versions, machine, key", sections.provenance_list(info))),
-            _section("The same run in Python", _card(element("pre", element("code", info.code())))),
+            figures_section(report.views, result, info),
+            section(
+                "Tables", *[element("div", sections.report_table(table), class_="wb-card") for table in report.tables]
+            ),
+            section("Notes", _card(sections.notes_list(report.notes)) if report.notes else None),
+            section("Inputs", _card(sections.inputs_table(info)) if info.inputs else None),
+            section("Parameters", *_parameters(info)),
+            section("Arrays", _arrays(info)),
+            section("Stored models", _card(sections.models_table(info)) if info.models else None),
+            section("Provenance", _folded("Versions, machine, key", sections.provenance_list(info))),
+            section("The same run in Python", _card(element("pre", element("code", info.code())))),
         ]
     )
-    return _page(f"{info.method_title} · {info.id}", body)
+    return page(f"{info.method_title} · {info.id}", body)
 
 
-def _page(title: str, body: Html) -> str:
+def page(title: str, body: Html) -> str:
+    """A whole page around its body."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -84,7 +90,7 @@ def _page(title: str, body: Html) -> str:
     return f"<!doctype html>\n{element('html', head, element('body', element('main', body, foot)), lang='en')}\n"
 
 
-def _section(title: str, *content: Html | None) -> Html | None:
+def section(title: str, *content: Html | None) -> Html | None:
     """A titled part of a page; nothing at all where it would be empty."""
     given = [part for part in content if part]
     if not given:
@@ -145,7 +151,7 @@ def _failure(info: RunInfo) -> Html | None:
         return None
     what = f"{info.failure.get('type', 'Error')}: {info.failure.get('message', '')}"
     trace = str(info.failure.get("traceback") or "")
-    return _section("Why it ended", _card(join([element("p", what), element("pre", trace[-6_000:]) if trace else None])))
+    return section("Why it ended", _card(join([element("p", what), element("pre", trace[-6_000:]) if trace else None])))
 
 
 def _arrays(info: RunInfo) -> Html | None:
@@ -173,7 +179,8 @@ def resolve_views(views: Sequence[View], result: Result) -> list[Plot | Workbenc
     return plots
 
 
-def _views(views: Sequence[View], result: Result, info: RunInfo) -> Html | None:
+def figures_section(views: Sequence[View], result: Result, info: RunInfo) -> Html | None:
+    """Every view of a report as a still picture, or what is to be said in its place."""
     if not views:
         return None
     from workbench.render.pixels import data_uri
@@ -191,7 +198,7 @@ def _views(views: Sequence[View], result: Result, info: RunInfo) -> Html | None:
         else:
             picture = svg(plot, salt=f"{info.id}/{index}")
             cards.append(_figure(plot.title, picture, plot.caption, wide=_wide(plot)))
-    return _section("Figures", element("div", *cards, class_="wb-views"))
+    return section("Figures", element("div", *cards, class_="wb-views"))
 
 
 def _figure(title: str, picture: Html, caption: str, *, wide: bool) -> Html:
@@ -240,7 +247,9 @@ class IndexCard:
             raise InputError("href", expected="a relative address", got=repr(self.href))
 
     @classmethod
-    def from_report(cls, href: str, report: Report, result: Result, info: RunInfo, *, view: int | None = None) -> IndexCard:
+    def from_report(
+        cls, href: str, report: Report, result: Result, info: RunInfo, *, view: int | None = None
+    ) -> IndexCard:
         """A card of a run's report.
 
         Args:
@@ -306,10 +315,10 @@ def index_html(cards: Sequence[IndexCard], *, title: str = "Workbench reports", 
         [
             element("header", element("h1", title), element("p", intro, class_="wb-lead") if intro else None),
             _card(table) if cards else element("p", "There are no reports.", class_="wb-missing"),
-            _section("Reports", element("div", *boxes, class_="wb-cards")) if boxes else None,
+            section("Reports", element("div", *boxes, class_="wb-cards")) if boxes else None,
         ]
     )
-    return _page(title, body)
+    return page(title, body)
 
 
 # ---------------------------------------------------------------------------------------------------------- notebooks
@@ -351,7 +360,11 @@ def run_html(info: RunInfo) -> str:
     progress = None
     if info.status == "running" and info.progress:
         done, total = info.progress.get("done"), info.progress.get("total")
-        share = f"{done / total:.0%}" if isinstance(done, (int, float)) and isinstance(total, (int, float)) and total else ""
+        share = (
+            f"{done / total:.0%}"
+            if isinstance(done, (int, float)) and isinstance(total, (int, float)) and total
+            else ""
+        )
         progress = element("div", " ".join(p for p in (share, str(info.progress.get("message") or "")) if p))
     stored = None
     if info.arrays:
@@ -381,7 +394,9 @@ def runs_html(infos: Sequence[RunInfo], *, most: int = 200) -> str:
         )
         for info in infos[:most]
     ]
-    table = sections.table_html(("run", "method", "status", "found", "started", "by", "took"), rows, (False,) * 6 + (True,))
+    table = sections.table_html(
+        ("run", "method", "status", "found", "started", "by", "took"), rows, (False,) * 6 + (True,)
+    )
     count = f"{len(infos):,} run" + ("" if len(infos) == 1 else "s")
     rest = f", the first {most:,} shown" if len(infos) > most else ""
     return notebook_fragment(element("div", count + rest, class_="wb-dim"), table if infos else None)
