@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from workbench.panels.browse import BrowsePanel
     from workbench.panels.launch import LaunchPanel
     from workbench.panels.plugins import PluginsPanel
-    from workbench.render.method_page import MethodPage
     from workbench.record import RunRecord
 
 __all__ = ["Methods", "Plugins", "Workbench", "open"]
@@ -147,22 +146,6 @@ class Workbench:
             PluginError: the class breaks the contract.
         """
         return self.host.register(cls)
-
-    def describe(self, method: str | type[Method]) -> MethodPage:
-        """A method explained: what it tells, its paper, inputs, parameters, outputs, and figures of its newest run here.
-
-        Displays itself in a notebook; `.save(path)` writes a page.
-
-        Raises:
-            UnknownMethodError, PluginError: there is no such method, or it cannot be imported.
-        """
-        from workbench.description import describe_method
-        from workbench.render.method_page import MethodPage
-
-        cls = method if isinstance(method, type) else self.host.method(method)
-        complete = self.runs(f"method = {cls.id} and status = complete", limit=1)
-        example = (complete[0].report_data(), complete[0].stored, complete[0].info) if complete else None
-        return MethodPage(describe_method(cls), example=example)
 
     def data(self, spec: str) -> xr.Dataset:
         """A data set by name (`digits`, `photos(size=64)[:16]`) or path."""
@@ -431,13 +414,20 @@ class Workbench:
 
     # --- finding ----------------------------------------------------------------------------------------------------
 
-    def runs(self, where: str = "", *, limit: int | None = None, offset: int = 0) -> Runs:
-        """Runs that meet a query, newest first: `family = quantization and accuracy > 0.9 and user = me`.
+    def runs(self, where: str = "", *, order: str = "", limit: int | None = None, offset: int = 0) -> Runs:
+        """Runs that meet a query: `family = quantization and accuracy > 0.9 and user = me`.
+
+        Args:
+            where: the query; empty means all runs.
+            order: a column, metric or parameter to sort by, from large to small with a minus: `-accuracy`, `params.bits`;
+                runs without it come last. Default: newest first.
+            limit: at most so many.
+            offset: leave out so many before.
 
         Raises:
-            InputError: the query is not understood.
+            InputError: the query or the order is not understood.
         """
-        return Runs(Run(self, stored) for stored in self.store.runs(where, limit=limit, offset=offset))
+        return Runs(Run(self, stored) for stored in self.store.runs(where, order=order, limit=limit, offset=offset))
 
     def studies(self) -> Studies:
         """All studies (`run(..., study="ship/resnet20")`) and those above them: name, runs by status, last activity."""

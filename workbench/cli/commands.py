@@ -82,19 +82,13 @@ def plugins_command() -> None:
 
 @click.command("describe")
 @click.argument("method", shell_complete=_complete_methods)
-@click.option("--html", "as_html", is_flag=True, help="Write a page, with the figures of the newest run of the method.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File of the page.  [default: METHOD.html]")
-@click.pass_context
-def describe_command(ctx: click.Context, method: str, as_html: bool, output: Path | None) -> None:
+def describe_command(method: str) -> None:
     """Explain METHOD: what it tells, its paper, inputs, parameters and outputs."""
     from workbench.cli.printing import print_description
     from workbench.description import describe_method
     from workbench.host import Host
 
-    if not as_html and output is None:
-        print_description(describe_method(Host().method(method)))
-        return
-    click.echo(_bench(ctx).describe(method).save(output or Path(f"{method}.html")))
+    print_description(describe_method(Host().method(method)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -198,14 +192,13 @@ def _value(text: str) -> Any:
 
 @click.command("runs")
 @click.option("--where", default="", help="Query, e.g. 'family = quantization and accuracy > 0.9 and user = me'.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many, newest first."
-)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 @click.option("--study", help="Only runs of this study and of those below it.")
+@click.option("--sort", default="", help="Column, metric or params.NAME; with - from large to small: '-accuracy'.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def runs_command(ctx: click.Context, where: str, limit: int, study: str | None, as_json: bool) -> None:
-    """List runs, newest first."""
+def runs_command(ctx: click.Context, where: str, limit: int, study: str | None, sort: str, as_json: bool) -> None:
+    """List runs, newest first or as sorted."""
     from workbench.cli.printing import print_runs
 
     if study is not None:
@@ -213,7 +206,7 @@ def runs_command(ctx: click.Context, where: str, limit: int, study: str | None, 
         where = f"{of_study} and ({where})" if where.strip() else of_study
 
     bench = _bench(ctx)
-    runs = bench.runs(where, limit=limit)
+    runs = bench.runs(where, order=sort, limit=limit)
     if as_json:
         rows = [{"id": r.id, "method": r.method, "status": r.status, "metrics": r.metrics} for r in runs]
         click.echo(json.dumps(rows, indent=1))

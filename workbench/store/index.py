@@ -38,6 +38,8 @@ DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, 
 use, that the disk is full, that it must not be written: then it stays for those who can use it."""
 CACHE_KIBIBYTES = 32 * 1024
 """Memory that SQLite may take for pages of the file."""
+FEW = 3000
+"""Runs up to which those that meet a condition are sorted, instead of going through an order in search of them."""
 PAGE = 1000
 """Records that `each` keeps in memory at a time."""
 
@@ -107,12 +109,18 @@ class Index:
         )
         return [row[0] for row in rows]
 
-    def memberships(self) -> list[tuple[str, str, str, str]]:
-        """Study, run, status of the run, and when it last began, ended or joined; a run may be in several studies."""
+    def study_counts(self) -> list[tuple[str, str, int, str]]:
+        """Study that runs were computed for, status, number of ended runs, and when one of them last began or ended."""
         return self._rows(
-            "SELECT study, id, status, max(started, coalesce(finished, '')) FROM runs WHERE study IS NOT NULL"
-            " UNION ALL"
-            " SELECT said.text, runs.id, status, max(started, coalesce(finished, ''), said.time)"
+            "SELECT study, status, count(*), max(max(started, coalesce(finished, ''))) FROM runs"
+            " WHERE study IS NOT NULL AND status != 'running' GROUP BY study, status",
+            [],
+        )
+
+    def joined(self) -> list[tuple[str, str, str | None, str, str]]:
+        """Study that a run joined, run, the study it was computed for, status, and when it last began, ended or joined."""
+        return self._rows(
+            "SELECT said.text, runs.id, study, status, max(started, coalesce(finished, ''), said.time)"
             " FROM annotations AS said JOIN runs ON runs.id = said.run WHERE said.holds AND said.kind = 'study'",
             [],
         )
@@ -259,27 +267,49 @@ def _numbers(
     limit: int | None = None,
     offset: int = 0,
 ) -> list[int]:
-    """Numbers of the runs that meet a condition, in an order."""
+    """Numbers of the runs that meet a condition, in an order.
+
+    Few runs are found first and sorted then; of many, the order is gone through until the page is full.
+    """
     sql, values = condition
-    limit = -1 if limit is None else limit
+    if limit is not None and sql != "1":
+        found = connection.execute(f"SELECT n FROM runs WHERE {sql} LIMIT ?", [*values, FEW + 1]).fetchall()
+        if len(found) <= FEW:
+            return _sorted(connection, [row[0] for row in found], order)[offset : offset + limit]
+    # SQLite is kept from starting with the subqueries: the plus takes a column out of the choice of SQL indices.
+    sql = sql.replace("n IN (SELECT", "+n IN (SELECT").replace("id IN (SELECT", "+id IN (SELECT")
+    most = -1 if limit is None else limit
     direction = "DESC" if order.descending else "ASC"
     if order.is_column:
         text = f"SELECT n FROM runs WHERE {sql} ORDER BY {order.name} {direction}, id {direction} LIMIT ? OFFSET ?"
-        return [row[0] for row in connection.execute(text, [*values, limit, offset])]
-    # First those with a value, in the order of an SQL index; then, if there is room on the page, those without.
+        return [row[0] for row in connection.execute(text, [*values, most, offset])]
+    # First those with a value, in the order of the SQL index; then, if there is room on the page, those without.
     (name,) = connection.execute("SELECT max(name) FROM names WHERE text = ?", (order.name,)).fetchone()
     having = f"FROM facts JOIN runs ON runs.n = facts.run WHERE facts.name = ? AND facts.value IS NOT NULL AND {sql}"
-    text = f"SELECT run {having} ORDER BY facts.value {direction}, runs.started DESC LIMIT ? OFFSET ?"
-    found = [row[0] for row in connection.execute(text, [name, *values, limit, offset])]
-    if 0 <= limit <= len(found):
-        return found
+    text = f"SELECT run {having} ORDER BY facts.value {direction}, runs.started DESC, runs.id DESC LIMIT ? OFFSET ?"
+    page = [row[0] for row in connection.execute(text, [name, *values, most, offset])]
+    if 0 <= most <= len(page):
+        return page
     (count,) = connection.execute(f"SELECT count(*) {having}", [name, *values]).fetchone()
     text = (
         f"SELECT n FROM runs WHERE {sql} AND n NOT IN (SELECT run FROM facts WHERE facts.name = ? AND facts.value IS NOT NULL)"
         " ORDER BY started DESC, id DESC LIMIT ? OFFSET ?"
     )
-    rest = [*values, name, -1 if limit < 0 else limit - len(found), max(0, offset - count)]
-    return found + [row[0] for row in connection.execute(text, rest)]
+    rest = [*values, name, most if most < 0 else most - len(page), max(0, offset - count)]
+    return page + [row[0] for row in connection.execute(text, rest)]
+
+
+def _sorted(connection: sqlite3.Connection, numbers: list[int], order: Order) -> list[int]:
+    direction = "DESC" if order.descending else "ASC"
+    if order.is_column:
+        text = f"SELECT n FROM runs WHERE n IN (SELECT value FROM json_each(?)) ORDER BY {order.name} {direction}, id {direction}"
+        return [row[0] for row in connection.execute(text, (json.dumps(numbers),))]
+    text = (
+        "SELECT n FROM runs LEFT JOIN facts ON fact BETWEEN first_fact AND last_fact"
+        " AND name = (SELECT name FROM names WHERE text = ?) WHERE n IN (SELECT value FROM json_each(?))"
+        f" ORDER BY facts.value IS NULL, facts.value {direction}, started DESC, id DESC"
+    )
+    return [row[0] for row in connection.execute(text, (order.name, json.dumps(numbers)))]
 
 
 def _records(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[str]:

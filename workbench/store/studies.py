@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workbench.store.liveness import observed_status
-from workbench.store.query import compile_query
 
 if TYPE_CHECKING:
     from workbench.store.store import Store
@@ -29,23 +28,34 @@ class Study:
 
 def find_studies(store: Store) -> list[Study]:
     """All studies of a store, and those above them, in the order of their names."""
-    live = {
-        run.id: observed_status(store.backend, run)
-        for run in store.index.select(compile_query("status = running and study ~ ''", user=""))
-    }
-    statuses: dict[str, dict[str, str]] = {}
+    index = store.index
+    running = {run.id: run for run in index.select(("status = 'running'", []))}
+    status = {run.id: observed_status(store.backend, run) for run in running.values()}
+    counts: dict[str, dict[str, int]] = {}
     last: dict[str, str] = {}
-    for name, run, status, moment in store.index.memberships():
+
+    def note(study: str, state: str, number: int, moment: str) -> None:
+        of_study = counts.setdefault(study, {})
+        of_study[state] = of_study.get(state, 0) + number
+        last[study] = max(last.get(study, ""), moment)
+
+    own = index.study_counts()
+    own += [(run.study, status[run.id], 1, run.started) for run in running.values() if run.study is not None]
+    for name, state, number, moment in own:
         for study in _with_those_above(name):
-            statuses.setdefault(study, {})[run] = live.get(run, status)
-            last[study] = max(last.get(study, ""), moment)
-    found = []
-    for name in sorted(statuses, key=lambda name: name.split("/")):
-        counts: dict[str, int] = {}
-        for status in statuses[name].values():
-            counts[status] = counts.get(status, 0) + 1
-        found.append(Study(name, len(statuses[name]), dict(sorted(counts.items())), last[name]))
-    return found
+            note(study, state, number, moment)
+    counted: set[tuple[str, str]] = set()
+    for name, run_id, computed_for, state, moment in index.joined():
+        for study in _with_those_above(name):
+            again = (study, run_id) in counted or study in _with_those_above(computed_for or "")
+            note(study, status.get(run_id, state), 0 if again else 1, moment)
+            counted.add((study, run_id))
+    return [
+        Study(
+            name, sum(counts[name].values()), {state: n for state, n in sorted(counts[name].items()) if n}, last[name]
+        )
+        for name in sorted(counts, key=lambda name: name.split("/"))
+    ]
 
 
 def _with_those_above(name: str) -> Iterator[str]:
