@@ -25,6 +25,11 @@ class AffineMap:
     bias: Tensor
     gradient: float
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted."""
+        return self.weight.numel() + self.bias.numel()
+
     def __call__(self, score: Tensor) -> Tensor:
         """Probabilities (sample, class) of scores (sample, class)."""
         linear = score * self.weight if self.weight.ndim == 1 else score @ self.weight.T

@@ -6,24 +6,26 @@ regression (Zadrozny and Elkan 2002; Zhang et al. 2020), histogram binning (Zadr
 family, with the defaults there.
 
 Fitted on the fit samples and judged on others; the methods are ranked on the latter, which describes and must not be used
-to choose: with many methods the best of them looks better than it is. `suggested` therefore names the method with the
-lowest cross-validated negative log likelihood of the fit samples; the report says so where the probabilities as they are
-do as well there.
+to choose: with many methods the best of them looks better than it is. `suggested` therefore rests on held-out folds of the fit
+samples: the method with the fewest fitted numbers among those that are as good (`choice` states the rule). The report says so
+where the probabilities as they are do as well there.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from workbench import Bar, InputError, Inputs, Line, Method, Metric, Out, Output, Paper, Report, Result, Table
-from workbench.toolkit import kfold_indices, negative_log_likelihood
+from workbench import Bar, InputError, Inputs, Method, Metric, Out, Output, Paper, Report, Result, Table
+from workbench.toolkit import kfold_indices
 
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
+from workbench_calibration.choice import CHOSEN, HeldOut, judge
 from workbench_calibration.ensemble_temperature import fit_ensemble
 from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, EvaluationParams, evaluate
 from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table, ranks
@@ -37,6 +39,23 @@ from workbench_calibration.spline import fit_spline
 from workbench_calibration.temperature import fit_temperature
 
 FOLDS = 3
+VERDICTS = {
+    "cross_validated": "likelihood",
+    "behind": "behind",
+    "behind_error": "behind_error",
+    "held_out_ece": "calibration_error",
+    "held_out_p_value": "p_value",
+    "accuracy_change": "accuracy_change",
+    "accuracy_error": "accuracy_error",
+    "fitted_numbers": "numbers",
+    "reason": "reason",
+}
+"""Stored array -> field of a verdict."""
+BEFORE_AFTER = (
+    ("negative_log_likelihood", "Negative log likelihood"),
+    ("ece_width_l1", "Calibration error (ECE)"),
+    ("classwise_ece_width_mean", "Classwise calibration error"),
+)
 HISTOGRAM_BINS = 15
 SPLINE_KNOTS = 6
 
@@ -65,13 +84,21 @@ FAST = ("temperature", "ensemble_temperature", "vector_scaling", "isotonic_one_v
         "histogram_binning", "bbq", "spline")
 
 
-def cross_validated_likelihood(fit: Fit, logit: Tensor, label: Tensor, seed: int) -> float:
-    """Negative log likelihood of held-out folds of the fit samples."""
-    total = 0.0
-    for rest, held in kfold_indices(label.cpu().numpy(), FOLDS, seed=seed):
-        p = fit(logit[rest], label[rest])(logit[held]).cpu().numpy()
-        total += negative_log_likelihood(p, label[held].cpu().numpy(), clip=CLIP) * len(held)
-    return total / len(label)
+def held_out(fit: Fit, logit: Tensor, label: Tensor, seed: int) -> HeldOut:
+    """What a recalibrator gives each fold of the fit samples when it is fitted on the others."""
+    probability = torch.empty_like(logit)
+    for rest, fold in kfold_indices(label.cpu().numpy(), FOLDS, seed=seed):
+        probability[fold] = fit(logit[rest], label[rest])(logit[fold])
+    return judged(probability, label, 0)
+
+
+def judged(probability: Tensor, label: Tensor, numbers: int) -> HeldOut:
+    """Likelihood, confidence and hit of each sample; p of the label is clipped as in the reports."""
+    own = probability.gather(1, label[:, None])[:, 0].clamp_min(CLIP)
+    confidence, best = probability.max(dim=1)
+    return HeldOut(
+        -torch.log(own).cpu().numpy(), confidence.cpu().numpy(), (best == label).double().cpu().numpy(), numbers
+    )
 
 
 class Baselines(Method):
@@ -92,7 +119,15 @@ class Baselines(Method):
         Output("method_probability", ("method", "sample", "class"), "float32", "probabilities of every method"),
         Output("cross_validated", ("method",), "float64", "negative log likelihood of held-out folds of the fit samples; "
                "of the uncalibrated probabilities that of all of them, nothing being fitted"),
-        Output("suggested", (), "str", "method with the lowest cross-validated likelihood; `probability` is its"),
+        Output("behind", ("method",), "float64", "the same less the lowest"),
+        Output("behind_error", ("method",), "float64", "standard error of that, paired over samples"),
+        Output("held_out_ece", ("method",), "float64", "top-label calibration error of the held-out folds, equal width"),
+        Output("held_out_p_value", ("method",), "float64", "chance of so large an error if calibrated"),
+        Output("accuracy_change", ("method",), "float64", "accuracy of the held-out folds less that of the uncalibrated"),
+        Output("accuracy_error", ("method",), "float64", "standard error of that, paired over samples"),
+        Output("fitted_numbers", ("method",), "int64", "numbers that the method fits"),
+        Output("reason", ("method",), "str", "why it is suggested or not"),
+        Output("suggested", (), "str", "method that the rule of `choice` names; `probability` is its"),
         Output("rank", ("method",), "float64", "average rank over the metrics of the report samples"),
     )
 
@@ -111,52 +146,100 @@ class Baselines(Method):
         if unknown or len(set(params.methods)) != len(params.methods):
             raise InputError("methods", expected=f"distinct names out of {tuple(fits)}", got=str(params.methods))
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
+        logit, label = parts.fit.logit, parts.fit.label
         # Nothing is fitted for the uncalibrated probabilities, so all fit samples are held out.
-        untouched = torch.softmax(parts.fit.logit, dim=1).cpu().numpy()
-        held = {UNCALIBRATED: negative_log_likelihood(untouched, parts.fit.label.cpu().numpy(), clip=CLIP)}
+        held = {UNCALIBRATED: judged(torch.softmax(logit, dim=1), label, 0)}
         fitted: dict[str, Any] = {}
         for name in out.track(params.methods, "fitting"):
-            held[name] = cross_validated_likelihood(fits[name], parts.fit.logit, parts.fit.label, out.seed)
-            fitted[name] = fits[name](parts.fit.logit, parts.fit.label)
-        suggested = min(fitted, key=lambda name: held[name])
+            fitted[name] = fits[name](logit, label)
+            held[name] = replace(held_out(fits[name], logit, label, out.seed), numbers=fitted[name].numbers)
+        verdicts = judge(held, uncalibrated=UNCALIBRATED, n_bins=params.n_bins, rng=out.rng("choice"))
+        suggested = next((name for name, one in verdicts.items() if one.reason == CHOSEN), params.methods[0])
         values = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True).metrics
-        out.write("cross_validated", np.array(list(held.values())))
+        for array, field in VERDICTS.items():
+            out.write(array, [getattr(one, field) for one in verdicts.values()])
         out.write("suggested", suggested)
         out.write("rank", ranks(values).mean(axis=1))
 
     def report(self, result: Result) -> Report:
         """The suggestion, the ranking, and every method's figures."""
         suggested, scores = str(result["suggested"].values), Scores(result)
+        reason = dict(zip(scores.methods, (str(one) for one in result["reason"].values), strict=True))
         held = dict(zip(scores.methods, result["cross_validated"].values, strict=True))
-        rows = tuple(
-            (name, round(float(held[name]), 4), round(scores("value", name, "negative_log_likelihood"), 4),
-             round(scores("value", name, "ece_width_l1"), 4), round(scores("value", name, "ks_error"), 4),
-             round(scores("value", name, "classwise_ece_width_mean"), 4), round(scores("value", name, "accuracy"), 4))
-            for name in sorted(scores.methods, key=lambda name: float(held[name]))
-        )
         needless = (
-            f" The uncalibrated probabilities are no worse there ({held[UNCALIBRATED]:.4f}): none is needed."
-            if held[UNCALIBRATED] <= held[suggested]
+            f" The uncalibrated probabilities are as good there ({float(held[UNCALIBRATED]):.4f}): none is needed."
+            if reason[UNCALIBRATED] == "needs no fit"
             else ""
+        )
+        lowest = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: float(held[name]))
+        shown = [UNCALIBRATED, *dict.fromkeys([suggested, lowest, "temperature"])]
+        why = (
+            f"{suggested} has the lowest cross-validated negative log likelihood of the fit samples"
+            if suggested == lowest
+            else f"{suggested} is the smallest whose cross-validated negative log likelihood of the fit samples is "
+            f"within a standard error of the lowest ({lowest}, {float(held[lowest]):.4f})"
         )
         return evaluation_report(
             result,
             main=suggested,
-            summary=f"Of {len(scores.methods) - 1} recalibrators {suggested} has the lowest cross-validated negative log "
-            f"likelihood of the fit samples ({held[suggested]:.4f}).{needless}",
+            summary=f"Of {len(scores.methods) - 1} recalibrators {why}: {float(held[suggested]):.4f}.{needless}",
             metrics=[Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
                             interval=scores.span("value", name, "ece_width_l1"))
                      for name in scores.methods if name not in (suggested, UNCALIBRATED)],
-            tables=(
-                Table(title="Recalibrators", columns=("method", "cross-validated NLL (fit samples)", "NLL", "ECE", "KS",
-                                                      "classwise ECE", "accuracy"), rows=rows,
-                      caption="Sorted by the cross-validated likelihood, the only column a choice may rest on."),
-                rank_table(scores),
-            ),
+            tables=(choice_table(result, scores), comparison_table(scores), rank_table(scores)),
             views=(
+                *(before_after(metric, title) for metric, title in BEFORE_AFTER),
                 Bar(title="Average rank on the report samples", y=("rank",), x="method", y_label="average rank (1 = best)"),
-                Line(title="Metrics of every method", y=("value",), x="method", by="metric", markers=True,
-                     select={"metric": ["ece_width_l1", "ece_mass_l1", "ks_error"]}),
             ),
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
+            shown=[name for name in shown if name in scores.methods],
         )
+
+
+def choice_table(result: Result, scores: Scores) -> Table:
+    """What the choice rests on, best likelihood first."""
+    column = {name: result[name].values for name in VERDICTS}
+    rows = tuple(
+        (
+            scores.methods[m],
+            round(float(column["cross_validated"][m]), 4),
+            f"{column['behind'][m]:.4f} +- {column['behind_error'][m]:.4f}",
+            round(float(column["held_out_ece"][m]), 4),
+            round(float(column["held_out_p_value"][m]), 3),
+            f"{column['accuracy_change'][m]:+.4f} +- {column['accuracy_error'][m]:.4f}",
+            int(column["fitted_numbers"][m]),
+            str(column["reason"][m]),
+        )
+        for m in np.argsort(column["cross_validated"], kind="stable")
+    )
+    return Table(
+        title="Which should I use?",
+        columns=("method", "NLL", "behind the best", "ECE", "p", "accuracy change", "numbers fitted", "verdict"),
+        rows=rows,
+        caption=f"Held-out folds of the {result['fit_index'].size} fit samples only. Kept are methods whose negative log "
+        "likelihood is within one standard error of the lowest and that lose no accuracy beyond one standard error; of these, "
+        "those whose calibration error chance explains (p of 0.05 or more, if any); of these the one that fits the fewest "
+        "numbers, since it needs the fewest samples.",
+    )
+
+
+def comparison_table(scores: Scores) -> Table:
+    """The headline metrics of all methods on the report samples, with intervals."""
+    metrics = ("negative_log_likelihood", "brier_score", "ece_width_l1", "ks_error", "classwise_ece_width_mean", "accuracy")
+
+    def cell(name: str, metric: str) -> str:
+        low, high = scores.span("value", name, metric)
+        return f"{scores('value', name, metric):.4f} ({low:.4f} to {high:.4f})"
+
+    return Table(
+        title="Recalibrators",
+        columns=("method", "NLL", "Brier score", "ECE", "KS", "classwise ECE", "accuracy"),
+        rows=tuple((name, *(cell(name, metric) for metric in metrics)) for name in scores.methods),
+        caption="Report samples, with 95 % bootstrap intervals.",
+    )
+
+
+def before_after(metric: str, title: str) -> Bar:
+    """One metric before and after all methods, with intervals."""
+    return Bar(title=title, y=("value",), x="method", lower="lower", upper="upper", select={"metric": metric}, y_label=title,
+               caption="Report samples, 95 % bootstrap intervals.")

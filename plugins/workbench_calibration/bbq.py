@@ -25,8 +25,7 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.histogram_binning import inner_edges
-from workbench_calibration.isotonic import renormalise
+from workbench_calibration.per_class import binned_hits, inner_edges, most_frequent, through
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 
@@ -62,10 +61,14 @@ class BayesianBinningMap:
                 result[:, k] += one.weight * one.value[np.searchsorted(one.edge, probability[:, k], side="left")]
         return result
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted: the bins of all classes, in the mean over binnings."""
+        return round(float((self.weight * self.bins).sum()))
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
-        p = torch.softmax(logit, dim=1).cpu().numpy()
-        return torch.as_tensor(renormalise(self.values(p)), device=logit.device)
+        return through(self.values, logit)
 
 
 def bin_numbers(samples: int) -> np.ndarray:
@@ -86,11 +89,8 @@ def score_binning(
         score: how binnings are weighed.
     """
     edge = inner_edges(probability, bins, "mass")
-    member = np.searchsorted(edge, probability, side="left")
-    count = np.bincount(member, minlength=bins).astype(np.float64)
-    hits = np.bincount(member, weights=occurred, minlength=bins)
-    full = np.concatenate([[0.0], edge, [1.0]])
-    middle = np.clip((full[:-1] + full[1:]) / 2, 1e-6, 1 - 1e-6)
+    count, hits, middle = binned_hits(probability, occurred, edge)
+    middle = np.clip(middle, 1e-6, 1 - 1e-6)
     if score == "bdeu":
         alpha, beta = PRIOR_STRENGTH / bins * middle, PRIOR_STRENGTH / bins * (1 - middle)
         log_score = float((betaln(hits + alpha, count - hits + beta) - betaln(alpha, beta)).sum())
@@ -159,13 +159,12 @@ class BayesianBinning(Method):
         """Which numbers of bins the data support, and what they change."""
         weight = result["weight"]
         mean = float((weight.values * weight["number_of_bins"].values).sum(axis=1).mean())
-        shown = sorted(int(k) for k in np.argsort(-result["class_count"].values, kind="stable")[:10])
         return evaluation_report(
             result,
             main=NAME,
             summary=f"The average over binnings puts its weight on {mean:.1f} bins per class.",
             views=(
                 Line(title="Weight of each number of bins", y=("weight",), x="number_of_bins", by="class",
-                     select={"class": shown}, x_label="bins", y_label="weight"),
+                     select={"class": most_frequent(result)}, x_label="bins", y_label="weight"),
             ),
         )

@@ -36,6 +36,11 @@ class EnsembleMap:
     temperature: float
     weight: np.ndarray
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted: the temperature and two of three weights."""
+        return 3
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
         weight = torch.as_tensor(self.weight, dtype=logit.dtype, device=logit.device)

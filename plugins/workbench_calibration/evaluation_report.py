@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from workbench import Metric, ReliabilityDiagram, Report, Result, Table
+from workbench import HeatMap, Histogram, Metric, ReliabilityDiagram, Report, Result, Table
 
 from workbench_calibration.evaluation import SCORE_ARRAYS, UNCALIBRATED
 from workbench_calibration.resampling import CLIP, ERRORS
@@ -54,6 +54,7 @@ def evaluation_report(
     views: Sequence[Any] = (),
     metrics: Sequence[Metric] = (),
     notes: Sequence[str] = (),
+    shown: Sequence[str] | None = None,
 ) -> Report:
     """The family's report around what a method has to say itself.
 
@@ -65,13 +66,19 @@ def evaluation_report(
         views: after the reliability diagrams.
         metrics: after those of the evaluation.
         notes: before the family's caveats.
+        shown: methods whose diagrams are drawn (all unless given).
     """
     scores = Scores(result)
     return Report(
         summary=f"{summary} {_headline(result, scores, main)}",
         metrics=(*_metrics(scores, main), *metrics),
         tables=(_metric_table(scores), *tables, _class_table(result, main), _order_table(result, scores)),
-        views=(reliability_view(result, scores), *views),
+        views=(
+            reliability_view(result, scores, shown or scores.methods),
+            confidence_view(shown or scores.methods),
+            *views,
+            *class_views(main),
+        ),
         notes=(*notes, *_notes(result, scores, main)),
     )
 
@@ -95,18 +102,38 @@ class Scores:
         return self(f"{prefix}lower", method, metric), self(f"{prefix}upper", method, metric)
 
 
-def reliability_view(result: Result, scores: Scores) -> ReliabilityDiagram:
-    """Reliability diagrams of all methods, side by side."""
-    texts = ", ".join(f"{name} {scores('value', name, 'ece_width_l1'):.4f}" for name in scores.methods)
+def reliability_view(result: Result, scores: Scores, shown: Sequence[str]) -> ReliabilityDiagram:
+    """Reliability diagrams of some methods, side by side."""
+    texts = ", ".join(f"{name} {scores('value', name, 'ece_width_l1'):.4f}" for name in shown)
     return ReliabilityDiagram(
         title=f"Reliability before and after ({result['label'].size} samples)",
-        caption=f"Bins of equal width with 95 % Wilson intervals. ECE: {texts}.",
+        caption=f"Bins of equal width with 95 % Wilson intervals; boxes: where 95 % of accuracies would lie if the confidence "
+        f"were right. ECE: {texts}.",
         confidence="reliability_confidence",
         accuracy="reliability_accuracy",
         count="reliability_count",
         accuracy_lower="reliability_accuracy_lower",
         accuracy_upper="reliability_accuracy_upper",
+        band_lower="reliability_band_lower",
+        band_upper="reliability_band_upper",
         by="method",
+        select={"method": list(shown)},
+    )
+
+
+def confidence_view(shown: Sequence[str]) -> Histogram:
+    """How confident each method is."""
+    return Histogram(title="Confidence", values=("confidence",), by="method", bins=30, log_y=True,
+                     x_label="largest probability of a sample", select={"method": list(shown)})
+
+
+def class_views(main: str) -> tuple[HeatMap, HeatMap]:
+    """Where which class is off, and by how much before and after."""
+    return (
+        HeatMap(title="Calibration error of every class", z="class_error", x="class", y="method", z_label="error"),
+        HeatMap(title=f"Classwise gap of {main}", z="class_gap", x="bin", y="class", diverging=True,
+                select={"method": main}, z_label="frequency - probability",
+                caption="Bins of equal width of each class's probability, lowest left; empty ones are blank."),
     )
 
 

@@ -11,6 +11,10 @@ exact solution instead of random centres, so a run is deterministic; everything 
 any prediction is not eligible, and that no prediction changed is checked at the end. For attribution the selected map is
 also trained with cross-entropy under the same schedule and selector: what differs between `h_calibration` and
 `cross_entropy` is the objective alone, except that the map was chosen by the h-calibration fits.
+
+The official code halves the learning rate and stops by the top-label calibration error of the fit samples, not by its own loss
+(`watch="top_error"`, the default). Where that error rests while the loss still falls the map stays unfinished and can be worse
+than a temperature; the report says so. `watch="loss"` lets it finish.
 """
 
 from __future__ import annotations
@@ -165,7 +169,7 @@ class HCalibration(Method):
             notes.append(f"On the fit samples the map trained with cross-entropy reaches a lower h-calibration loss "
                          f"({reached[BASELINE]:.4g}) than the one trained with it ({reached[MAIN]:.4g}): the schedule, "
                          "which follows the top-label error, stopped short of the objective's minimum. Try another map, "
-                         "more patience or a larger lr before judging the objective.")
+                         "`watch=loss` or a larger lr before judging the objective.")
         scores = Scores(result)
         beyond_temperature = _versus(scores, TEMPERATURE, "temperature scaling's")
         candidate = {"candidate": best}

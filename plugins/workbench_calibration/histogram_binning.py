@@ -19,7 +19,7 @@ from workbench import HeatMap, Inputs, Method, Out, Output, Paper, Report, Resul
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.isotonic import renormalise
+from workbench_calibration.per_class import binned_hits, inner_edges, through
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 
@@ -34,24 +34,22 @@ class HistogramMap:
     value: np.ndarray
     count: np.ndarray
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted: the bins that hold a sample."""
+        return int((self.count > 0).sum())
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
-        p = torch.softmax(logit, dim=1).cpu().numpy()
+        return through(self.values, logit)
+
+    def values(self, probability: np.ndarray) -> np.ndarray:
+        """Bin values of probabilities (sample, class), before rows are renormalised."""
         columns = [
             value[np.searchsorted(edge, column, side="left")]
-            for edge, value, column in zip(self.edge, self.value, p.T, strict=True)
+            for edge, value, column in zip(self.edge, self.value, probability.T, strict=True)
         ]
-        return torch.as_tensor(renormalise(np.stack(columns, axis=1)), device=logit.device)
-
-
-def inner_edges(score: np.ndarray, n_bins: int, binning: Literal["width", "mass"]) -> np.ndarray:
-    """Inner edges (bin - 1,) of bins of equal width, or between the parts of sorted scores of equal count."""
-    if binning == "width":
-        return np.linspace(0.0, 1.0, n_bins + 1)[1:-1]
-    ordered = np.sort(score)
-    cut = np.cumsum([len(part) for part in np.array_split(ordered, n_bins)])[:-1]
-    upper = np.minimum(cut, len(ordered) - 1)
-    return np.asarray((ordered[cut - 1] + ordered[upper]) / 2)
+        return np.stack(columns, axis=1)
 
 
 def fit_histogram(logit: Tensor, label: Tensor, *, n_bins: int, binning: Literal["width", "mass"]) -> HistogramMap:
@@ -67,12 +65,9 @@ def fit_histogram(logit: Tensor, label: Tensor, *, n_bins: int, binning: Literal
     edges, values, counts = [], [], []
     for k, column in enumerate(p.T):
         edge = inner_edges(column, n_bins, binning)
-        member = np.searchsorted(edge, column, side="left")
-        count = np.bincount(member, minlength=n_bins)
-        hits = np.bincount(member, weights=(y == k).astype(np.float64), minlength=n_bins)
-        full = np.concatenate([[0.0], edge, [1.0]])
+        count, hits, middle = binned_hits(column, (y == k).astype(np.float64), edge)
         edges.append(edge)
-        values.append(np.where(count > 0, hits / np.maximum(count, 1), (full[:-1] + full[1:]) / 2))
+        values.append(np.where(count > 0, hits / np.maximum(count, 1), middle))
         counts.append(count)
     return HistogramMap(np.stack(edges), np.stack(values), np.stack(counts))
 

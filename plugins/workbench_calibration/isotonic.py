@@ -23,6 +23,7 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
+from workbench_calibration.per_class import most_frequent, through
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS
 
@@ -31,12 +32,6 @@ NAME = "isotonic"
 STRICT = 1e-9
 """Multiple of p that makes the single curve strictly increasing."""
 GRID = np.linspace(0.0, 1.0, 201)
-
-
-def renormalise(value: np.ndarray) -> np.ndarray:
-    """Rows (sample, class) of non-negative numbers divided by their sums; rows of zeros become uniform."""
-    total = value.sum(axis=1, keepdims=True)
-    return np.where(total > 0, value / np.where(total > 0, total, 1), 1 / value.shape[1])
 
 
 @dataclass(frozen=True)
@@ -52,10 +47,14 @@ class IsotonicMap:
             return np.asarray(flat + STRICT * probability)
         return np.stack([curve.predict(column) for curve, column in zip(self.curves, probability.T, strict=True)], axis=1)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted: the steps of all curves."""
+        return sum(len(np.unique(curve.y_thresholds_)) for curve in self.curves)
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
-        p = torch.softmax(logit, dim=1).cpu().numpy()
-        return torch.as_tensor(renormalise(self.values(p)), device=logit.device)
+        return through(self.values, logit)
 
 
 def fit_isotonic(logit: Tensor, label: Tensor, variant: Variant) -> IsotonicMap:
@@ -115,12 +114,7 @@ class Isotonic(Method):
             summary="One monotone curve for all classes." if single else "One monotone curve per class.",
             views=(
                 Line(title="Curves", y=("curve",), x="given_probability", by=None if single else "curve_class",
-                     select={"curve_class": 0} if single else {"curve_class": _shown(result)},
+                     select={"curve_class": 0} if single else {"curve_class": most_frequent(result)},
                      x_label="probability before", y_label="after"),
             ),
         )
-
-
-def _shown(result: Result) -> list[int]:
-    """At most ten curves: those of the most frequent classes."""
-    return sorted(int(k) for k in np.argsort(-result["class_count"].values, kind="stable")[:10])

@@ -50,6 +50,11 @@ class MatrixFit:
     intercept: float
     search: np.ndarray
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted (penalties hold most of them down)."""
+        return self.map.numbers
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
         return self.map(scores(logit, self.kind))

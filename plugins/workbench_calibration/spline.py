@@ -40,6 +40,8 @@ class SplineMap:
     position: np.ndarray
     cumulated: np.ndarray
     fitted: np.ndarray
+    numbers: int
+    """How many numbers were fitted: the values at the knots."""
 
     def top(self, score: np.ndarray) -> np.ndarray:
         """Calibrated top scores of top scores."""
@@ -77,7 +79,7 @@ def fit_spline(logit: Tensor, label: Tensor, *, knots: int) -> SplineMap:
     # natural splines are determined by their values at the knots: each knot's unit spline is a basis function
     basis = CubicSpline(np.linspace(0.0, 1.0, knots), np.eye(knots), bc_type="natural")
     value, *_ = np.linalg.lstsq(basis(u), cumulated, rcond=None)
-    return SplineMap(score, score + basis(u, 1) @ value, u, cumulated, basis(u) @ value)
+    return SplineMap(score, score + basis(u, 1) @ value, u, cumulated, basis(u) @ value, knots)
 
 
 class SplineCalibration(Method):

@@ -50,6 +50,11 @@ class TemperatureFit:
         """Whether the search ended at an end of its range, as for samples that are all predicted right."""
         return abs(abs(math.log(self.temperature)) - LOG_BOUND) < 1e-3
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were fitted."""
+        return 1
+
     def __call__(self, logit: Tensor) -> Tensor:
         """Calibrated probabilities, (sample, class)."""
         return torch.softmax(logit / self.temperature, dim=1)

@@ -13,15 +13,16 @@ from scipy.interpolate import CubicSpline
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from workbench.errors import InputError
-from workbench.toolkit import calibration_metrics, kolmogorov_smirnov_error, negative_log_likelihood
+from workbench.toolkit import calibration_metrics, kfold_indices, kolmogorov_smirnov_error, negative_log_likelihood
 
 from unit.recording_out import check_report, record
 from workbench_calibration.affine import fit_diagonal, fit_full
-from workbench_calibration.baselines import Baselines, cross_validated_likelihood, recalibrators
+from workbench_calibration.baselines import FOLDS, Baselines, held_out, judged, recalibrators
 from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
+from workbench_calibration.choice import CHOSEN, HeldOut, judge
 from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
 from workbench_calibration.histogram_binning import HistogramBinning, fit_histogram
-from workbench_calibration.isotonic import Isotonic, fit_isotonic, renormalise
+from workbench_calibration.isotonic import Isotonic, fit_isotonic
 from workbench_calibration.matrix_scaling import (
     PENALTIES,
     DirichletCalibration,
@@ -30,6 +31,7 @@ from workbench_calibration.matrix_scaling import (
     fit_matrix,
     scores,
 )
+from workbench_calibration.per_class import renormalise
 from workbench_calibration.samples import log_probability
 from workbench_calibration.spline import SplineCalibration, fit_spline
 from workbench_calibration.temperature import fit_temperature
@@ -338,6 +340,80 @@ def test_isotonic_regression_of_a_stored_classifier_has_low_error_but_zeros_ruin
     assert calibration_metrics(p, y)["ece_width_l1"] < 0.05
 
 
+# ------------------------------------------------------------------------------------------------------------- choice
+
+
+def fared(likelihood, numbers, *, hit=None, confidence=None, seed=0):
+    """Held-out figures of 400 samples: likelihoods that vary a little around a mean, calibrated unless said."""
+    rng = np.random.default_rng(seed)
+    confidence = np.full(400, 0.75) if confidence is None else confidence
+    hit = np.repeat([1.0, 0.0], [300, 100]) if hit is None else hit
+    return HeldOut(likelihood + 0.05 * rng.standard_normal(400), confidence, hit, numbers)
+
+
+def chosen(**held):
+    verdicts = judge(held, uncalibrated="uncalibrated", n_bins=15, rng=np.random.default_rng(0))
+    reasons = {name: one.reason for name, one in verdicts.items()}
+    assert list(reasons.values()).count(CHOSEN) <= 1
+    return next((name for name, reason in reasons.items() if reason == CHOSEN), None), reasons
+
+
+def test_the_rule_takes_the_smallest_of_those_that_are_as_good():
+    held = {"uncalibrated": fared(0.9, 0), "one": fared(0.5, 1), "many": fared(0.499, 50, seed=1), "worse": fared(0.6, 1)}
+    name, reasons = chosen(**held)
+    assert name == "one"
+    assert reasons["many"] == "as good, but fits more"
+    assert reasons["worse"] == reasons["uncalibrated"] == "likelihood clearly worse"
+    assert chosen(**(held | {"many": fared(0.48, 50, seed=1)}))[0] == "many"
+
+
+def test_the_rule_drops_what_loses_accuracy_or_is_miscalibrated_beyond_chance():
+    loses = np.repeat([1.0, 0.0], [260, 140])
+    off = fared(0.5, 1, confidence=np.full(400, 0.9))
+    name, reasons = chosen(uncalibrated=fared(0.9, 0), loses=fared(0.5, 1, hit=loses), good=fared(0.5, 9), off=off)
+    assert (name, reasons["loses"], reasons["off"]) == ("good", "loses accuracy", "calibration error beyond chance")
+    # without one that is calibrated the condition falls away
+    assert chosen(uncalibrated=fared(0.9, 0), off=off, off_too=fared(0.5, 3, confidence=np.full(400, 0.95)))[0] == "off"
+
+
+def test_the_rule_says_when_no_recalibrator_is_needed_and_still_names_one():
+    name, reasons = chosen(uncalibrated=fared(0.5, 0), one=fared(0.5, 1), bad=fared(0.7, 1))
+    assert (name, reasons["uncalibrated"]) == ("one", "needs no fit")
+    assert chosen(uncalibrated=fared(0.5, 0), bad=fared(0.7, 1), worse=fared(0.8, 1))[0] == "bad"
+    loses = np.repeat([1.0, 0.0], [100, 300])
+    assert chosen(uncalibrated=fared(0.5, 0), bad=fared(0.7, 1, hit=loses))[0] is None
+
+
+def test_held_out_figures_come_from_maps_that_did_not_see_the_sample():
+    """A fit that remembers its labels is at chance on held-out samples."""
+    logit, label = skewed(300, 3)
+
+    def memory(fit_logit, fit_label):
+        known = {row.numpy().tobytes(): int(k) for row, k in zip(fit_logit, fit_label, strict=True)}
+        return lambda z: torch.eye(3, dtype=torch.float64)[[known.get(row.numpy().tobytes(), 0) for row in z]]
+
+    found = held_out(memory, logit, label, seed=0)
+    assert found.hit.mean() == pytest.approx(float((label == 0).double().mean()))
+    assert judged(memory(logit, label)(logit), label, 0).hit.mean() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("temperature", 1), ("ensemble_temperature", 3), ("vector_scaling", 8), ("matrix_scaling", 20), ("spline", 6)],
+)
+def test_fitted_numbers_are_counted(name, numbers):
+    logit, label = skewed(200, 4)
+    fit = recalibrators(0)[name]
+    if name == "matrix_scaling":
+        found = fit_matrix(logit, label, kind="matrix", off_diagonal=1.0, intercept=1.0, seed=0)
+    else:
+        found = fit(logit, label)
+    assert found.numbers == numbers
+    steps = fit_isotonic(logit, label, "one_vs_rest")
+    assert steps.numbers == sum(len(np.unique(c.predict(torch.softmax(logit, 1)[:, k]))) for k, c in enumerate(steps.curves))
+    assert fit_histogram(logit, label, n_bins=1, binning="width").numbers == 4
+
+
 # ------------------------------------------------------------------------------------------------------------ methods
 
 
@@ -378,11 +454,15 @@ def test_the_comparison_suggests_by_the_fit_samples_and_ranks_on_the_others():
     report = check_report(Baselines, result)
     held = dict(zip(names, out.arrays["cross_validated"][1:], strict=True))
     suggested = str(result["suggested"].values)
-    assert held[suggested] == min(held.values())
+    assert list(out.arrays["reason"])[1 + names.index(suggested)] == CHOSEN
     assert suggested in report.summary
     fit = out.arrays["fit_index"]
-    manual = cross_validated_likelihood(recalibrators(0)["temperature"], 2 * logit[fit], label[fit], 0)
-    assert held["temperature"] == pytest.approx(manual)
+    manual, folds = np.empty(len(fit)), kfold_indices(label[fit].numpy(), FOLDS, seed=0)
+    for rest, fold in folds:
+        map_ = fit_temperature(2 * logit[fit][rest], label[fit][rest])
+        manual[fold] = -np.log(map_(2 * logit[fit][fold]).numpy()[np.arange(len(fold)), label[fit][fold]])
+    assert held["temperature"] == pytest.approx(manual.mean())
+    assert out.arrays["fitted_numbers"].tolist()[:3] == [0, 1, 6]
     assert out.arrays["probability"] == pytest.approx(out.arrays["method_probability"][1 + names.index(suggested)])
     assert out.arrays["rank"].sum() == pytest.approx(4 * 5 / 2)
     with pytest.raises(InputError, match="platt"):
@@ -405,8 +485,9 @@ def test_the_comparison_says_when_no_recalibrator_is_needed():
         report = check_report(Baselines, result)
         assert ("none is needed" in report.summary) == needless
         assert str(result["suggested"].values) in names
-        shown = next(table for table in report.tables if table.title == "Recalibrators").rows
+        shown = next(table for table in report.tables if table.title == "Which should I use?").rows
         assert (shown[0][0] == "uncalibrated") == needless
+        assert ({row[0]: row[-1] for row in shown}["uncalibrated"] == "needs no fit") == needless
 
 
 @pytest.mark.parametrize("name", ["matrix_scaling", "dirichlet"])

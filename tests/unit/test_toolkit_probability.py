@@ -57,6 +57,15 @@ def test_top_label_errors_are_those_of_torchmetrics(seed, n_bins, norm, theirs):
     assert expected_calibration_error(p, label, n_bins=n_bins, norm=norm) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_confidences_of_exactly_one_are_a_bin_of_their_own_in_torchmetrics_alone():
+    """Where the values differ: half of the last bin's samples have confidence 1."""
+    p = np.repeat([[1.0, 0.0], [0.95, 0.05]], [10, 10], axis=0)
+    label = np.repeat([0, 1, 0, 1], [9, 1, 4, 6])
+    theirs = float(multiclass_calibration_error(torch.tensor(p), torch.tensor(label), 2, n_bins=15, norm="max"))
+    assert theirs == pytest.approx(abs(0.4 - 0.95))
+    assert maximum_calibration_error(p, label) == pytest.approx(abs(0.65 - 0.975)) == pytest.approx(MCE(15).measure(p, label))
+
+
 def test_top_label_errors_are_those_of_netcal():
     assert expected_calibration_error(P, Y) == pytest.approx(ECE(15).measure(P, Y), abs=1e-9)
     assert maximum_calibration_error(P, Y) == pytest.approx(MCE(15).measure(P, Y), abs=1e-9)

@@ -138,6 +138,9 @@ def expected_calibration_error(
         binning: "width": bins (lo, hi] of equal width, the first closed at 0. "mass": bins of equal count.
         norm: a power q >= 1: `(sum_b n_b/N |acc_b - conf_b|^q)^(1/q)`, so 1 is the ECE and 2 the RMSCE. "max": largest gap
             (MCE). "mean": plain mean over non-empty bins (ACE).
+
+    Equal to torchmetrics (norms 1, 2, "max") and netcal (ECE, MCE, ACE) but for events on a bin's edge: torchmetrics' bins are
+    [lo, hi), so that confidences of exactly 1, which float32 softmax gives often, stand in a bin of their own.
     """
     return reliability.binned_calibration_error(
         *top_label(probability, label), n_bins=n_bins, binning=binning, norm=norm

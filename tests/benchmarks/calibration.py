@@ -1,0 +1,229 @@
+"""Calibrating 50,000 logits of 1,000 classes: the product against scikit-learn, netcal and torchmetrics in the same run.
+
+    python tests/benchmarks/calibration.py [--samples 50000] [--classes 1000] [--rounds 3] [--part fit|metrics|bootstrap|memory]
+
+`fit`: temperature. `metrics`: every metric of a calibration report against the peers' accuracy, likelihood, Brier score, ECE
+(norms 1, 2, maximum) and ACE alone. `bootstrap`: 1,000 replicates of eight metrics with intervals against as many
+resampled calls of a peer's ECE, likelihood and accuracy (timed on a few replicates, multiplied). Each part first checks that the
+results are equal. `memory`: a run of calibration.temperature on four times as many logits that an earlier run stored, in a
+process of its own; what counts is the peak memory beyond that of a tiny run, against the size of the logits in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import workbench
+import xarray as xr
+from workbench import Method, Output, Report
+from workbench.host import Host
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import conftest  # noqa: F401  (declares operators that torchvision lacks beside a CPU build of torch)
+from benchmarks.measure import print_table, take_turns
+
+SHARPNESS = 1.6
+"""The logits are calibrated at this temperature."""
+
+
+def made_up(samples: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overconfident float32 logits (sample, class) and labels drawn from the true probabilities."""
+    rng = np.random.default_rng(seed)
+    logit = rng.standard_normal((samples, classes), dtype=np.float32)
+    logit[np.arange(samples), rng.integers(classes, size=samples)] += rng.uniform(0, 11, samples).astype(np.float32)
+    # the largest of z + Gumbel noise is a draw from softmax(z)
+    label = np.concatenate([
+        (part + rng.gumbel(size=part.shape)).argmax(1) for part in np.array_split(logit, max(samples // 1000, 1))
+    ])
+    return logit * np.float32(SHARPNESS), label.astype(np.int64)
+
+
+def softmax(logit: np.ndarray) -> np.ndarray:
+    return torch.softmax(torch.from_numpy(logit), dim=1).numpy()
+
+
+def fit(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
+    """Temperature scaling."""
+    from netcal.scaling import TemperatureScaling
+    from sklearn.calibration import _TemperatureScaling
+
+    from workbench_calibration.temperature import fit_temperature
+
+    z, y, p = torch.from_numpy(logit), torch.from_numpy(label), softmax(logit)
+
+    def workbench() -> float:
+        return fit_temperature(z, y).temperature
+
+    def sklearn() -> float:
+        return 1 / float(_TemperatureScaling().fit(logit.astype(np.float64), label).beta_)
+
+    def netcal() -> float:
+        scaler = TemperatureScaling()
+        scaler.fit(p, label, random_state=0)
+        return 1 / float(np.ravel(scaler.temperature)[0])
+
+    peers = {"workbench": workbench, "scikit-learn": sklearn, "netcal": netcal}
+    found = {name: call() for name, call in peers.items()}
+    print("temperature", {name: round(value, 6) for name, value in found.items()})
+    assert abs(found["workbench"] / found["scikit-learn"] - 1) < 1e-5
+    print_table("Fitting a temperature", take_turns(peers, rounds=rounds, warmup=0), reference="workbench")
+
+
+def peer_metrics(p: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """What torchmetrics, netcal and scikit-learn define of the report, each by the one that has it."""
+    from netcal.metrics import ACE
+    from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    classes, tensor, y = np.arange(p.shape[1]), torch.from_numpy(p), torch.from_numpy(label)
+    found = {
+        f"ece_width_{norm}": float(multiclass_calibration_error(tensor, y, p.shape[1], n_bins=15, norm=norm))
+        for norm in ("l1", "l2", "max")
+    }
+    double = p.astype(np.float64)
+    double /= double.sum(axis=1, keepdims=True)
+    return found | {
+        "ace_width": ACE(15).measure(double, label),
+        "accuracy": accuracy_score(label, p.argmax(1)),
+        "negative_log_likelihood": log_loss(label, double, labels=classes),
+        "brier_score": brier_score_loss(label, double, labels=classes, scale_by_half=False),
+    }
+
+
+def metrics(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
+    """All metrics."""
+    from workbench.toolkit import calibration_metrics
+
+    p = softmax(logit)
+    ours, theirs = calibration_metrics(p, label), peer_metrics(p, label)
+    for name, value in theirs.items():
+        assert abs(ours[name] - value) < 2e-5, (name, ours[name], value)
+    print(f"equal: {', '.join(theirs)}; the product gives {len(ours)} metrics, the peers {len(theirs)}")
+    peers = {"workbench, 21 metrics": lambda: calibration_metrics(p, label), "peers, 7 metrics": lambda: peer_metrics(p, label)}
+    print_table("Metrics", take_turns(peers, rounds=rounds, warmup=0), reference="workbench, 21 metrics")
+
+
+def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed: int = 2) -> None:
+    """Bootstrap replicates; the peers' time is that of `timed` replicates, multiplied."""
+    from sklearn.metrics import accuracy_score, log_loss
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    from workbench_calibration.resampling import ResampledScores, resample_counts
+
+    p, classes = softmax(logit), logit.shape[1]
+    started = time.perf_counter()
+    counts = resample_counts(len(label), resamples, np.random.default_rng(0))
+    scores = ResampledScores(*p.shape, 15, counts, 0, np.random.default_rng(1))
+    for rows in np.array_split(np.arange(len(p)), max(p.size // 1_000_000, 1)):
+        scores.add(p[rows].astype(np.float64), label[rows])
+    ours = scores.metrics()
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    for draw in range(timed):
+        rows = np.repeat(np.arange(len(label)), counts[draw])
+        q, y = p[rows], label[rows]
+        ece = float(multiclass_calibration_error(torch.from_numpy(q), torch.from_numpy(y), classes, n_bins=15))
+        nll = log_loss(y, q.astype(np.float64), labels=np.arange(classes))
+        assert abs(ours["ece_width_l1"][draw] - ece) < 2e-5
+        assert abs(ours["negative_log_likelihood"][draw] - nll) < 2e-5
+        assert abs(ours["accuracy"][draw] - accuracy_score(y, q.argmax(1))) < 1e-12
+    peer = (time.perf_counter() - started) / timed * resamples
+    print(f"\n{resamples} bootstrap replicates: workbench, {len(ours)} metrics {seconds:.1f} s; torchmetrics and scikit-learn, "
+          f"3 metrics {peer:.0f} s ({timed} replicates, multiplied); ratio {peer / seconds:.0f}")
+
+
+def memory(samples: int, classes: int) -> dict[str, float]:
+    """Calibrate the stored logits of a run in a process of its own; sizes in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(found=[])
+        host.register(StoredLogits)
+        run = workbench.open(folder, host=host).run(StoredLogits.id, samples=samples, classes=classes, progress=False)
+        command = [sys.executable, __file__, "--child", folder, run.id]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"logits": samples * classes * 8 / 2**20}
+
+
+class StoredLogits(Method):
+    """A run whose logits are larger than what a reader wants to hold."""
+
+    id = "benchmark.stored_logits"
+    title = "Stores made-up logits"
+    inputs: ClassVar = {}
+    outputs = (
+        Output("logit", ("sample", "class"), "float32", "logits"),
+        Output("label", ("sample",), "int64", "labels"),
+    )
+
+    class Params(workbench.Params):
+        """Sizes."""
+
+        samples: int = 1
+        classes: int = 2
+
+    def run(self, inputs: Any, params: Any, out: Any) -> None:
+        stored, labels = out.array("logit", (params.samples, params.classes)), out.array("label", (params.samples,))
+        for start in range(0, params.samples, 2000):
+            logit, label = made_up(min(2000, params.samples - start), params.classes, seed=start)
+            stored[start : start + len(logit)], labels[start : start + len(label)] = logit, label
+
+    def report(self, result: Any) -> Report:
+        return Report(summary="Stored.")
+
+
+def child(folder: str, run: str) -> None:
+    """`calibration.temperature` on the stored logits; what counts is the memory beyond what a tiny run needs."""
+    bench = workbench.open(folder)
+    few = {"resamples": 200, "chance_draws": 50, "progress": False}
+    logit, label = made_up(2000, 10)
+    tiny = {"logit": (("sample", "class"), logit), "label": ("sample", label)}
+    bench.run("calibration.temperature", data=xr.Dataset(tiny), **few)
+    before, started = peak(), time.perf_counter()
+    done = bench.run("calibration.temperature", data=bench[run], **few)
+    facts = {"extra": peak() - before, "seconds": time.perf_counter() - started}
+    print(json.dumps(facts | {"temperature": float(done["temperature"])}))
+
+
+def peak() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=["fit", "metrics", "bootstrap", "memory"])
+    parser.add_argument("--child", nargs=2)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(*arguments.child)
+        return
+    if arguments.part in (None, "memory"):
+        print("out of core:", {name: round(value, 3) for name, value in memory(4 * arguments.samples, arguments.classes).items()})
+    if arguments.part == "memory":
+        return
+    logit, label = made_up(arguments.samples, arguments.classes)
+    print(f"{arguments.samples} samples, {arguments.classes} classes, {torch.get_num_threads()} threads")
+    if arguments.part in (None, "fit"):
+        fit(logit, label, arguments.rounds)
+    if arguments.part in (None, "metrics"):
+        metrics(logit, label, arguments.rounds)
+    if arguments.part in (None, "bootstrap"):
+        bootstrap(logit, label)
+
+
+if __name__ == "__main__":
+    main()
