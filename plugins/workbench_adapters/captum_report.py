@@ -106,6 +106,7 @@ def _views(name: str, complete: bool) -> list[Any]:
             title=f"Attributions: {name}",
             images=("shown_attribution",),
             column="shown",
+            labels="shown_caption",
             value_range=(-1.0, 1.0),
             color_map="RdBu_r",
             caption="Red speaks for the class, blue against it; each map is scaled by its 99.5th percentile.",

@@ -7,13 +7,14 @@ adapter puts PSNR and SSIM before and after with intervals, and the pictures sid
 
 Wrapping another reconstructor takes a few lines:
 
-    class Wavelets(DeepinvReconstruction):
-        id = "restoration.deepinv_wavelet"
-        title = "Blurred or noisy pictures restored by sparsity in a wavelet basis (deepinv)"
+    class Quadratic(DeepinvReconstruction):
+        id = "restoration.deepinv_tikhonov"
+        title = "Blurred or noisy pictures restored with a quadratic penalty (deepinv)"
 
         def reconstructor(self, params, physics):
-            from deepinv.optim import FISTA, L2, WaveletPrior
-            return FISTA(data_fidelity=L2(), prior=WaveletPrior(wv="db4"), lambda_reg=0.005, stepsize=1.0, max_iter=100)
+            from deepinv.optim import FISTA, L2
+            from deepinv.optim.prior import Tikhonov
+            return FISTA(data_fidelity=L2(), prior=Tikhonov(), lambda_reg=0.01, stepsize=0.9, max_iter=200)
 
 Nothing is trained or tuned here, and nothing is downloaded unless a reconstructor of yours does it.
 """
@@ -37,6 +38,9 @@ from workbench_restoration import metrics
 
 Reconstructor = Callable[[Tensor, Any], Tensor]
 """(y, physics) to x, pictures (sample, channel, y, x)."""
+
+PRIMAL_STEP = 3.0
+"""tau of the primal-dual algorithm, suited to pictures in 0..1."""
 
 MOST_PSNR = 100.0
 """dB that an exact restoration counts as: infinite, it would make every mean useless."""
@@ -76,7 +80,9 @@ class DeepinvReconstruction(LibraryMethod):
         Output("psnr", ("stage", "sample"), "float64", "of degraded and restored against clean", unit="dB"),
         Output("ssim", ("stage", "sample"), "float64", "structural similarity of the same"),
         Output("psnr_degraded", ("sample",), "float64", "the first row of psnr, to draw it", unit="dB"),
-        Output("psnr_restored", ("sample",), "float64", "the second row of it", unit="dB"),
+        Output(
+            "psnr_gain", ("sample",), "float64", "psnr of the restored less that of the degraded picture", unit="dB"
+        ),
         Output("residual", ("sample",), "float64", "root mean square of A x - y of the reconstruction"),
     )
 
@@ -122,7 +128,7 @@ class DeepinvReconstruction(LibraryMethod):
             measured["residual"].append(residual.double().cpu())
         out.coordinate("stage", ["degraded", self.id.partition(".")[2]])
         whole = {name: torch.cat(parts, dim=-1) for name, parts in measured.items()}
-        whole |= {"psnr_degraded": whole["psnr"][0], "psnr_restored": whole["psnr"][1]}
+        whole |= {"psnr_degraded": whole["psnr"][0], "psnr_gain": whole["psnr"][1] - whole["psnr"][0]}
         for name, value in whole.items():
             out.write(name, value)
 
@@ -154,14 +160,17 @@ def make_physics(params: ReconstructionParams, shape: Sequence[int], device: tor
 
 
 def asking(physics: Any, ask: Callable[[], None]) -> None:
-    """Have an operator ask whether the run was cancelled each time a reconstructor applies it."""
-    apply = physics.A
+    """Have an operator ask whether the run was cancelled each time a reconstructor applies it, its adjoint or its prox."""
 
-    def applied(*arguments: Any, **options: Any) -> Any:
-        ask()
-        return apply(*arguments, **options)
+    def wrapped(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def applied(*arguments: Any, **options: Any) -> Any:
+            ask()
+            return apply(*arguments, **options)
 
-    physics.A = applied
+        return applied
+
+    for name in ("A", "A_adjoint", "prox_l2"):
+        setattr(physics, name, wrapped(getattr(physics, name)))
 
 
 def noise_of(region: slice, image: Tensor, out: Out) -> Tensor:
@@ -179,7 +188,12 @@ def largest_window(height: int, width: int) -> int:
 
 
 class TotalVariation(DeepinvReconstruction):
-    """The minimiser of 1/2 |A x - y|^2 + weight TV(x), isotropic total variation (Rudin, Osher, Fatemi 1992), by FISTA."""
+    """The minimiser of 1/2 |A x - y|^2 + weight TV(x), isotropic total variation, by the primal-dual algorithm.
+
+    Rudin, Osher, Fatemi (1992); Chambolle, Pock (2011). The dual variable carries the norm of the gradient, so that the
+    proximal map of each part is exact; with nested iterations (a proximal map of TV inside FISTA) the same work ends far
+    from the minimum.
+    """
 
     id = "restoration.deepinv_tv"
     title = "Blurred or noisy pictures restored by total variation (deepinv), with the gain in dB and SSIM"
@@ -195,28 +209,27 @@ class TotalVariation(DeepinvReconstruction):
         """Parameters."""
 
         weight: float = Field(
-            0.002, ge=0, le=10, description="Weight of total variation; about 0.1 x noise for blur, 1 x noise without"
+            0.002, ge=0, le=10, description="Weight of total variation; about 0.1 x noise for blur, 0.7 x noise without"
         )
-        iterations: int = Field(100, ge=1, le=10_000, description="Steps of FISTA at most")
-        inner_iterations: int = Field(
-            20, ge=1, le=10_000, description="Steps of the proximal map of TV, in each of them"
-        )
+        iterations: int = Field(300, ge=1, le=100_000, description="Steps of the primal-dual algorithm")
 
     def reconstructor(self, params: Params, physics: Any) -> Reconstructor:
-        """FISTA of deepinv with its prior; the step is 1, because |A| <= 1."""
-        from deepinv.optim import FISTA
-        from deepinv.optim.data_fidelity import L2
-        from deepinv.optim.prior import TVPrior
+        """The library's primal-dual algorithm, split at the gradient; tau sigma |gradient|^2 < 1 with |gradient|^2 <= 8."""
+        from deepinv.models import TVDenoiser
+        from deepinv.optim import L2, PDCP
+        from deepinv.optim.prior import L12Prior
 
-        return FISTA(
+        return PDCP(
+            K=TVDenoiser.nabla,
+            K_adjoint=TVDenoiser.nabla_adjoint,
             data_fidelity=L2(),
-            prior=TVPrior(n_it_max=params.inner_iterations),
+            prior=L12Prior(),
             lambda_reg=params.weight,
-            stepsize=1.0,
+            stepsize=PRIMAL_STEP,
+            stepsize_dual=0.99 / (8 * PRIMAL_STEP),
+            g_first=True,
             max_iter=params.iterations,
-            early_stop=True,
-            thres_conv=1e-5,
-            verbose=False,
+            custom_init=lambda y, _: {"est": (y, y, torch.zeros_like(TVDenoiser.nabla(y)))},
         )
 
 

@@ -45,13 +45,12 @@ def reconstruction_report(result: Result) -> Report:
                 limit=len(shown),
             ),
             Scatter(
-                title="PSNR of each picture",
+                title="Gain of each picture",
                 x="psnr_degraded",
-                y="psnr_restored",
-                identity=True,
-                x_label="degraded (dB)",
-                y_label="restored (dB)",
-                caption="Above the line: the reconstruction is nearer to the clean picture.",
+                y="psnr_gain",
+                x_label="PSNR of the degraded picture (dB)",
+                y_label="gain (dB)",
+                caption="Above 0: the reconstruction is nearer to the clean picture.",
             ),
         ),
         notes=(

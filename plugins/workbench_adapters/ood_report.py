@@ -112,25 +112,36 @@ def _summary(shown: dict[str, str], values: dict[str, np.ndarray], anomalous: np
 
 
 def _metrics(result: Result, names: list[str]) -> list[Metric]:
-    metrics: list[Metric] = []
-    for position, name in enumerate(names):
-        for metric in DETECTION_METRICS:
-            value, low, high = (float(result[key][position]) for key in (metric, f"{metric}_low", f"{metric}_high"))
-            direction: Any = "lower" if metric.startswith("fpr") else "higher"
-            shown = metric if position == 0 else f"{metric}_{name}"
-            metrics.append(Metric(name=shown, value=value, direction=direction, interval=(low, high)))
-    for position, name in enumerate(names[1:], start=1):
-        value, low, high = (float(result[f"auroc_gain{end}"][position]) for end in ("", "_low", "_high"))
-        metrics.append(
-            Metric(
-                name=f"auroc_gain_over_{name}",
-                value=value,
-                direction="higher",
-                interval=(low, high),
-                description="AUROC of the detector less that of the baseline, paired bootstrap",
-            )
-        )
+    """The detector's own figures, what it gains over each baseline, and then the baselines' figures."""
+    return [
+        *_figures(result, 0, ""),
+        *(_gain(result, position, name) for position, name in enumerate(names[1:], start=1)),
+        *(
+            metric
+            for position, name in enumerate(names[1:], start=1)
+            for metric in _figures(result, position, f"_{name}")
+        ),
+    ]
+
+
+def _figures(result: Result, position: int, suffix: str) -> list[Metric]:
+    metrics = []
+    for name in DETECTION_METRICS:
+        value, low, high = (float(result[key][position]) for key in (name, f"{name}_low", f"{name}_high"))
+        direction: Any = "lower" if name.startswith("fpr") else "higher"
+        metrics.append(Metric(name=f"{name}{suffix}", value=value, direction=direction, interval=(low, high)))
     return metrics
+
+
+def _gain(result: Result, position: int, name: str) -> Metric:
+    value, low, high = (float(result[f"auroc_gain{end}"][position]) for end in ("", "_low", "_high"))
+    return Metric(
+        name=f"auroc_gain_over_{name}",
+        value=value,
+        direction="higher",
+        interval=(low, high),
+        description="AUROC of the detector less that of the baseline, paired bootstrap",
+    )
 
 
 def _table(shown: dict[str, str], values: dict[str, np.ndarray]) -> Table:

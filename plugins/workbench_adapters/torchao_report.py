@@ -41,13 +41,12 @@ def quantisation_report(result: Result) -> Report:
         ),
         tables=(_table(result),),
         views=(
-            Bar(title="Size of each layer's weight", y=("layer_bytes",), x="layer", by="size_of", y_label="bytes", log_y=True),
+            Bar(title="Size of each layer's weight", y=("layer_bytes",), x="layer", by="size_of", y_label="bytes"),
             Bar(
                 title="Error of each layer's weight",
                 y=("relative_error",),
                 x="layer",
                 y_label="squared error / squared norm",
-                log_y=bool((result["relative_error"].values > 0).all()),
             ),
         ),
         notes=_notes(result),
@@ -97,8 +96,8 @@ def _notes(result: Result) -> list[str]:
         "Only linear layers are quantised; convolutions and batch norms keep their precision.",
     ]
     if gap <= EQUAL_LOGITS * max(largest, 1.0):
-        notes.append(f"The stored model computes with the dequantised weights: its logits differ from torchao's by {gap:.2g} "
-                     "at most.")  # fmt: skip
+        notes.append("The stored model computes with the dequantised weights: its logits "
+                     + (f"differ from torchao's by {gap:.2g} at most." if gap else "equal torchao's."))  # fmt: skip
     else:
         notes.append(
             f"The stored model computes with the dequantised weights and leaves activations alone: its logits differ from "

@@ -48,6 +48,9 @@ CASES: Mapping[str, Case] = {
             "batch_size": 16,
         }
     ),
+    "calibration.bang": Case(
+        {"theory_draws": 200, "theory_spurious": 4, "theory_invariant": 2, "alphas": (0.5,), "epochs": 1}
+    ),
     "calibration.ccvr": Case(
         {
             "clients": 2,
@@ -118,7 +121,7 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "restoration.deepinv_tv": Case(
-        {"blur_sigma": 0.8, "iterations": 3, "inner_iterations": 3, "batch_size": 16},
+        {"blur_sigma": 0.8, "iterations": 5, "batch_size": 16},
         inputs=lambda: {"data": pictures(20)},
     ),
     "restoration.ms_ssim": Case(

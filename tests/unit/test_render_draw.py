@@ -268,3 +268,17 @@ def test_a_thumbnail_is_small_and_has_no_legend():
     small, large = (ET.fromstring(static.svg(plot, small=value)) for value in (True, False))
     assert len(list(small.iter())) < len(list(large.iter()))
     assert float(small.attrib["viewBox"].split()[2]) < float(large.attrib["viewBox"].split()[2])
+
+
+def test_the_line_of_equality_leaves_the_axes_to_the_points():
+    from matplotlib.figure import Figure
+    from workbench.render import static_plots
+
+    values = xr.DataArray(np.array([20.0, 25.0, 30.0]), dims=("sample",))
+    view = Scatter(title="t", x="before", y="after", identity=True)
+    plot = resolve(view, StoredResult(xr.Dataset({"before": values, "after": values + 3})))
+    figure = Figure()
+    static_plots._scatter(plot, figure)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 23
+    assert 33 < high < 40

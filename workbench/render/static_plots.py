@@ -253,6 +253,7 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
                     ha="right" if right else "left",
                 )  # fmt: skip
     if plot.identity:
+        axes.autoscale_view()  # limits are found lazily: switched off before, they would stay 0..1
         axes.autoscale(False)
         axes.axline((1, 1), (2, 2), color=palette.MUTED, linewidth=0.9, linestyle="--", zorder=0)
     if not bar_drawn:
