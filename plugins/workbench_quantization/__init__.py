@@ -28,6 +28,11 @@ def workbench_methods() -> list[MethodReference]:
             "Which layers may go to 4 or 2 bits, judged by the curvature of the loss",
         ),
         MethodReference(
+            "quantization.interlayer",
+            "workbench_quantization.interlayer:Interlayer",
+            "How many layers may go to fewer bits at a guaranteed accuracy, counting how their errors interact",
+        ),
+        MethodReference(
             "quantization.uniform",
             "workbench_quantization.uniform:Uniform",
             "What plain rounding of the weights costs, at every width; and what a table of widths is worth",
