@@ -77,6 +77,25 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).random((12, 1, 8, 8), dtype=np.float32)
 
 
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory):
+    """A dask client of two worker processes of one thread each, for all tests of this process: they take long to start."""
+    import distributed
+    from workbench.execution.cluster import local_cluster
+
+    folder = tmp_path_factory.mktemp("dask")
+    options = {
+        "dashboard_address": "127.0.0.1:0",
+        "env": {"XDG_CACHE_HOME": str(folder / "cache")},
+        "local_directory": str(folder),
+    }
+    with (
+        local_cluster(2, threads=1, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as connected,
+    ):
+        yield connected
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real data sets beside the project; tests that need it skip where it is absent."""

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from workbench.execution.points import each
     from workbench.hookspecs import hookimpl
     from workbench.method import (
+        BlockOut,
+        BlockwiseMethod,
         DataRole,
         Inputs,
         Method,
         MethodReference,
         ModelRole,
         Out,
+        OutArray,
         Output,
         Paper,
         Params,
@@ -68,12 +71,15 @@ _HOME = {
     "workbench.execution.points": ("each",),
     "workbench.hookspecs": ("hookimpl",),
     "workbench.method": (
+        "BlockOut",
+        "BlockwiseMethod",
         "DataRole",
         "Inputs",
         "Method",
         "MethodReference",
         "ModelRole",
         "Out",
+        "OutArray",
         "Output",
         "Paper",
         "Params",
@@ -99,6 +105,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Bar",
+    "BlockOut",
+    "BlockwiseMethod",
     "CancelledError",
     "CustomView",
     "DataRole",
@@ -117,6 +125,7 @@ __all__ = [
     "Model",
     "ModelRole",
     "Out",
+    "OutArray",
     "Output",
     "Paper",
     "Params",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, final
 
 import pydantic
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from workbench.report import Report
 
 __all__ = [
+    "BlockOut",
+    "BlockwiseMethod",
     "DataRole",
     "Inputs",
     "Method",
@@ -254,6 +256,96 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def report(self, result: Result) -> Report:
         """Say what was found, as a pure function of what was stored."""
+
+
+class BlockOut(Protocol):
+    """What one block of a `BlockwiseMethod` may do to the world."""
+
+    device: torch.device
+    """Where to compute; models in `inputs` are already there."""
+    dtype: torch.dtype
+    """Precision policy of the run."""
+    seed: int
+    """Seed of the run; the global generators are seeded from it and the number of the block."""
+
+    def generator(self, name: str = "") -> torch.Generator:
+        """A CPU generator seeded by (seed, name, block)."""
+
+    def rng(self, name: str = "") -> np.random.Generator:
+        """The numpy counterpart of `generator`."""
+
+    def part(self, name: str) -> OutArray:
+        """An array that `begin` declared, with `sample` first; only the block's own samples may be assigned."""
+
+    def progress(self, done: float, total: float, message: str = "") -> None:
+        """Report progress within the run (`done` of `total` samples); raises `CancelledError` when asked to stop."""
+
+    def cancelled(self) -> bool:
+        """Whether the user asked to stop."""
+
+
+class BlockwiseMethod(Method):
+    """A method whose work splits over `sample`: blocks are computed one after the other here, or by many workers at once.
+
+    The blocks depend on the data and the parameters only, and what they return is combined in their order, so the result is
+    the same wherever they were computed. A block must not depend on another one, nor on what `begin` left in `self`.
+    Subclasses implement these four steps instead of `run`.
+    """
+
+    over: ClassVar[str] = "data"
+    """The data role whose samples are split."""
+
+    @abc.abstractmethod
+    def block_size(self, inputs: Inputs, params: Any) -> int:
+        """Samples of a block: some seconds of work, a multiple of the batch size."""
+
+    @abc.abstractmethod
+    def begin(self, inputs: Inputs, params: Any, out: Out) -> None:
+        """Check what `Params` cannot check, label dims, and declare with `out.array` what blocks write: `sample` first."""
+
+    @abc.abstractmethod
+    def block(self, inputs: Inputs, params: Any, region: slice, out: BlockOut) -> Mapping[str, Any]:
+        """Compute the samples of `region`, write them, and return small things to be combined: arrays and numbers by name."""
+
+    @abc.abstractmethod
+    def end(self, inputs: Inputs, params: Any, parts: Sequence[Mapping[str, Any]], out: Out) -> None:
+        """Combine what the blocks returned, in their order, and write the rest."""
+
+    @final
+    def run(self, inputs: Inputs, params: Any, out: Out) -> None:
+        """The steps in order; an `Out` that can share out blocks does so."""
+        share = getattr(out, "share_blocks", None)
+        if share is not None:
+            share(self, inputs, params)
+            return
+        declaring = _Declaring(out)
+        self.begin(inputs, params, declaring)  # type: ignore[arg-type]
+        regions = self.regions(inputs, params)
+        parts = [self.block(inputs, params, region, declaring) for region in regions]  # type: ignore[arg-type]
+        self.end(inputs, params, parts, out)
+
+    @final
+    def regions(self, inputs: Inputs, params: Any) -> list[slice]:
+        """The blocks, in order."""
+        count, size = int(inputs[self.over].sizes["sample"]), self.block_size(inputs, params)
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+class _Declaring:
+    """An `Out` that remembers the arrays it declared, so that blocks find them."""
+
+    def __init__(self, out: Out) -> None:
+        self._out, self._arrays = out, dict[str, OutArray]()
+
+    def array(self, name: str, *arguments: Any, **named: Any) -> OutArray:
+        self._arrays[name] = self._out.array(name, *arguments, **named)
+        return self._arrays[name]
+
+    def part(self, name: str) -> OutArray:
+        return self._arrays[name]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
 
 @dataclass(frozen=True)

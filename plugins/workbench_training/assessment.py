@@ -7,7 +7,7 @@ Student's t interval, and the expected calibration error over 15 bins of equal w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from workbench import (
     InputError,
     Metric,
     Out,
+    OutArray,
     Output,
     ReliabilityDiagram,
     Report,
@@ -103,17 +104,8 @@ def class_count(model: nn.Module, image: Any) -> int:
     return int(logit.shape[1])
 
 
-def assess(
-    model: nn.Module,
-    image: Any,
-    label: Any,
-    out: Out,
-    *,
-    batch_size: int,
-    names: Sequence[str],
-    feature_layer: str | None = None,
-) -> None:
-    """Run the model over all samples and write `OUTPUTS`; without labels, only what needs none.
+def assess(model: nn.Module, image: Any, label: Any, out: Out, *, batch_size: int, names: Sequence[str]) -> None:
+    """Run the model over all samples and write `OUTPUTS` but features; without labels, only what needs none.
 
     Args:
         model: maps pictures in 0..1 to logits, on the run's device.
@@ -122,47 +114,124 @@ def assess(
         out: where to write.
         batch_size: samples per forward pass.
         names: one per class.
-        feature_layer: the layer whose input is stored as `feature`; none unless given.
 
     Raises:
-        InputError: the model returns another number of classes, a label is none of them, or features are not vectors.
+        InputError: the model returns another number of classes, or a label is none of them.
+    """
+    logit = declare(model, image, label, out, names=names)[0]
+    whole = slice(0, len(image))
+    part = assess_block(
+        model, image, label, whole, {"logit": logit},
+        classes=len(names), batch_size=batch_size, dtype=out.dtype, progress=out.progress,
+    )  # fmt: skip
+    finish([part], image, label, out, names=names)
+
+
+def declare(
+    model: nn.Module, image: Any, label: Any, out: Out, *, names: Sequence[str], feature_layer: str | None = None
+) -> tuple[OutArray, ...]:
+    """Check the labels and declare what `assess_block` writes: logits, and features of a layer where one is named.
+
+    Raises:
+        InputError: a label is no class, or features are not vectors.
     """
     count, classes = len(image), len(names)
-    truth = None if label is None else to_tensor(label, dtype=torch.int64).numpy()
+    truth = _truth(label)
     if truth is not None and truth.size and not 0 <= truth.min() <= truth.max() < classes:
         raise InputError("label", expected=f"classes 0..{classes - 1}", got=f"{truth.min()}..{truth.max()}")
     out.coordinate("class", list(names))
-    logits = out.array("logit", (count, classes))
-    features = None
-    prediction, confidence = np.empty(count, dtype=np.int64), np.empty(count)
-    loss = None if truth is None else np.empty(count)
-    half = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else None
+    logit = out.array("logit", (count, classes))
+    if feature_layer is None:
+        return (logit,)
+    _, _, activation = next(predict(model, image[:1], layers=(feature_layer,), inputs=True))
+    shape = tuple(activation[feature_layer].shape)
+    if len(shape) != 2:
+        raise InputError(
+            "feature_layer", expected="a layer that receives (sample, feature)", got=f"{feature_layer!r}, "
+            f"which receives shape {shape}",
+        )  # fmt: skip
+    return logit, out.array("feature", (count, shape[1]))
+
+
+def assess_block(
+    model: nn.Module,
+    image: Any,
+    label: Any,
+    block: slice,
+    arrays: Mapping[str, OutArray],
+    *,
+    classes: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    progress: Callable[[float, float, str], None],
+    feature_layer: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Run the model over the samples of one block, write logits and features, and return what is small per sample.
+
+    Args:
+        model: maps pictures in 0..1 to logits.
+        image: (sample, channel, y, x), of all blocks.
+        label: (sample,) or None, of all blocks.
+        block: which samples.
+        arrays: `logit` and, with a layer, `feature`.
+        classes: number of logits.
+        batch_size: samples per forward pass, counted from the start of the block.
+        dtype: precision policy of the run.
+        progress: called with samples done, samples in all and a word, after every batch.
+        feature_layer: the layer whose input is stored as `feature`.
+
+    Returns:
+        prediction, confidence and, with labels, sample_loss: (sample,) each.
+
+    Raises:
+        InputError: the model returns another number of classes, or NaN.
+    """
+    size = block.stop - block.start
+    truth = None if label is None else _truth(label[block])
+    found = {"prediction": np.empty(size, dtype=np.int64), "confidence": np.empty(size)}
+    if truth is not None:
+        found["sample_loss"] = np.empty(size)
+    half = dtype if dtype in (torch.float16, torch.bfloat16) else None
     layers = () if feature_layer is None else (feature_layer,)
-    for region, logit, activation in predict(
-        model, image, batch_size=batch_size, out=out, dtype=half, layers=layers, inputs=True
-    ):
+    batches = predict(model, image[block], batch_size=batch_size, dtype=half, layers=layers, inputs=True)
+    for here, logit, activation in batches:
+        region = slice(block.start + here.start, block.start + here.stop)
         _check_logit(logit, region, classes)
         logit = logit.float()
-        logits[region] = logit
-        for layer, feature in activation.items():
-            if feature.ndim != 2:
-                raise InputError("feature_layer", expected="a layer that receives (sample, feature)",
-                                 got=f"{layer!r}, which receives shape {tuple(feature.shape)}")
-            features = features or out.array("feature", (count, feature.shape[1]))
-            features[region] = feature.float()
+        arrays["logit"][region] = logit
+        for feature in activation.values():
+            arrays["feature"][region] = feature.float()
         predicted, sure, log_probability = score_logits(logit)
-        prediction[region], confidence[region] = predicted.cpu().numpy(), sure.cpu().numpy()
-        if truth is not None and loss is not None:
-            chosen = torch.from_numpy(truth[region]).to(log_probability.device)[:, None]
-            loss[region] = -log_probability.gather(1, chosen)[:, 0].cpu().numpy()
+        found["prediction"][here], found["confidence"][here] = predicted.cpu().numpy(), sure.cpu().numpy()
+        if truth is not None:
+            chosen = torch.from_numpy(truth[here]).to(log_probability.device)[:, None]
+            found["sample_loss"][here] = -log_probability.gather(1, chosen)[:, 0].cpu().numpy()
+        progress(region.stop, len(image), "predicting")
+    return found
+
+
+def finish(
+    parts: Sequence[Mapping[str, np.ndarray]], image: Any, label: Any, out: Out, *, names: Sequence[str]
+) -> None:
+    """Join what the blocks found, in their order, and write the rest of `OUTPUTS`.
+
+    Every figure is made here from all samples at once, so it does not depend on how they were split.
+    """
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    prediction, confidence = found["prediction"], found["confidence"]
     out.write("prediction", prediction)
     out.write("confidence", confidence)
-    out.write("predicted_count", np.bincount(prediction, minlength=classes))
-    if truth is not None and loss is not None:
+    out.write("predicted_count", np.bincount(prediction, minlength=len(names)))
+    truth = _truth(label)
+    if truth is not None:
         out.write("label", truth)
-        out.write("sample_loss", loss)
+        out.write("sample_loss", found["sample_loss"])
         _write_judgement(truth, prediction, confidence, names, out)
         _write_mistakes(image, truth, prediction, confidence, names, out)
+
+
+def _truth(label: Any) -> np.ndarray | None:
+    return None if label is None else to_tensor(label, dtype=torch.int64).numpy()
 
 
 def _check_logit(logit: Tensor, region: slice, classes: int) -> None:

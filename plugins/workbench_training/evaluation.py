@@ -1,8 +1,9 @@
 """What a classifier says about a data set: the bridge from models to every method that works on logits or features.
 
 Stores the logits (and, if asked, the penultimate features) of all samples, batch by batch, so that data larger than memory
-pass through; calibration and detection methods take the run as their data. With labels it also says how good the model
-is: accuracy with an interval, NLL, ECE, confusions, the hardest classes and the most confident mistakes.
+pass through, on a cluster by many workers at once; calibration and detection methods take the run as their data. With
+labels it also says how good the model is: accuracy with an interval, NLL, ECE, confusions, the hardest classes and the most
+confident mistakes.
 
     logits = bench.run("training.evaluation", model=quantized, data="cifar10")
     foreign = bench.run("training.evaluation", model=quantized, data="photos")
@@ -11,17 +12,30 @@ is: accuracy with an interval, NLL, ECE, confusions, the hardest classes and the
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
-from workbench import DataRole, InputError, Inputs, Method, ModelRole, Out, Report, Result
+from torch import nn
+from workbench import BlockOut, BlockwiseMethod, DataRole, InputError, Inputs, ModelRole, Out, Report, Result
 from workbench import Params as BaseParams
 from workbench.toolkit import find_layer, last_linear
 
-from workbench_training.assessment import OUTPUTS, assess, assessment_report, class_count, class_names
+from workbench_training.assessment import (
+    OUTPUTS,
+    assess_block,
+    assessment_report,
+    class_count,
+    class_names,
+    declare,
+    finish,
+)
+
+BLOCK = 4096
+"""Samples of a block, to the next whole batch: what one worker does at a time."""
 
 
-class ClassifierEvaluation(Method):
+class ClassifierEvaluation(BlockwiseMethod):
     """Logits, predictions and optional features of every sample, and how good they are where labels are known."""
 
     id = "training.evaluation"
@@ -46,21 +60,52 @@ class ClassifierEvaluation(Method):
         )
         feature_layer: str = Field("", description="Name of the layer whose input is the feature; needs features")
 
-    def run(self, inputs: Inputs, params: Params, out: Out) -> None:
-        """Stream the samples through the model."""
+    def block_size(self, inputs: Inputs, params: Params) -> int:
+        """About `BLOCK` samples, in whole batches."""
+        return params.batch_size * max(1, round(BLOCK / params.batch_size))
+
+    def begin(self, inputs: Inputs, params: Params, out: Out) -> None:
+        """Find the layer and the classes, and declare logits and features."""
         model, data = inputs["model"], inputs["data"]
-        layer = None
-        if params.features == "penultimate":
-            layer = params.feature_layer or last_linear(model)
-            find_layer(model, layer, argument="feature_layer")
-        elif params.feature_layer:
+        if params.feature_layer and params.features == "none":
             raise InputError(
                 "feature_layer", expected="nothing without features='penultimate'", got=repr(params.feature_layer)
             )
         names = class_names(model, data, class_count(model, data["image"]))
-        label = data.get("label")
-        assess(model, data["image"], label, out, batch_size=params.batch_size, names=names, feature_layer=layer)
+        declare(model, data["image"], data.get("label"), out, names=names, feature_layer=_layer(model, params))
+
+    def block(self, inputs: Inputs, params: Params, region: slice, out: BlockOut) -> dict[str, Any]:
+        """Stream the samples of one block through the model."""
+        model, data, layer = inputs["model"], inputs["data"], _layer(inputs["model"], params)
+        arrays = {name: out.part(name) for name in ("logit", *(("feature",) if layer else ()))}
+        return assess_block(
+            model,
+            data["image"],
+            data.get("label"),
+            region,
+            arrays,
+            classes=class_count(model, data["image"]),
+            batch_size=params.batch_size,
+            dtype=out.dtype,
+            progress=out.progress,
+            feature_layer=layer,
+        )
+
+    def end(self, inputs: Inputs, params: Params, parts: Sequence[Mapping[str, Any]], out: Out) -> None:
+        """Judge all samples together."""
+        data = inputs["data"]
+        names = class_names(inputs["model"], data, class_count(inputs["model"], data["image"]))
+        finish(parts, data["image"], data.get("label"), out, names=names)
 
     def report(self, result: Result) -> Report:
         """Accuracy, NLL, ECE, confusions and mistakes; without labels, confidence and predictions."""
         return assessment_report(result)
+
+
+def _layer(model: nn.Module, params: ClassifierEvaluation.Params) -> str | None:
+    """Name of the layer whose input is stored; None if features are not wanted."""
+    if params.features == "none":
+        return None
+    layer = params.feature_layer or last_linear(model)
+    find_layer(model, layer, argument="feature_layer")
+    return layer

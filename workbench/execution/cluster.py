@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Cluster", "cluster_of", "gpu_cluster", "local_cluster"]
 
 R = TypeVar("R")
-SMALL = 64 * 1024
-"""Bytes of packed subjects that travel with their order; larger ones are given to every worker once."""
 KEPT_BLOBS = 8
 
 
@@ -56,8 +54,10 @@ class Cluster:
         """A GPU for what computes on one: asked for by name, or because the cluster has some and nothing was asked."""
         if device is not None and not device.startswith("cuda"):
             return None
-        gpus = any(info.get("resources", {}).get("GPU") for info in self._workers().values())
-        return {"GPU": 1} if gpus else None
+        return {"GPU": 1} if self._with_gpu() else None
+
+    def _with_gpu(self) -> list[str]:
+        return [address for address, info in self._workers().items() if info.get("resources", {}).get("GPU")]
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -80,15 +80,13 @@ class Cluster:
         handle: Handle[R] = Handle(order.method)
         try:
             shared = {digest: self._placed(digest, blob) for digest, blob in blobs.items()}
+            resources = self._resources(order.device)
+            # A run that shares out its blocks only waits for them: it must be where a GPU is, but must not occupy it.
+            place = {"workers": self._with_gpu()} if order.blockwise and resources else {"resources": resources}
             future = self.client.submit(
-                remote.perform,
-                order,
-                shared,
-                self.client.id,
-                key=order.key,
-                pure=False,
-                resources=self._resources(order.device),
-            )
+                remote.perform, order, shared, self.client.id, resources if order.blockwise else None,
+                key=order.key, pure=False, **place,
+            )  # fmt: skip
         except Exception as error:
             raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
         with self._lock:
@@ -99,7 +97,7 @@ class Cluster:
         return handle
 
     def _placed(self, digest: str, blob: bytes) -> Any:
-        if len(blob) <= SMALL:
+        if len(blob) <= remote.SMALL:
             return blob
         with self._lock:
             future = self._spread.get(digest)

@@ -161,7 +161,12 @@ def _expected(method: type[Method], name: str, message: str) -> str:
 
 
 def resolve(
-    method: type[Method], roles: Mapping[str, Any], sources: Sources, *, known: Mapping[str, Resolved] | None = None
+    method: type[Method],
+    roles: Mapping[str, Any],
+    sources: Sources,
+    *,
+    known: Mapping[str, Resolved] | None = None,
+    identify: bool = True,
 ) -> dict[str, Resolved]:
     """Load and identify every input, data before models (a model's number of classes may follow the data).
 
@@ -170,6 +175,7 @@ def resolve(
         roles: what was given, by role.
         sources: where subjects named in text come from.
         known: inputs that were identified before, by role.
+        identify: False only loads, for somebody who computes a part of a run that was identified.
 
     Raises:
         InputError: something that is no data, no model or no run; an unknown name; a missing file.
@@ -177,15 +183,15 @@ def resolve(
     found: dict[str, Resolved] = dict(known or {})
     for name, role in method.inputs.items():
         if isinstance(role, DataRole) and name in roles:
-            found[name] = _data(name, role, roles[name], sources)
+            found[name] = _data(name, role, roles[name], sources, identify)
     for name, role in method.inputs.items():
         if isinstance(role, ModelRole) and name in roles:
             example = found[role.data].value if role.data in found else None
-            found[name] = _model(name, roles[name], sources, example)
+            found[name] = _model(name, roles[name], sources, example, identify)
     return {name: found[name] for name in method.inputs if name in found}
 
 
-def _data(name: str, role: DataRole, value: Any, sources: Sources) -> Resolved:
+def _data(name: str, role: DataRole, value: Any, sources: Sources, identify: bool) -> Resolved:
     from workbench.subjects import as_dataset
 
     label, runs = "", tuple[str, ...]()
@@ -213,7 +219,7 @@ def _data(name: str, role: DataRole, value: Any, sources: Sources) -> Resolved:
             runs = tuple(o.run.id for o in map(_origin, value.values()) if o is not None)
     wanted = _wanted(dataset, role)
     # A registered data set comes with the digest of all of it, which is good only if the role wants all of it.
-    if digest is None or set(wanted.variables) != set(dataset.variables):
+    if identify and (digest is None or set(wanted.variables) != set(dataset.variables)):
         digest = _content(wanted, value if isinstance(value, Mapping) else {})
     return Resolved("data", wanted, digest, label, runs, _sizes(wanted))
 
@@ -320,7 +326,7 @@ def _sizes(dataset: xr.Dataset) -> dict[str, int]:
     return {str(name): int(size) for name, size in dataset.sizes.items()}
 
 
-def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) -> Resolved:
+def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None, identify: bool) -> Resolved:
     from torch import nn
 
     from workbench.subjects.model_digest import model_digest
@@ -344,11 +350,14 @@ def _model(name: str, value: Any, sources: Sources, example: xr.Dataset | None) 
         return Resolved("model", module, identity, f"run {stored.id}{suffix}", (stored.id,))
     if isinstance(value, str):
         module = sources.network(value, example=example, role=name)
-        return Resolved("model", module, model_digest(module), value)
+        return Resolved("model", module, model_digest(module) if identify else None, value)
     if isinstance(value, nn.Module):
         label = getattr(value, "label", None)
         return Resolved(
-            "model", value, model_digest(value), label if isinstance(label, str) and label else type(value).__name__
+            "model",
+            value,
+            model_digest(value) if identify else None,
+            label if isinstance(label, str) and label else type(value).__name__,
         )
     raise InputError(
         name,

@@ -37,7 +37,9 @@ from workbench.store.writer import run_folder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Job", "execute"]
+    from workbench.execution.blockwise import BlockSharing
+
+__all__ = ["Job", "execute", "handed_over"]
 
 HEARTBEAT = 10.0
 """Seconds between signs of life of a running run; well below `record.STALE_AFTER`."""
@@ -71,6 +73,7 @@ def execute(
     cancel: CancelToken | None = None,
     background: bool = False,
     on_begin: Callable[[str], object] | None = None,
+    sharing: BlockSharing | None = None,
 ) -> StoredRun:
     """Compute a job and store it.
 
@@ -82,6 +85,7 @@ def execute(
         cancel: stops it from another thread.
         background: it shares the process with whoever works in the foreground (see `workbench.execution.turn`).
         on_begin: called with the run's id as soon as it has one.
+        sharing: has blocks of a blockwise method computed elsewhere.
 
     Returns:
         The complete run.
@@ -94,7 +98,7 @@ def execute(
     """
     progress, cancel = progress or NoProgress(), cancel or CancelToken()
     with Turn(background=background, poll=cancel.check) as turn:
-        return _live(job, store, host, progress, cancel, turn, on_begin)
+        return _live(job, store, host, progress, cancel, turn, on_begin, sharing)
 
 
 def _live(
@@ -105,6 +109,7 @@ def _live(
     cancel: CancelToken,
     turn: Turn,
     on_begin: Callable[[str], object] | None,
+    sharing: BlockSharing | None,
 ) -> StoredRun:
     device = resolve_device(job.device)
     memory = PeakMemory(device)
@@ -119,7 +124,7 @@ def _live(
     started = time.perf_counter()
     try:
         with life.beating(), _quietly(facts, turn.background), turn.random_numbers(job.seed):
-            report, checkpointed = _compute(job, writer, store, life, cancel, device)
+            report, checkpointed = _compute(job, writer, store, life, cancel, device, turn, sharing)
         seconds = time.perf_counter() - started
         done = writer.complete(seconds=seconds, report=report, provenance=facts | {"memory": memory.summary()})
     except SkippedError:
@@ -177,7 +182,14 @@ def _defaults(method: type[Method]) -> dict[str, Any]:
 
 
 def _compute(
-    job: Job, writer: RunWriter, store: Store, life: _Life, cancel: CancelToken, device: torch.device
+    job: Job,
+    writer: RunWriter,
+    store: Store,
+    life: _Life,
+    cancel: CancelToken,
+    device: torch.device,
+    turn: Turn,
+    sharing: BlockSharing | None,
 ) -> tuple[dict[str, Any], bool]:
     """The report of the finished method, and whether it left a checkpoint."""
     from workbench.execution.out import RunOut
@@ -192,8 +204,10 @@ def _compute(
         on_progress=life.on_progress,
         on_values=life.on_values,
         restorable=lambda: _checkpointed(store, job.key, writer.record.id),
+        sharing=sharing,
+        lent=turn.lent,
     )
-    values = {name: _handed_over(resolved, device, dtype) for name, resolved in job.inputs.items()}
+    values = {name: handed_over(resolved, device, dtype) for name, resolved in job.inputs.items()}
     method = job.method()
     method.run(Inputs(values), job.params, out)
     out.finish()
@@ -202,7 +216,7 @@ def _compute(
     return report.to_json(), out.checkpointed
 
 
-def _handed_over(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> Any:
+def handed_over(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> Any:
     """A private copy of a model in eval mode on the device; data as they are."""
     import torch
 

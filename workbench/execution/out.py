@@ -6,17 +6,21 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from workbench.errors import IntegrityError, OutputError, SkippedError
+from workbench.execution.blockwise import BlockPlace, BlockSharing, run_block
 from workbench.execution.checkpoint import CHECKPOINT, pack, unpack
-from workbench.execution.device import stream_seed
+from workbench.execution.device import seed_everything, stream_seed
 from workbench.execution.progress import CancelToken
 from workbench.execution.transfer import TensorSource, pinned_allocator
-from workbench.method import Method, Output
+from workbench.method import BlockwiseMethod, Inputs, Method, Output
+from workbench.store.blocks import BlockWriter
+from workbench.store.layout import ArrayLayout
 from workbench.store.writer import ArrayWriter, RunWriter, run_folder
 
 __all__ = ["RunOut"]
@@ -39,7 +43,7 @@ class _NumpyValues:
 class StoredArray:
     """A declared array; assignment to any region of step 1 streams to the store."""
 
-    def __init__(self, writer: ArrayWriter, name: str) -> None:
+    def __init__(self, writer: ArrayWriter | BlockWriter | _LeftToBlocks, name: str) -> None:
         self._writer, self._name = writer, name
         self.shape = writer.shape
 
@@ -84,6 +88,16 @@ class StoredArray:
         return tuple(slices), dropped
 
 
+class _LeftToBlocks:
+    """Stands for an array that only blocks may write."""
+
+    def __init__(self, name: str, layout: ArrayLayout) -> None:
+        self._name, self.shape, self.dtype = name, layout.shape, layout.dtype
+
+    def write(self, region: tuple[slice, ...], source: Any) -> None:
+        raise OutputError(f"output {self._name!r} is written by blocks: assign to out.part({self._name!r}) in `block`")
+
+
 class RunOut:
     """See `workbench.method.Out` for the meaning of each member."""
 
@@ -98,11 +112,17 @@ class RunOut:
         on_progress: Callable[[float, float, str], None],
         on_values: Callable[[int, dict[str, float]], None],
         restorable: Callable[[], str | None],
+        sharing: BlockSharing | None = None,
+        lent: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.device, self.dtype, self.seed = device, dtype, writer.record.seed
         self._method, self._writer, self._cancel = method, writer, cancel
         self._outputs: dict[str, Output] = {output.name: output for output in method.outputs}
         self._on_progress, self._on_values, self._restorable = on_progress, on_values, restorable
+        self._sharing, self._lent = sharing, lent
+        self._block_rows: int | None = None
+        """Samples of a block, while arrays are declared that blocks will write."""
+        self._in_blocks: dict[str, ArrayLayout] = {}
         self._allocate = pinned_allocator(device)
         self._series: dict[str, dict[int, float]] = {}
         self.checkpointed = False
@@ -144,6 +164,11 @@ class RunOut:
         kind = _dtype(output.dtype if dtype is None else dtype)
         self._check_dtype(output, kind)
         names = self._dims(output, len(shape), dims)
+        if self._block_rows is not None and names[:1] == ("sample",):
+            layout = self._writer.declare_blocks(name, shape, kind, names, _attributes(output), self._block_rows)
+            self._in_blocks[name] = layout
+            self._written.add(name)
+            return StoredArray(_LeftToBlocks(name, layout), name)
         writer = self._writer.declare(name, shape, kind, names, _attributes(output), allocate=self._allocate)
         self._written.add(name)
         return StoredArray(writer, name)
@@ -181,6 +206,30 @@ class RunOut:
             declared = ", ".join(output.dims)
             raise OutputError(f"output {output.name!r}: declared with dims ({declared}), got ({', '.join(names)})")
         return names
+
+    def share_blocks(self, method: BlockwiseMethod, inputs: Inputs, params: Any) -> None:
+        """Run a method block by block: here, or by others where that is worthwhile. See BlockwiseMethod."""
+        self._block_rows = method.block_size(inputs, params)
+        method.begin(inputs, params, self)
+        self._block_rows = None
+        regions = method.regions(inputs, params)
+        count = regions[-1].stop if regions else 0
+        place = BlockPlace(self._writer.backend, self._writer.folder, self._in_blocks, self.seed)
+        if self._sharing is not None and self._sharing.worthwhile(regions):
+            with self._lent():
+                parts = self._sharing.compute(
+                    place, regions, lambda done: self.progress(done, count, "computing blocks"), self._cancel
+                )
+        else:
+            parts = [
+                run_block(
+                    method, inputs, params, place, number, region,
+                    device=self.device, dtype=self.dtype, cancel=self._cancel, tell=self._on_progress,
+                )
+                for number, region in enumerate(regions)
+            ]  # fmt: skip
+        seed_everything(self.seed)
+        method.end(inputs, params, parts, self)
 
     # --- models, series ---------------------------------------------------------------------------------------------
 

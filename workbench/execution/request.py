@@ -29,6 +29,8 @@ from workbench.store import Store, StoredRun
 if TYPE_CHECKING:
     import torch
 
+    from workbench.execution.blockwise import BlockSharing
+
 __all__ = ["Request", "SharedSubjects", "Waiting", "ask", "fulfil", "prepare", "stored_already"]
 
 SEED_LIMIT = 2**63
@@ -146,6 +148,7 @@ def fulfil(
     background: bool = False,
     on_begin: Callable[[str], object] | None = None,
     check: Callable[[Job], object] | None = None,
+    sharing: BlockSharing | None = None,
 ) -> tuple[StoredRun, bool]:
     """The run, and whether it came from the store. `check` is called instead of checking the subjects; else as `execute`.
 
@@ -160,7 +163,16 @@ def fulfil(
         check(job)
     else:
         preparation.check(job.method, job.inputs)
-    done = execute(job, store, host, progress=progress, cancel=cancel, background=background, on_begin=on_begin)
+    done = execute(
+        job,
+        store,
+        host,
+        progress=progress,
+        cancel=cancel,
+        background=background,
+        on_begin=on_begin,
+        sharing=sharing,
+    )
     return done, False
 
 

@@ -21,7 +21,7 @@ from workbench.execution.code import method_code
 from workbench.execution.inputs import RUN_PREFIX, Resolved, Sources, resolve, run_reference
 from workbench.execution.request import Request
 from workbench.host import Host
-from workbench.method import Method
+from workbench.method import BlockwiseMethod, Method
 from workbench.store import Store
 from workbench.store.store import current_user
 
@@ -47,6 +47,8 @@ class Order:
     """Role -> digest of the packed subject, which travels beside the order."""
     cls: Blob | None
     """A class that no plugin of the worker offers."""
+    blockwise: bool
+    """Whether its work can be shared out."""
     package: tuple[str, str]
     """Distribution that offers the method, and its version; empty for a class that travels."""
     workbench: str
@@ -125,6 +127,7 @@ def make_order(
         specs=specs,
         contents=contents,
         cls=cls,
+        blockwise=issubclass(method, BlockwiseMethod),
         package=("", "") if owner is None else (owner.distribution or owner.name, owner.version),
         workbench=__version__,
         store=store,

@@ -83,6 +83,20 @@ class Turn:
                 self._before = _global_generators()
                 _put_back(mine)
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Leave the process to others for as long as the block runs, because this run only waits for somebody."""
+        mine = None if self._before is None else _global_generators()
+        _put_back(self._before or [])
+        self._release()
+        try:
+            yield
+        finally:
+            self._acquire(patient=False)
+            if mine is not None:
+                self._before = _global_generators()
+                _put_back(mine)
+
     def _acquire(self, *, patient: bool = True) -> None:
         global _foreground_waiting
         with _CHANGED:

@@ -7,32 +7,39 @@ where the wish to cancel comes from.
 from __future__ import annotations
 
 import functools
+import queue
 import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench._version import __version__
 from workbench.errors import PluginError, UnknownMethodError, WorkbenchError
 from workbench.execution import inputs as preparation
+from workbench.execution.blockwise import BlockPlace, run_block
 from workbench.execution.code import method_code
-from workbench.execution.lifecycle import Job
+from workbench.execution.device import precision_dtype, resolve_device
+from workbench.execution.lifecycle import Job, handed_over
 from workbench.execution.progress import CancelToken
 from workbench.execution.request import Request, SharedSubjects, fulfil
 from workbench.execution.shipping import Order, unpack
 from workbench.execution.sources import StoreSources
+from workbench.execution.turn import Turn, warnings_of_this_thread
 from workbench.host import Host
-from workbench.method import Method
+from workbench.method import BlockwiseMethod, Inputs, Method
 from workbench.record import RunRecord
 from workbench.store import Store
 
-__all__ = ["Outcome", "cancel", "perform", "topic"]
+__all__ = ["SMALL", "Outcome", "cancel", "compute_block", "perform", "topic"]
 
-KEPT_SUBJECTS = 4
-"""Sets of subjects that a worker keeps for the next order of the same batch."""
+SMALL = 64 * 1024
+"""Bytes of packed subjects that travel with their order; larger ones are given to every worker once."""
+KEPT_INPUTS = 2
+LOOK = 0.1
+"""Seconds between two looks whether a run that waits for its blocks was cancelled."""
 INTERVAL = 0.25
 """Least seconds between two reports of progress of one run."""
 
@@ -52,8 +59,13 @@ def topic(client: str) -> str:
     return f"workbench-{client}"
 
 
-def perform(order: Order, blobs: Mapping[str, bytes], client: str) -> Outcome:
-    """Run an order. Errors are part of the outcome: a task that raises would be noise in everybody's log."""
+def perform(
+    order: Order, blobs: Mapping[str, bytes], client: str, resources: Mapping[str, float] | None = None
+) -> Outcome:
+    """Run an order; `resources` are what each of its blocks needs, if it has blocks.
+
+    Errors are part of the outcome: a task that raises would be noise in everybody's log.
+    """
     token = _tokens.begin(order.token)
     where = _address()
     tell = _Teller(order.token, client)
@@ -73,6 +85,7 @@ def perform(order: Order, blobs: Mapping[str, bytes], client: str) -> Outcome:
             background=True,
             on_begin=tell.began,
             check=check,
+            sharing=DaskBlocks(order, blobs, resources) if order.blockwise else None,
         )
         return Outcome(done.record, served, worker=where)
     except WorkbenchError as error:
@@ -198,6 +211,119 @@ def _job(
     )
 
 
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+_handed_lock = threading.Lock()
+_handed: OrderedDict[str, Inputs] = OrderedDict()
+"""Inputs of the runs whose blocks this worker computes: loaded once, with models of its own."""
+
+
+def _block_inputs(order: Order, blobs: Mapping[str, bytes], method: type[Method]) -> Inputs:
+    with _handed_lock:
+        if order.token not in _handed:
+            given = {role: unpack(blobs[digest]) for role, digest in order.contents.items()}
+            sources = StoreSources(_store(order.store), _host())
+            loaded = preparation.resolve(method, dict(order.specs), sources, known=given, identify=False)
+            device, dtype = resolve_device(order.device), precision_dtype(order.precision)
+            _handed[order.token] = Inputs({name: handed_over(item, device, dtype) for name, item in loaded.items()})
+            while len(_handed) > KEPT_INPUTS:
+                _handed.popitem(last=False)
+        return _handed[order.token]
+
+
+def compute_block(
+    order: Order, blobs: Mapping[str, bytes], place: BlockPlace, number: int, start: int, stop: int
+) -> Mapping[str, Any]:
+    """Compute one block of an order that another worker has begun."""
+    token = _tokens.begin(order.token)
+    try:
+        method = _method(order, _address())
+        inputs, params = _block_inputs(order, blobs, method), preparation.validate_params(method, order.params)
+        here = replace(place, backend=_store(order.store).backend)
+        blockwise = method()
+        assert isinstance(blockwise, BlockwiseMethod)
+        with (
+            Turn(background=True, poll=token.check) as turn,
+            turn.random_numbers(order.seed),
+            warnings_of_this_thread(),
+        ):
+            return run_block(
+                blockwise,
+                inputs,
+                params,
+                here,
+                number,
+                slice(start, stop),
+                device=resolve_device(order.device),
+                dtype=precision_dtype(order.precision),
+                cancel=token,
+            )
+    finally:
+        _tokens.end(order.token)
+
+
+class DaskBlocks:
+    """`workbench.execution.blockwise.BlockSharing` from within a worker: its blocks become tasks beside it."""
+
+    def __init__(self, order: Order, blobs: Mapping[str, bytes], resources: Mapping[str, float] | None) -> None:
+        self._order, self._blobs, self._resources = order, blobs, resources
+
+    def worthwhile(self, regions: Sequence[slice]) -> bool:
+        """See BlockSharing."""
+        return len(regions) > 1
+
+    def compute(
+        self, place: BlockPlace, regions: Sequence[slice], done: Callable[[int], None], cancel: CancelToken
+    ) -> list[Mapping[str, Any]]:
+        """See BlockSharing."""
+        import distributed
+
+        order = self._order
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The thread leaves the worker's pool meanwhile, so that this worker computes blocks as well.
+        with distributed.worker_client() as client:
+            shared = {digest: blob if len(blob) <= SMALL else client.scatter(blob, broadcast=True, hash=False)
+                      for digest, blob in self._blobs.items()}  # fmt: skip
+            tasks = {}
+            for number, region in enumerate(regions):
+                task = client.submit(
+                    compute_block, order, shared, replace(place, backend=None), number, region.start, region.stop,
+                    key=(f"{order.method} blocks", f"{order.title}, {region.start}:{region.stop} · {order.token[:8]}"),
+                    pure=False, resources=self._resources,
+                )  # fmt: skip
+                tasks[task.key] = number
+                task.add_done_callback(ended.put)
+                del task
+            return self._collect(client, tasks, regions, ended, done, cancel)
+
+    def _collect(
+        self,
+        client: Any,
+        tasks: dict[Any, int],
+        regions: Sequence[slice],
+        ended: queue.SimpleQueue[Any],
+        done: Callable[[int], None],
+        cancel: CancelToken,
+    ) -> list[Mapping[str, Any]]:
+        parts: dict[int, Mapping[str, Any]] = {}
+        samples = 0
+        try:
+            while len(parts) < len(regions):
+                try:
+                    task = ended.get(timeout=LOOK)
+                except queue.Empty:
+                    cancel.check()
+                    continue
+                number = tasks[task.key]
+                parts[number] = task.result()
+                samples += regions[number].stop - regions[number].start
+                done(samples)
+        except BaseException:
+            client.run(globals()["cancel"], [self._order.token], on_error="ignore")
+            raise
+        return [parts[number] for number in range(len(regions))]
+
+
 # ------------------------------------------------------------------------------------------------ progress and cancelling
 
 
@@ -206,25 +332,29 @@ class _Tokens:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens: dict[str, CancelToken] = {}
+        self._tokens: dict[str, tuple[CancelToken, int]] = {}
+        """With the number of those who use it: a run, and blocks of it."""
         self._early: OrderedDict[str, None] = OrderedDict()
 
     def begin(self, name: str) -> CancelToken:
         with self._lock:
-            token = self._tokens.setdefault(name, CancelToken())
+            token, users = self._tokens.get(name, (CancelToken(), 0))
+            self._tokens[name] = (token, users + 1)
             if name in self._early:
                 token.cancel()
             return token
 
     def end(self, name: str) -> None:
         with self._lock:
-            self._tokens.pop(name, None)
+            token, users = self._tokens.pop(name)
+            if users > 1:
+                self._tokens[name] = (token, users - 1)
 
     def cancel(self, names: Sequence[str]) -> None:
         with self._lock:
             for name in names:
                 if name in self._tokens:
-                    self._tokens[name].cancel()
+                    self._tokens[name][0].cancel()
                 self._early[name] = None
             while len(self._early) > 10_000:
                 self._early.popitem(last=False)

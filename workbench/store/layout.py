@@ -1,10 +1,11 @@
 """How an array lies in a run: chunk sizes, shards, codecs, and the zarr v3 document that says so.
 
-Chunk policy: an inner chunk holds one item or a few (about half a megabyte), so that browsing reads little; inner chunks
-are gathered into shards of about 32 MiB, so that a big array is a few large files. Codecs: LZ4 with byte shuffling (fast
-enough to keep up with a disk, and logits and images compress little with anything slower), then CRC-32C, because zarr
-itself returns damaged chunks as numbers. Every chunk is written, even one that is all fill value: a complete run knows
-how many files each array has, and a missing one is an error instead of a silent fill value.
+Chunk policy: people look at one item of the first axis at a time (a picture, a row of logits), so an inner chunk holds one;
+several only where they are small (rows up to 8 kB share 8 kB, tiny ones 64 kB), a part only where one is larger than half a
+megabyte. Inner chunks are gathered into shards of up to 32 MiB, so that a big array is a few large files. Codecs: LZ4 with
+byte shuffling (fast enough to keep up with a disk, and logits and images compress little with anything slower), then
+CRC-32C, because zarr itself returns damaged chunks as numbers. Every chunk is written, even one that is all fill value: a
+complete run knows how many files each array has, and a missing one is an error instead of a silent fill value.
 """
 
 from __future__ import annotations
@@ -21,9 +22,24 @@ import numpy as np
 
 from workbench.errors import OutputError
 
-__all__ = ["MOST_FILES", "ArrayLayout", "array_document", "chunk_files", "encode_chunk", "layout_of", "plan"]
+__all__ = [
+    "MOST_FILES",
+    "ArrayLayout",
+    "array_document",
+    "chunk_files",
+    "chunks_of_shard",
+    "encode_chunk",
+    "layout_of",
+    "plan",
+    "plan_blocks",
+]
 
 CHUNK_BYTES = 512 * 1024
+"""Of the largest chunk: an item that is larger is cut."""
+ROW_BYTES, TINY_ROW, TINY_ROWS_BYTES = 8 * 1024, 512, 64 * 1024
+"""Items below `ROW_BYTES` share a chunk of that size, those below `TINY_ROW` one of `TINY_ROWS_BYTES`."""
+MOST_INNER = 4096
+"""Chunks of one shard that are written: its index, which is read before the first of them, has 16 bytes for each."""
 SHARD_BYTES = 32 * 1024 * 1024
 SINGLE_CHUNK_BYTES = 1024 * 1024
 
@@ -32,6 +48,8 @@ LARGEST_CHUNK = 64 * 1024 * 1024
 LARGEST_SHARD = 256 * 1024 * 1024
 MOST_CHUNKS = 65_536
 """Chunks of one shard."""
+ABSENT = 2**64 - 1
+"""In the index of a shard: offset and size of a chunk that is not there."""
 MOST_STRINGS = 4_000_000
 MOST_FILES = 4_000_000
 
@@ -89,24 +107,60 @@ def plan(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
     total = math.prod(shape) * itemsize
     if total <= SINGLE_CHUNK_BYTES:
         return ArrayLayout(shape, dtype, tuple(max(1, size) for size in shape), None)
-    # Cut leading axes to length one until what remains of an item is small enough, then take several of the next axis.
+    item = math.prod(shape[1:]) * itemsize
     chunk = list(shape)
-    for axis in range(len(shape)):
-        item = math.prod(chunk[axis + 1 :]) * itemsize
-        chunk[axis] = max(1, min(shape[axis], CHUNK_BYTES // max(item, 1)))
-        if chunk[axis] > 1 or item <= CHUNK_BYTES:
+    chunk[0] = max(1, min(shape[0], (TINY_ROWS_BYTES if item < TINY_ROW else ROW_BYTES) // item))
+    # An item that is too large: its leading axes are cut until a part is small enough, then several parts are taken.
+    for axis in range(1, len(shape)):
+        if math.prod(chunk[axis:]) * itemsize <= CHUNK_BYTES:
             break
-    # Shards grow along the last axis that was cut, then outwards, while they stay below the limit.
+        part = math.prod(chunk[axis + 1 :]) * itemsize
+        chunk[axis] = max(1, min(shape[axis], CHUNK_BYTES // part))
+    # Shards grow along the last axis that was cut, then outwards, while they stay below the limits.
     shard = list(chunk)
+    inner = 1
     for axis in reversed(range(len(shape))):
         if shard[axis] >= shape[axis]:
             continue
         parts = math.ceil(shape[axis] / chunk[axis])
-        affordable = max(1, SHARD_BYTES // (math.prod(shard) * itemsize))
+        affordable = max(1, min(SHARD_BYTES // (math.prod(shard) * itemsize), MOST_INNER // inner))
         shard[axis] = chunk[axis] * min(parts, affordable)
+        inner *= min(parts, affordable)
         if affordable < parts:
             break
     return ArrayLayout(shape, dtype, tuple(chunk), tuple(shard) if shard != chunk else None)
+
+
+def plan_blocks(shape: Sequence[int], dtype: np.dtype[Any], rows: int) -> ArrayLayout:
+    """As `plan`, but no file holds rows of two blocks of `rows` rows, so that blocks can be written by different workers.
+
+    Raises:
+        OutputError: as `plan`, or strings, which are stored in one piece.
+    """
+    shape = tuple(int(size) for size in shape)
+    if dtype.kind == "O" or not shape:
+        raise OutputError(
+            "arrays of strings, and arrays without dims, are not written in blocks; write them at the end"
+        )
+    if shape[0] <= rows:
+        return plan(shape, dtype)
+    one = plan((rows, *shape[1:]), dtype)
+    chunk = (_largest_divisor(rows, one.chunk[0]), *one.chunk[1:])
+    # All of an item in one file, in whole chunks; as many items as stay below the limit.
+    item = tuple(part * math.ceil(size / part) for size, part in zip(shape[1:], chunk[1:], strict=True))
+    affordable = max(1, SHARD_BYTES // max(1, chunk[0] * math.prod(item) * dtype.itemsize))
+    shard = (chunk[0] * _largest_divisor(rows // chunk[0], affordable), *item)
+    return ArrayLayout(shape, dtype, chunk, shard if shard != chunk else None)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(candidate for candidate in range(max(1, min(most, number)), 0, -1) if number % candidate == 0)
+
+
+def chunks_of_shard(layout: ArrayLayout) -> tuple[int, ...]:
+    """Number of chunks along each axis of a shard."""
+    assert layout.shard is not None
+    return tuple(whole // part for whole, part in zip(layout.shard, layout.chunk, strict=True))
 
 
 def layout_of(shape: Sequence[int], dtype: object, chunk: object, shard: object) -> ArrayLayout | None:

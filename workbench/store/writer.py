@@ -20,9 +20,10 @@ from workbench.errors import OutputError, StoreError
 from workbench.record import RunRecord, now
 from workbench.store.backend import Backend
 from workbench.store.coverage import Coverage
-from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, plan
+from workbench.store.encoding import encode_shard
+from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, file_name, plan, plan_blocks
 from workbench.store.records import root_document
-from workbench.store.zarr_access import open_array
+from workbench.store.zarr_access import has_fast_pipeline, open_array
 
 __all__ = ["ArrayWriter", "RunWriter", "Source", "run_folder"]
 
@@ -161,6 +162,9 @@ class ArrayWriter:
 
         def write() -> None:
             buffer.wait()
+            if buffer.filled.all() and self.run.by_hand and self.layout.file_grid[1:] == (1,) * (len(self.shape) - 1):
+                self.run.write_file(self.path, self.layout, (index, *(0 for _ in self.shape[1:])), buffer.values)
+                return
             if buffer.filled.all():
                 self._zarr[low : low + len(buffer.values)] = buffer.values
                 return
@@ -237,6 +241,28 @@ class RunWriter:
         self._arrays[path] = ArrayWriter(self, path, layout, allocate)
         return self._arrays[path]
 
+    def declare_blocks(
+        self,
+        path: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        dims: Sequence[str],
+        attributes: Mapping[str, Any],
+        rows: int,
+    ) -> ArrayLayout:
+        """Declare an array whose blocks of `rows` rows are written by others (see `workbench.store.blocks`).
+
+        Raises:
+            OutputError: as `declare`; strings.
+        """
+        sizes = tuple(int(size) for size in shape)
+        layout = self._register(path, sizes, dtype, dims, attributes, False, plan_blocks(sizes, dtype, rows))
+        try:
+            self.backend.write_new_chunk(f"{self.folder}/{path}/zarr.json", dump(self.documents[path]))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return layout
+
     def put(
         self,
         path: str,
@@ -258,6 +284,7 @@ class RunWriter:
         dims: Sequence[str],
         attributes: Mapping[str, Any],
         auxiliary: bool,
+        layout: ArrayLayout | None = None,
     ) -> ArrayLayout:
         if path in self.documents:
             raise OutputError(f"output {path!r} was written twice")
@@ -273,7 +300,7 @@ class RunWriter:
                 )
         if group:
             self._ensure_group(group)
-        layout = plan(shape, dtype)
+        layout = layout or plan(shape, dtype)
         if auxiliary:
             self._coordinates.append(name)
         self.documents[path] = array_document(layout, dims, attributes)
@@ -294,13 +321,25 @@ class RunWriter:
         key = f"{self.folder}/{path}"
         try:
             self.backend.write_new_chunk(f"{key}/zarr.json", dump(self.documents[path]))
-            if layout.shard is None and layout.files == 1:
-                name = "/".join(["c", *("0" for _ in layout.shape)])
-                self.backend.write_new_chunk(f"{key}/{name}", encode_chunk(layout, values))
+            if layout.files == 1 or (layout.files and self.by_hand):
+                for index in np.ndindex(layout.file_grid):
+                    low = [place * part for place, part in zip(index, layout.file_shape, strict=True)]
+                    region = tuple(slice(a, a + part) for a, part in zip(low, layout.file_shape, strict=True))
+                    self.write_file(path, layout, index, values[region])
             elif layout.files:
                 open_array(self.backend, key)[...] = values
         except (OSError, RuntimeError) as error:
             raise self._unwritable(error) from error
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether whole files are faster made here than by zarr's pipeline."""
+        return self.backend.remote or not has_fast_pipeline()
+
+    def write_file(self, path: str, layout: ArrayLayout, index: tuple[int, ...], values: np.ndarray) -> None:
+        """Write one file of an array: chunk or shard."""
+        data = encode_chunk(layout, values) if layout.shard is None else encode_shard(layout, values)
+        self.backend.write_new_chunk(f"{self.folder}/{path}/{file_name(index)}", data)
 
     # --- background writing -----------------------------------------------------------------------------------------
 
