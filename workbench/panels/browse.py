@@ -206,7 +206,9 @@ class BrowsePanel(Panel):
         numbers, total = self._model.table.first(where, STATIC_ROWS)
         ids = [row.id for row in self._model.table.rows(numbers, ())]
         runs = Runs(self._bench[run] for run in ids)
-        more = f"{total:,} runs" + (f", the first {len(runs)} are shown" if total > len(runs) else "")
+        more = f"{total:,} run{'' if total == 1 else 's'}" + (
+            f", the first {len(runs)} are shown" if total > len(runs) else ""
+        )
         asked = f" where {where.query}" if where.query else ""
         return str(
             join([element("p", f"{more}{asked}. With a kernel, bench.browse() searches all of them.")])
