@@ -19,8 +19,9 @@ import zarr
 from workbench.errors import IntegrityError, OutputError, RunNotFoundError, StoreError
 from workbench.record import STALE_AFTER, RunRecord, new_run_id, now, run_key
 from workbench.store import Store
+from workbench.store import layout as layout_module
 from workbench.store.backend import LocalBackend
-from workbench.store.layout import ArrayLayout, array_document, chunk_files, dump, encode_chunk, plan
+from workbench.store.layout import ArrayLayout, array_document, chunk_files, chunks_of_shard, dump, encode_chunk, plan
 
 DTYPES = ["float32", "float64", "float16", "int64", "int8", "uint8", "bool"]
 
@@ -78,24 +79,46 @@ def test_strings_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "chunk_bytes"),
+    ("shape", "dtype", "chunk"),
     [
-        ((1_000_000, 1000), "float32", 512 * 1024),
-        ((10_000, 3, 256, 256), "uint8", 512 * 1024),
-        ((5000, 64, 64, 64), "float32", 1024 * 1024),
-        ((40_000_000,), "float32", 512 * 1024),
-        ((3, 9000, 9000), "float64", 512 * 1024),
+        ((1_000_000, 1000), "float32", (2, 1000)),
+        ((10_000, 3, 256, 256), "uint8", (1, 3, 256, 256)),
+        ((10_000, 256, 256), "uint8", (1, 256, 256)),
+        ((60_000, 3, 32, 32), "uint8", (2, 3, 32, 32)),
+        ((5000, 64, 32, 32), "float32", (1, 64, 32, 32)),
+        ((5000, 64, 64, 64), "float32", (1, 32, 64, 64)),  # an item is too large
+        ((40_000_000,), "float32", (16_384,)),
+        ((1_000_000, 10), "float32", (1638, 10)),
+        ((3, 9000, 9000), "float64", (1, 7, 9000)),
     ],
 )
-def test_chunks_suit_browsing_and_shards_are_few_large_files(shape, dtype, chunk_bytes):
+def test_chunks_hold_one_item_or_little_and_shards_are_few_large_files(shape, dtype, chunk):
     layout = plan(shape, np.dtype(dtype))
     size = np.dtype(dtype).itemsize
-    assert np.prod(layout.chunk) * size <= chunk_bytes
+    assert layout.chunk == chunk
     assert layout.shard is not None
     assert np.prod(layout.shard) * size <= 33 * 2**20
+    assert np.prod(chunks_of_shard(layout)) <= 4096
     assert all(whole % part == 0 for whole, part in zip(layout.shard, layout.chunk, strict=True))
     total = np.prod(shape, dtype=np.int64) * size
     assert layout.files <= 4 + 2 * total / (32 * 2**20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(700, 1000), (5, 300, 400), (33, 7, 64, 64)])
+def test_shards_written_by_hand_are_what_zarr_reads(tmp_path, monkeypatch, dtype, shape):
+    """Also where the array ends within a shard or a chunk."""
+    monkeypatch.setattr(layout_module, "SINGLE_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(layout_module, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(layout_module, "CHUNK_BYTES", 40_000)
+    monkeypatch.setattr("workbench.store.writer.has_fast_pipeline", lambda: False)
+    values = random_values(dtype, shape)
+    store, run = stored(tmp_path, value=values)
+    assert store.run(run).record.arrays["value"]["files"] > 1
+    folder = Path(store.url, "runs", store.run(run).record.month, run)
+    np.testing.assert_array_equal(zarr.open_array(folder / "value", mode="r")[...], values)
+    np.testing.assert_array_equal(store.run(run)["value"].values, values)
+    assert list(store.verify()) == []
 
 
 def test_files_of_a_region():
@@ -259,10 +282,12 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path):
     store, run = stored(tmp_path, image=np.random.default_rng(0).integers(0, 255, (400, 3, 128, 128), dtype=np.uint8))
     chunk = next(p for p in Path(store.url).rglob("image/c/**/*") if p.is_file())
     content = bytearray(chunk.read_bytes())
-    content[1000] ^= 1
+    count = int(np.prod(chunks_of_shard(plan((400, 3, 128, 128), np.dtype("uint8")))))
+    first = int.from_bytes(content[-4 - 16 * count :][:8], "little")  # where the chunk of image 0 begins
+    content[first + 1000] ^= 1
     chunk.write_bytes(content)
     image = store.run(run)["image"]
-    for part in (image, image[0], image[:10], image[2:300:7], image[[1, 300]], image[:, :, 5:9]):
+    for part in (image, image[0], image[:10], image[0:300:7], image[[0, 300]], image[:, :, 5:9]):
         with pytest.raises(IntegrityError):
             part.values  # noqa: B018
     assert image[200].values.shape == (3, 128, 128)  # an undamaged inner chunk of the same file

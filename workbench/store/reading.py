@@ -13,7 +13,8 @@ import numpy as np
 from workbench.errors import IntegrityError, OutputError
 from workbench.record import RunRecord, Status
 from workbench.store.backend import Backend
-from workbench.store.chunks import ChunkError, ChunkReader
+from workbench.store.chunk_reader import ChunkReader
+from workbench.store.chunks import ChunkError
 from workbench.store.liveness import observed_status
 from workbench.store.records import array_layout
 from workbench.store.writer import run_folder

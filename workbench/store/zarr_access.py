@@ -1,6 +1,6 @@
 """Opening zarr arrays for writing: the Rust codec pipeline where it can be used, and every chunk written.
 
-Reading goes another way (`workbench.store.chunks`), because no zarr pipeline checks all that must be checked.
+Reading goes another way (`workbench.store.chunk_reader`), because no zarr pipeline checks all that must be checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.store.backend import Backend
 
-__all__ = ["open_array"]
+__all__ = ["has_fast_pipeline", "open_array"]
 
 _LOCK = threading.Lock()
 PLAIN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
@@ -26,6 +26,11 @@ def _pipeline() -> str:
     import zarrs  # noqa: F401  (registers the pipeline)
 
     return "zarrs.ZarrsCodecPipeline"
+
+
+def has_fast_pipeline() -> bool:
+    """Whether the Rust pipeline writes local arrays."""
+    return _pipeline() != PLAIN_PIPELINE
 
 
 def open_array(backend: Backend, key: str) -> Any:
