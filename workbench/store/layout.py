@@ -31,6 +31,7 @@ __all__ = [
     "encode_chunk",
     "layout_of",
     "plan",
+    "plan_blocks",
 ]
 
 CHUNK_BYTES = 512 * 1024
@@ -128,6 +129,32 @@ def plan(shape: Sequence[int], dtype: np.dtype[Any]) -> ArrayLayout:
         if affordable < parts:
             break
     return ArrayLayout(shape, dtype, tuple(chunk), tuple(shard) if shard != chunk else None)
+
+
+def plan_blocks(shape: Sequence[int], dtype: np.dtype[Any], rows: int) -> ArrayLayout:
+    """As `plan`, but no file holds rows of two blocks of `rows` rows, so that blocks can be written by different workers.
+
+    Raises:
+        OutputError: as `plan`, or strings, which are stored in one piece.
+    """
+    shape = tuple(int(size) for size in shape)
+    if dtype.kind == "O" or not shape:
+        raise OutputError(
+            "arrays of strings, and arrays without dims, are not written in blocks; write them at the end"
+        )
+    if shape[0] <= rows:
+        return plan(shape, dtype)
+    one = plan((rows, *shape[1:]), dtype)
+    chunk = (_largest_divisor(rows, one.chunk[0]), *one.chunk[1:])
+    # All of an item in one file, in whole chunks; as many items as stay below the limit.
+    item = tuple(part * math.ceil(size / part) for size, part in zip(shape[1:], chunk[1:], strict=True))
+    affordable = max(1, SHARD_BYTES // max(1, chunk[0] * math.prod(item) * dtype.itemsize))
+    shard = (chunk[0] * _largest_divisor(rows // chunk[0], affordable), *item)
+    return ArrayLayout(shape, dtype, chunk, shard if shard != chunk else None)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(candidate for candidate in range(max(1, min(most, number)), 0, -1) if number % candidate == 0)
 
 
 def chunks_of_shard(layout: ArrayLayout) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from workbench.record import RunRecord, now
 from workbench.store.backend import Backend
 from workbench.store.coverage import Coverage
 from workbench.store.encoding import encode_shard
-from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, file_name, plan
+from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, file_name, plan, plan_blocks
 from workbench.store.records import root_document
 from workbench.store.zarr_access import has_fast_pipeline, open_array
 
@@ -241,6 +241,28 @@ class RunWriter:
         self._arrays[path] = ArrayWriter(self, path, layout, allocate)
         return self._arrays[path]
 
+    def declare_blocks(
+        self,
+        path: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        dims: Sequence[str],
+        attributes: Mapping[str, Any],
+        rows: int,
+    ) -> ArrayLayout:
+        """Declare an array whose blocks of `rows` rows are written by others (see `workbench.store.blocks`).
+
+        Raises:
+            OutputError: as `declare`; strings.
+        """
+        sizes = tuple(int(size) for size in shape)
+        layout = self._register(path, sizes, dtype, dims, attributes, False, plan_blocks(sizes, dtype, rows))
+        try:
+            self.backend.write_new_chunk(f"{self.folder}/{path}/zarr.json", dump(self.documents[path]))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return layout
+
     def put(
         self,
         path: str,
@@ -262,6 +284,7 @@ class RunWriter:
         dims: Sequence[str],
         attributes: Mapping[str, Any],
         auxiliary: bool,
+        layout: ArrayLayout | None = None,
     ) -> ArrayLayout:
         if path in self.documents:
             raise OutputError(f"output {path!r} was written twice")
@@ -277,7 +300,7 @@ class RunWriter:
                 )
         if group:
             self._ensure_group(group)
-        layout = plan(shape, dtype)
+        layout = layout or plan(shape, dtype)
         if auxiliary:
             self._coordinates.append(name)
         self.documents[path] = array_document(layout, dims, attributes)
