@@ -11,6 +11,11 @@ def workbench_methods() -> list[MethodReference]:
     """Methods of this family; nothing heavy is imported until one is used."""
     return [
         MethodReference(
+            "calibration.bang",
+            "workbench_calibration.bang:BalancedAveraging",
+            "Averaging a pretrained and a fine-tuned model: what it gains on shifted data, at which share, after which loss",
+        ),
+        MethodReference(
             "calibration.baselines",
             "workbench_calibration.baselines:Baselines",
             "Compares the standard recalibrators of a classifier on the same samples, ranked and with intervals",
