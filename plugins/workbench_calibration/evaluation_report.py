@@ -25,7 +25,7 @@ DESCRIPTIONS = {
     "negative_log_likelihood": f"mean -log p of the label, nats; p below {CLIP:g} counts as that",
     "brier_score": "mean over samples of sum_k (p_k - y_k)^2, 0..2",
     "ece_width_l1": "top-label calibration error, bins of equal width, weighted mean |accuracy - confidence|",
-    "ece_width_l2": "the same, root of the weighted mean square gap",
+    "ece_width_l2": "the same, quadratic mean of the gaps",
     "ece_width_max": "largest gap of a bin of equal width (MCE)",
     "ace_width": "plain mean gap of the non-empty bins of equal width",
     "ece_mass_l1": "top-label calibration error, bins of equal count",

@@ -16,6 +16,9 @@ DESCRIPTIONS = {
 }
 STAGE_TEXT = {"raw": "raw", "ts": "temperature", "ts_paper_code": "temperature as in the paper's code"}
 
+INTERPOLATES = 0.99
+"""Training accuracy from which a network counts as interpolating its labels."""
+
 
 def report(result: Result) -> Report:
     """The whole report; figures are means over seeds, judged by the labels that follow the training's distribution."""
@@ -197,6 +200,13 @@ def _notes(result: Result, value: Any, modes: list[str]) -> list[str]:
     text = f"The temperature of plain training is {fitted[0]:.2f}; the steps of the paper's code end at {fitted[1]:.2f}"
     short = abs(np.log(fitted[1])) < abs(np.log(fitted[0])) / 2
     notes.append(f"{text}: comparisons with it are nearly comparisons with no scaling." if short else f"{text}.")
+    learnt = float(result["train_accuracy"].sel({"mode": "erm"}).mean())
+    if learnt < INTERPOLATES:
+        notes.append(
+            f"Plain training gets {100 * learnt:.1f} % of its training labels right: it does not interpolate them, which is "
+            "what the theory is about. Its likelihood gets worse with every epoch until it does; train longer, or with smaller "
+            "batches, to see the case of the paper."
+        )
     cold = [mode for mode in modes[1:] if float(result["temperature"].sel({"mode": mode}).mean()) < 0.95]
     if cold:
         notes.append(

@@ -366,7 +366,7 @@ def test_bad_input_is_named():
 
 @pytest.mark.slow
 def test_claim_ccvr_repairs_most_of_what_skew_costs_on_digits():
-    """The card: concentration 0.05, 0.839 -> 0.936 (oracle 0.941); 0.5: 0.956 -> 0.966. Three seeds."""
+    """The reference runs: concentration 0.05, 0.839 -> 0.936 (oracle 0.941); 0.5: 0.956 -> 0.966. Three seeds."""
     out, result = record(CCVR, digits(), concentrations=(0.5, 0.05), seeds=3, test_fraction=497 / 1797)
     accuracy = out.data["accuracy"].mean("seed")
     skewed, mild = (accuracy.sel(concentration=a) for a in (0.05, 0.5))
