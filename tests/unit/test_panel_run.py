@@ -287,6 +287,25 @@ def test_the_bar_below_a_cell_is_replaced_and_goes(monkeypatch: pytest.MonkeyPat
     assert len(shown) == 4
 
 
+# -------------------------------------------------------------------------------------------------------------- static
+
+
+def test_a_notebook_put_on_the_web_shows_what_was_there(bench):
+    """A page made by nbconvert knows no kernel and no widgets: it takes the HTML in the output."""
+    nbconvert, nbformat = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat")
+    run = rich(bench)
+    shown = [run.panel(), run.arrays(), bench.compare([run, rich(bench, seed=1)]).panel(), bench.plugins()]
+    outputs = [nbformat.v4.new_output("display_data", panel._repr_mimebundle_()) for panel in shown]
+    outputs.append(nbformat.v4.new_output("display_data", {"text/html": run._repr_html_(), "text/plain": repr(run)}))
+    outputs += [nbformat.v4.new_output("display_data", bundle) for bundle in run.report().bundles()]
+    cells = [nbformat.v4.new_code_cell("...", outputs=[output]) for output in outputs]
+    page, _ = nbconvert.HTMLExporter(embed_images=True).from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    assert "application/vnd.jupyter.widget-view+json" not in page
+    for part in ("Demo", "A demonstration.", "20.00 to 23.00", "sample 6 × channel 3 × y 8 × x 8", "2 runs compared"):
+        assert part in page, part
+    assert page.count("data:image/jpeg;base64,") >= 1, "the figure of the report"
+
+
 # ---------------------------------------------------------------------------------------------------------------- lazy
 
 

@@ -239,7 +239,11 @@ class ComparePanel(Panel):
             return None
         if grouped.sizes["group"] == len(self.runs):
             return None
-        return [str(label) for label in grouped["group"].values], by_seed(grouped)
+        names = [visible(label, 120) for label in grouped["group"].values]
+        method = str(grouped["method"].values[0])
+        if all(name.startswith(f"{method} ") for name in names):  # the same for all: it tells nothing
+            names = [name.removeprefix(f"{method} ") for name in names]
+        return names, by_seed(grouped)
 
     def _static(self) -> str:
         parameters = parameters_table(self.runs, self._names)

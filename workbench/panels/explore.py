@@ -122,6 +122,7 @@ def _listed(arrays: RunArrays, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "text": " × ".join(sizes) or "one number",
+        "shape": " × ".join(f"{size:,}" for size in entry["shape"]) or "one number",
         "dtype": "text" if entry["dtype"] == "string" else entry["dtype"],
         "size": bytes_text(entry["bytes"]),
         "description": entry.get("description") or "",

@@ -14,6 +14,7 @@ import numpy as np
 
 from workbench.panels.explore_sources import RunArrays, Source, sizes_of
 from workbench.panels.explore_view import View, extent, page_size, picture_step, region, settled, slicing_code
+from workbench.render.markup import visible
 from workbench.render.texts import cell_texts, label_text
 
 __all__ = ["Frame", "color_maps", "make_frame", "spec"]
@@ -23,6 +24,11 @@ DIVERGING = ("RdBu_r", "PuOr_r")
 MOST_CLASSES = 12
 """An overlay of whole numbers with at most this many classes is a mask: one colour each, 0 is transparent."""
 BINS = 64
+
+
+def _text(label: Any, most: int = 300) -> str:
+    """A label for the front end: without marks that reorder or hide text, and of a bearable length."""
+    return visible(label_text(label), most)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _places(view: View, source: Source) -> dict[str, str]:
     for dim, index in view.index.items():
         labels = source.labels(dim)
         if labels is not None and index < len(labels):
-            found[dim] = label_text(labels[index])
+            found[dim] = _text(labels[index], 60)
     return found
 
 
@@ -195,13 +201,13 @@ def _titles(view: View, source: Source) -> list[str]:
     assert isinstance(part, slice)
     labels = source.labels(view.facet)
     places = range(part.start, part.stop)
-    return [label_text(labels[place]) if labels is not None else f"{view.facet} {place}" for place in places]
+    return [_text(labels[place]) if labels is not None else f"{view.facet} {place}" for place in places]
 
 
 def _edges(source: Source, dim: str) -> list[str] | None:
     """First and last label of an axis that has labels."""
     labels = source.labels(dim)
-    return None if labels is None or not len(labels) else [label_text(labels[0]), label_text(labels[-1])]
+    return None if labels is None or not len(labels) else [_text(labels[0]), _text(labels[-1])]
 
 
 def _overlay(
@@ -255,7 +261,7 @@ def _curves(view: View, source: Source, arrays: RunArrays) -> Frame:
         {
             "kind": "line",
             "x": _numbers(x if numeric else np.arange(len(places))),
-            "categories": None if numeric else [label_text(label) for label in np.asarray(labels)[part]],
+            "categories": None if numeric else [_text(label) for label in np.asarray(labels)[part]],
             "curves": [
                 {"name": name, "y": _numbers(row)}
                 for name, row in zip(_groups(view, source, len(rows)), rows, strict=True)
@@ -272,7 +278,7 @@ def _groups(view: View, source: Source, count: int) -> list[str]:
     if not view.color:
         return [""]
     labels = source.labels(view.color)
-    return [label_text(labels[i]) if labels is not None else f"{view.color} {i}" for i in range(count)]
+    return [_text(labels[i]) if labels is not None else f"{view.color} {i}" for i in range(count)]
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
@@ -340,7 +346,7 @@ def _table(view: View, source: Source, arrays: RunArrays) -> Frame:
 
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, (bool, int, float)) else label_text(value)
+    return value if isinstance(value, (bool, int, float)) else _text(value)
 
 
 def _axis(dim: str | None, source: Source, parts: dict[str, int | slice]) -> list[str]:
@@ -349,4 +355,4 @@ def _axis(dim: str | None, source: Source, parts: dict[str, int | slice]) -> lis
     part = parts[dim]
     assert isinstance(part, slice)
     labels = source.labels(dim)
-    return [label_text(labels[i]) if labels is not None else str(i) for i in range(part.start, part.stop)]
+    return [_text(labels[i]) if labels is not None else str(i) for i in range(part.start, part.stop)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.render.markup import visible
 from workbench.render.texts import label_text
 from workbench.store import StoredRun
 
@@ -232,4 +233,4 @@ class RunArrays:
     def caption_texts(self, name: str, part: slice) -> list[str]:
         """Texts of an array over one dim."""
         array = self.runs[0][name].variable[(part,)]
-        return [label_text(value) for value in np.asarray(array.values)]
+        return [visible(label_text(value), 300) for value in np.asarray(array.values)]

@@ -1,8 +1,12 @@
 // Shared by the panels' scripts, which this file is put in front of. Text is only ever set as text, never as markup.
 const wb = (() => {
+  const FOCUSABLE = new Set(["button", "input", "select", "summary", "textarea"]);
+
   /** An element. Children that are strings become text nodes; `on` maps events to handlers. */
   function h(tag, props = {}, ...children) {
     const made = document.createElement(tag);
+    // Keys pressed here are the panel's: JupyterLab would take arrows for its own, and 0 0 for "restart the kernel".
+    if (FOCUSABLE.has(tag) || props.tabindex !== undefined) made.setAttribute("data-lm-suppress-shortcuts", "true");
     for (const [name, value] of Object.entries(props)) {
       if (value === null || value === undefined || value === false) continue;
       if (name === "on") for (const [event, call] of Object.entries(value)) made.addEventListener(event, call);

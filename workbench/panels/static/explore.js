@@ -80,7 +80,7 @@ function render({ model, el }) {
   function controls() {
     fields.dataset.kind = placement(view) + frame.page;
     const names = spec.dims.map((dim) => dim.name), size = Object.fromEntries(spec.dims.map((dim) => [dim.name, dim.size]));
-    const array = choice("array", spec.arrays.map((item) => [item.name, `${item.name}  (${item.text})`]), spec.array, (name) => ask({ array: name }));
+    const array = choice("array", spec.arrays.map((item) => [item.name, `${item.name}  (${item.shape})`]), spec.array, (name) => ask({ array: name }));
     const kinds = h("div", { class: "wbx-segments", role: "radiogroup", "aria-label": "show as" },
       ...Object.entries(KINDS).map(([kind, text]) => {
         const off = (kind !== "table" && !spec.numeric) || (kind === "image" && names.length < 2) || (kind !== "table" && !names.length);
