@@ -523,6 +523,11 @@ class Workbench:
 
 
 def _bar(title: str) -> Progress:
+    """In a notebook what the panels show, in a terminal a line."""
+    import sys
+
+    if getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)().__class__.__name__ == "ZMQInteractiveShell":
+        return panel_module("progress").NotebookProgress(title)  # type: ignore[no-any-return]
     from workbench.execution.progress import ProgressBar
 
     return ProgressBar(title)
