@@ -108,7 +108,17 @@ def _lasting(output: Any) -> bool:
     """Whether an output still means something without its kernel: progress bars do not."""
     if output.output_type == "stream":
         return bool(output.name == "stdout")
-    return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    data = output.get("data", {})
+    if data and not any(data.values()):
+        return False  # a bar of progress, emptied when its run ended
+    return WIDGET not in data or "text/html" in data
+
+
+def _without_widget(output: Any) -> Any:
+    """An output without the widget that its kernel held."""
+    if WIDGET in output.get("data", {}):
+        del output.data[WIDGET]
+    return output
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
