@@ -94,7 +94,7 @@ def without_private_words(document: Any, folder: Path) -> Any:
     for cell in document.cells:
         cell.metadata.pop("execution", None)  # times of execution change with every run and mean nothing
         if cell.cell_type == "code":
-            cell.outputs = [_map_texts(output, cleaned) for output in cell.outputs if _lasting(output)]
+            cell.outputs = [_map_texts(_without_widget(output), cleaned) for output in cell.outputs if lasting(output)]
     document.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -104,8 +104,11 @@ def without_private_words(document: Any, folder: Path) -> Any:
     return document
 
 
-def _lasting(output: Any) -> bool:
-    """Whether an output still means something without its kernel: progress bars do not."""
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def lasting(output: Any) -> bool:
+    """Whether an output still means something without its kernel: panels bring a page along, progress bars do not."""
     if output.output_type == "stream":
         return bool(output.name == "stdout")
     data = output.get("data", {})
