@@ -444,10 +444,11 @@ def test_only_workers_with_a_gpu_compute_what_asks_for_one(client):
 
 def test_a_sweep_goes_on_after_scheduler_and_client_died(bench, tmp_path, tmp_path_factory):
     options = {
+        "dashboard_address": "127.0.0.1:0",
         "env": {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache")},
-        "local_directory": str(tmp_path),
+        "local_directory": str(tmp_path / "dask"),
     }
-    cluster = local_cluster(1, threads=1, **quiet(options))
+    cluster = local_cluster(1, threads=1, **options)
     with cluster, distributed.Client(cluster, set_as_default=False) as client:
         far = bench.on(client)
         bench.register(Patient)

@@ -348,6 +348,8 @@ def with_report(**changes: Any) -> Any:
         ("resume", {"run": unable}, "does not go on"),
         ("one_sample", {"run": first(fail_when(lambda i, o: i["data"].sizes["sample"] == 1))}, "not prepared"),
         ("odd_size", {"run": first(fail_when(lambda i, o: i["data"].sizes["x"] % 2))}, "not prepared"),
+        ("dask", {"run": first(fail_when(lambda i, o, here=os.getpid(): os.getpid() != here))}, "in a worker process"),
+        ("dask", {"run": then(lambda i, p, o: None)}, ""),
     ],
 )  # fmt: skip
 def test_behaviour_that_breaks_a_rule(rule, body, words, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.method import Method, MethodReference
+from workbench.testing.cluster import RULES_OF_CLUSTER
 from workbench.testing.declarations import check_declarations
 from workbench.testing.findings import Finding
 from workbench.testing.hard_inputs import RULES_OF_HARD_INPUTS
@@ -30,6 +31,7 @@ BEHAVIOUR: Mapping[str, Callable[[Trial], Iterator[str]]] = {
     **RULES_OF_SIDE_EFFECTS,
     **RULES_OF_HARD_INPUTS,
     **RULES_OF_INTERRUPTION,
+    **RULES_OF_CLUSTER,
 }
 """Rule -> what a trial shows against it."""
 

@@ -132,6 +132,10 @@ RULES: Mapping[str, Rule] = {
         "CPU and GPU agree within tolerance",
         "Create tensors on `out.device`; draw random numbers on the CPU with `out.generator`, then move them.",
     ),
+    "dask": Rule(
+        "in a worker process the method runs and gives the numbers it gives here",
+        "Refer to nothing that cannot be packed (locks, open files, sessions), and read no state of the process.",
+    ),
 }
 
 
