@@ -30,6 +30,7 @@ def pictures(count: int) -> Any:
     return sample_dataset({"image": PICTURE, "label": ("sample",)}, samples=count)
 
 
+TORCHVISION = {"dask": "beside a CPU build of torch, torchvision imports only where conftest.py declares its operators"}
 CALIBRATION = {"resamples": 100, "chance_draws": 20, "n_bins": 5}
 CASES: Mapping[str, Case] = {
     "attribution.integrated_gradients": Case({"n_steps": 8, "steps": 4}),
@@ -107,7 +108,7 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "detection.logit_scores": Case({"bootstrap": 100}),
-    "detection.ood_knn": Case({"bootstrap": 100, "k": 3}),
+    "detection.ood_knn": Case({"bootstrap": 100, "k": 3}, deviations=TORCHVISION),
     "quantization.adaquant": Case({"iterations": 3, "bias_steps": 2, "batch_size": 16, "calibration_samples": 20}),
     "quantization.hawq": Case(
         {
@@ -124,6 +125,7 @@ CASES: Mapping[str, Case] = {
     "restoration.deepinv_tv": Case(
         {"blur_sigma": 0.8, "iterations": 5, "batch_size": 16},
         inputs=lambda: {"data": pictures(20)},
+        deviations=TORCHVISION,
     ),
     "restoration.ms_ssim": Case(
         {
