@@ -52,7 +52,6 @@ CASES: Mapping[str, Case] = {
     "calibration.bang": Case(
         {"theory_draws": 200, "theory_spurious": 4, "theory_invariant": 2, "alphas": (0.5,), "epochs": 1}
     ),
-    "calibration.bang": Case({"theory_draws": 200, "theory_spurious": 4, "theory_invariant": 2, "alphas": (0.5,), "epochs": 1}),
     "calibration.ccvr": Case(
         {
             "clients": 2,
