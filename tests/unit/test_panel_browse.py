@@ -183,6 +183,20 @@ def test_the_table_notices_what_others_do(tmp_path: Path):
     assert len(table.order(Question())) == 0
 
 
+def test_runs_of_this_process_are_found_without_a_look(tmp_path: Path):
+    bench = workbench.open(tmp_path / "store", host=Host(found=[]))
+    put_run(bench, {}, metrics={"accuracy": 0.5})
+    table = RunTable(bench.store.index, bench.store.backend, "ada")
+    assert len(table.order(Question())) == 1
+    for accuracy in (0.9, 0.7):
+        put_run(bench, {}, metrics={"accuracy": accuracy})
+    found = table.rows(table.order(Question("accuracy > 0.4", sort="accuracy")), ("accuracy",))
+    assert [item.cells["accuracy"] for item in found] == [0.9, 0.7, 0.5]
+    assert table.counts(Question("accuracy > 0.6"))["status"] == [("complete", 2)]
+    bench.delete(bench["latest"].id)
+    assert len(table.order(Question())) == 2
+
+
 def test_a_running_run_without_a_sign_of_life_counts_as_interrupted(tmp_path: Path):
     import socket
 

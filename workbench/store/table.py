@@ -147,7 +147,7 @@ class RunTable:
             InputError: the query is not understood.
         """
         with self._lock:
-            columns = self._held()
+            columns = self._fresh()
             wanted = self._matching(question)
             for name, chosen in question.facets.items():
                 wanted = wanted & self._facet(name, chosen)
@@ -164,7 +164,7 @@ class RunTable:
             InputError: the query is not understood.
         """
         with self._lock:
-            columns = self._held()
+            columns = self._fresh()
             matching = self._matching(question)
             masks = {name: self._facet(name, chosen) for name, chosen in question.facets.items()}
             found = {}
@@ -198,7 +198,7 @@ class RunTable:
         if sql != "1":
             numbers = self._index.ask(f"SELECT n FROM runs WHERE {sql}", values, look=False, read=_first_cells)
             wanted[:] = False
-            wanted[self._positions(numbers)] = True
+            wanted[self._positions(numbers)[0]] = True
         return wanted
 
     def _facet(self, name: str, chosen: Sequence[str]) -> np.ndarray:
@@ -251,7 +251,8 @@ class RunTable:
             texts = f"SELECT run, substr(value, 1, ?) FROM facts WHERE name = {_NAME} AND value >= ''"
             return self._text_keys(self._index.ask(texts, [LONGEST, name], look=False))
         keys = np.full(len(columns.number), np.nan)
-        keys[self._positions(numbers["run"])] = numbers["value"]
+        places, known = self._positions(numbers["run"])
+        keys[places] = numbers["value"][known]
         return keys
 
     def _text_keys(self, rows: Iterable[tuple[int, str | None]]) -> np.ndarray:
@@ -260,18 +261,27 @@ class RunTable:
         if given:
             folded = np.array([text.casefold() for _, text in given], dtype=object)
             _, codes = np.unique(folded, return_inverse=True)
-            keys[self._positions(np.array([n for n, _ in given], dtype=np.int64))] = codes
+            places, known = self._positions(np.array([n for n, _ in given], dtype=np.int64))
+            keys[places] = codes[known]
         return keys
 
-    def _positions(self, numbers: np.ndarray) -> np.ndarray:
-        """Where runs lie in the columns; those that are not held yet (they came just now) are left out by their mask."""
+    def _positions(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where runs lie in the columns, and which of them do: one that came this very moment is not held yet."""
         held = self._held().number
         places = np.minimum(np.searchsorted(held, numbers), max(len(held) - 1, 0))
-        if not len(held) or not np.array_equal(held[places], numbers):
-            self._columns = None  # the index was brought up to date by somebody else: hold it anew
-            held = self._held().number
-            places = np.searchsorted(held, numbers)
-        return places
+        known = held[places] == numbers if len(held) else np.zeros(len(numbers), bool)
+        return places[known], known
+
+    def _fresh(self) -> _Columns:
+        """The columns, read anew if runs came or went since, by this process too (it enters its runs without a look)."""
+        ((count, last),) = self._index.ask("SELECT count(*), max(n) FROM runs", look=False)
+        held = self._columns
+        if held is not None and (count, last or 0) != (
+            len(held.number),
+            int(held.number[-1]) if len(held.number) else 0,
+        ):
+            self._columns = None
+        return self._held()
 
     def _held(self) -> _Columns:
         if self._columns is None:
