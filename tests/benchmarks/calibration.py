@@ -72,11 +72,13 @@ def fit(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
         scaler.fit(p, label, random_state=0)
         return 1 / float(np.ravel(scaler.temperature)[0])
 
-    peers = {"workbench": workbench, "scikit-learn": sklearn, "netcal": netcal}
-    found = {name: call() for name, call in peers.items()}
+    found: dict[str, float] = {}
+    calls = {"workbench": workbench, "scikit-learn": sklearn, "netcal": netcal}
+    peers = {name: (lambda n=name, c=call: found.update({n: c()})) for name, call in calls.items()}
+    seconds = take_turns(peers, rounds=rounds, warmup=0)
     print("temperature", {name: round(value, 6) for name, value in found.items()})
     assert abs(found["workbench"] / found["scikit-learn"] - 1) < 1e-5
-    print_table("Fitting a temperature", take_turns(peers, rounds=rounds, warmup=0), reference="workbench")
+    print_table("Fitting a temperature", seconds, reference="workbench")
 
 
 def peer_metrics(p: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -105,12 +107,17 @@ def metrics(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
     from workbench.toolkit import calibration_metrics
 
     p = softmax(logit)
-    ours, theirs = calibration_metrics(p, label), peer_metrics(p, label)
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    peers = {
+        "workbench, 21 metrics": lambda: ours.update(calibration_metrics(p, label)),
+        "peers, 7 metrics": lambda: theirs.update(peer_metrics(p, label)),
+    }
+    seconds = take_turns(peers, rounds=rounds, warmup=0)
     for name, value in theirs.items():
         assert abs(ours[name] - value) < 2e-5, (name, ours[name], value)
     print(f"equal: {', '.join(theirs)}; the product gives {len(ours)} metrics, the peers {len(theirs)}")
-    peers = {"workbench, 21 metrics": lambda: calibration_metrics(p, label), "peers, 7 metrics": lambda: peer_metrics(p, label)}
-    print_table("Metrics", take_turns(peers, rounds=rounds, warmup=0), reference="workbench, 21 metrics")
+    print_table("Metrics", seconds, reference="workbench, 21 metrics")
 
 
 def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed: int = 2) -> None:
@@ -142,13 +149,19 @@ def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed
           f"3 metrics {peer:.0f} s ({timed} replicates, multiplied); ratio {peer / seconds:.0f}")
 
 
-def memory(samples: int, classes: int) -> dict[str, float]:
-    """Calibrate the stored logits of a run in a process of its own; sizes in MiB."""
+def memory(samples: int, classes: int, keep: int | None = None) -> dict[str, float]:
+    """Calibrate the stored logits of a run in a process of its own; sizes in MiB.
+
+    Args:
+        samples: of the run.
+        classes: of the run.
+        keep: how many logits may be kept in memory; the family's own limit unless given.
+    """
     with tempfile.TemporaryDirectory() as folder:
         host = Host(found=[])
         host.register(StoredLogits)
         run = workbench.open(folder, host=host).run(StoredLogits.id, samples=samples, classes=classes, progress=False)
-        command = [sys.executable, __file__, "--child", folder, run.id]
+        command = [sys.executable, __file__, "--child", folder, run.id, str(keep or 0)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found | {"logits": samples * classes * 8 / 2**20}
@@ -181,8 +194,11 @@ class StoredLogits(Method):
         return Report(summary="Stored.")
 
 
-def child(folder: str, run: str) -> None:
+def child(folder: str, run: str, keep: str) -> None:
     """`calibration.temperature` on the stored logits; what counts is the memory beyond what a tiny run needs."""
+    from workbench_calibration import samples
+
+    samples.IN_MEMORY_ENTRIES = int(keep) or samples.IN_MEMORY_ENTRIES
     bench = workbench.open(folder)
     few = {"resamples": 200, "chance_draws": 50, "progress": False}
     logit, label = made_up(2000, 10)
@@ -206,7 +222,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=["fit", "metrics", "bootstrap", "memory"])
-    parser.add_argument("--child", nargs=2)
+    parser.add_argument("--child", nargs=3)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)

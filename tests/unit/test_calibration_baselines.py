@@ -21,6 +21,7 @@ from workbench_calibration.baselines import FOLDS, Baselines, held_out, judged, 
 from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
 from workbench_calibration.choice import CHOSEN, HeldOut, judge
 from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
+from workbench_calibration.h_calibration import HCalibration
 from workbench_calibration.histogram_binning import HistogramBinning, fit_histogram
 from workbench_calibration.isotonic import Isotonic, fit_isotonic
 from workbench_calibration.matrix_scaling import (
@@ -34,7 +35,7 @@ from workbench_calibration.matrix_scaling import (
 from workbench_calibration.per_class import renormalise
 from workbench_calibration.samples import log_probability
 from workbench_calibration.spline import SplineCalibration, fit_spline
-from workbench_calibration.temperature import fit_temperature
+from workbench_calibration.temperature import TemperatureScaling, fit_temperature
 from workbench_calibration.vector_scaling import VectorScaling
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
@@ -444,6 +445,36 @@ def test_every_method_improves_an_overconfident_classifier_and_reports_it(method
     assert "goes from" in report.summary
     again, _ = record(method, {"data": data}, **FEW, **params)
     assert np.array_equal(again.arrays["probability"], out.arrays["probability"])
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        (TemperatureScaling, {}),
+        (VectorScaling, {}),
+        (MatrixScaling, {"odir_lambda": 1.0, "odir_mu": 1.0}),
+        (DirichletCalibration, {"odir_lambda": 1.0, "odir_mu": 1.0}),
+        (Isotonic, {}),
+        (HistogramBinning, {}),
+        (BayesianBinning, {}),
+        (EnsembleTemperatureScaling, {}),
+        (SplineCalibration, {}),
+        (Baselines, {"methods": ("temperature", "isotonic_multi_class")}),
+        (HCalibration, {"maps": ("linear-2", "pwlinear-10"), "epochs": 3, "window": 20}),
+    ],
+)
+def test_no_method_fits_or_selects_by_the_labels_it_is_judged_on(method, params):
+    """Other labels of the report rows: the same probabilities. The rows themselves are apart."""
+    logit, label = skewed(240, 3)
+    data = xr.Dataset({"logit": (("sample", "class"), logit.numpy()), "label": ("sample", label.numpy())})
+    fit, report = data.isel(sample=slice(120)), data.isel(sample=slice(120, None))
+    turned = report.assign(label=(report["label"] + 1) % 3)
+    one, other = (record(method, {"fit": fit, "data": part}, **FEW, **params)[0].arrays for part in (report, turned))
+    assert np.array_equal(one["probability"], other["probability"])
+    assert not np.array_equal(one["value"], other["value"])
+    alone, _ = record(method, {"data": data}, **FEW, **params)
+    rows = [*alone.arrays["fit_index"], *alone.arrays["sample_index"]]
+    assert sorted(rows) == list(range(240))
 
 
 def test_the_comparison_suggests_by_the_fit_samples_and_ranks_on_the_others():
