@@ -29,6 +29,8 @@ MOST_POINTS = 4_000
 """Entries of one curve; a longer one is thinned."""
 ROWS, COLUMNS = 60, 24
 """Cells of a table shown at once."""
+LONGEST_LABEL = 60
+"""Characters of a label that is written into code; entries with longer ones are given by position."""
 PAGE = 24
 """Pictures on a page."""
 
@@ -225,6 +227,8 @@ def _label(source: Source, dim: str, index: int) -> str | None:
     if labels is None or dim == "run" or labels.dtype.kind not in "iuOUb" or len(labels) > 100_000:
         return None  # numbers with fractions are found by position: as text they may be another number
     wanted = labels[index]
+    if isinstance(wanted, str) and (len(wanted) > LONGEST_LABEL or not wanted.isprintable()):
+        return None
     if np.count_nonzero(labels == wanted) != 1:
         return None
     return repr(wanted.item() if hasattr(wanted, "item") else wanted)

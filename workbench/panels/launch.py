@@ -218,8 +218,10 @@ class LaunchPanel(Panel):
         shown = ipywidgets.Button(description="Look through the run", icon="search")
         shown.layout.width = "auto"
         box = ipywidgets.VBox([shown])
+        box.layout.align_items = "flex-start"
 
         def look(_: Any) -> None:
+            box.layout.align_items = "stretch"
             box.children = (run.panel().widget,)
 
         shown.on_click(look)

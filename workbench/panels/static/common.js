@@ -44,7 +44,7 @@ const wb = (() => {
 
   /** Calls back when the notebook changes between light and dark; returns what ends it. */
   function onTheme(call) {
-    const watcher = new MutationObserver(call);
+    const watcher = new MutationObserver(() => { call(); setTimeout(call, 300); }); // style sheets may come after the attribute
     watcher.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "class"] });
     return () => watcher.disconnect();
   }

@@ -11,7 +11,7 @@ function render({ model, el }) {
   const palette = model.get("palette"), maps = model.get("color_maps");
   let spec = model.get("spec"), view = structuredClone(spec.view), frame = null, values = null, over = null;
   let sequence = 0, waiting = false, dirty = null, playing = null, keep = null, mode = "side", blink = 0, blinker = null;
-  let look = { map: "", overlayMap: "magma", opacity: 0.5 };
+  let look = { map: "", overlayMap: "magma", opacity: 0.75 };
   const chosen = {}; // dims as they were last placed, for when the kind changes back
   let zoom = null; // rows and columns on view, as in view.window, but fractions are allowed: [top, bottom, left, right]
 
@@ -280,13 +280,18 @@ function render({ model, el }) {
   }
   function blend(i, data) {
     const size = frame.width * frame.height, from = i * size, { mask, limits } = frame.overlay, map = maps[look.overlayMap];
+    const both = look.overlayMap === "RdBu_r" || look.overlayMap === "PuOr_r";
     const classes = palette.light.map((text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16)));
     for (let p = 0; p < size; p++) {
       const v = over[from + p];
       if (v !== v || (mask && v === 0)) continue;
       let color, alpha = look.opacity;
       if (mask) color = classes[(v - 1) % classes.length];
-      else { const level = Math.max(0, Math.min(255, ((v - limits[0]) / (limits[1] - limits[0] || 1)) * 255 | 0)); color = [map[3 * level], map[3 * level + 1], map[3 * level + 2]]; }
+      else { // faint where there is little to see, so that the picture stays visible
+        const level = Math.max(0, Math.min(255, ((v - limits[0]) / (limits[1] - limits[0] || 1)) * 255 | 0));
+        color = [map[3 * level], map[3 * level + 1], map[3 * level + 2]];
+        alpha *= both ? Math.abs(level - 127.5) / 127.5 : level / 255;
+      }
       const at = 4 * p, under = data[at + 3] / 255;
       for (let c = 0; c < 3; c++) data[at + c] = data[at + c] * under * (1 - alpha) + color[c] * alpha;
       data[at + 3] = 255 * Math.max(under, alpha);
