@@ -129,11 +129,16 @@ def acceptance(embedding: Tensor, label: Tensor, threshold: Float) -> Acceptance
     return Acceptance(names.cpu().numpy(), threshold, n * (n - 1) // 2, n * (len(label) - n), accepted[0], accepted[1])
 
 
-def calibration_range(embedding: Tensor, label: Tensor, far_range: tuple[float, float]) -> tuple[float, float]:
-    """Thresholds at which the pooled false accept rate has fallen to `far_range[1]` and to `far_range[0]`.
+def thresholds_at(embedding: Tensor, label: Tensor, rates: Sequence[float]) -> list[float]:
+    """For each rate the threshold at which the pooled false accept rate has fallen to it.
 
-    The range is the same for all classes and comes from the negatives of the set that is judged: (lower, upper) cosine
-    similarity, the smallest multiples of 2 / FINE_BINS at which the rate is at most the target.
+    They come from the negatives of the set that is judged and are the same for all classes: the smallest multiples of
+    2 / FINE_BINS at which the rate is at most the wanted one.
+
+    Args:
+        embedding: (sample, feature), unit rows.
+        label: (sample,).
+        rates: wanted false accept rates.
     """
     tally = torch.zeros(FINE_BINS, dtype=torch.int64, device=embedding.device)
     for rows in _rows(embedding, torch.arange(len(embedding), device=embedding.device)):
@@ -142,8 +147,7 @@ def calibration_range(embedding: Tensor, label: Tensor, far_range: tuple[float, 
         tally += torch.bincount(((other + 1) * (FINE_BINS / 2)).long().clamp_(0, FINE_BINS - 1), minlength=FINE_BINS)
     counts = tally.cpu().numpy()
     share = np.append(counts[::-1].cumsum()[::-1], 0) / counts.sum()  # of the pairs in this bin or above
-    low, high = (int(np.argmax(share <= far)) for far in (far_range[1], far_range[0]))
-    return low * 2 / FINE_BINS - 1, high * 2 / FINE_BINS - 1
+    return [int(np.argmax(share <= rate)) * 2 / FINE_BINS - 1 for rate in rates]
 
 
 def grid(low: float, high: float, points: int, spacing: Spacing) -> Float:

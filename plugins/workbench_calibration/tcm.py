@@ -330,7 +330,10 @@ def _network(model: nn.Module | None, image: Tensor, params: Params) -> tuple[nn
     if model is None:
         return multilayer_perceptron(int(image[0].numel()), params.width, params.embedding_size), True
     network = embedding_network(model, params.embedding_size)
-    embed(network, image[:2])  # now, not after the first training, if it does not end in the new layer
+    width = embed(network, image[:2]).shape[1]  # now, not after the first training
+    if width != params.embedding_size:
+        got = f"{width} outputs after its last linear layer was given {params.embedding_size}"
+        raise InputError("model", expected="a classifier whose last linear layer makes its output", got=got)
     return network, params.initialization == "fresh"
 
 

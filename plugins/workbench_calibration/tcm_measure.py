@@ -12,12 +12,12 @@ from workbench_calibration.opis import (
     Acceptance,
     Float,
     acceptance,
-    calibration_range,
     grid,
     normalised,
     opis,
     retrieval,
     tail_opis,
+    thresholds_at,
     utility,
     utility_with_own_thresholds,
 )
@@ -56,10 +56,12 @@ def measure(embedding: Tensor, label: Tensor, params: Params) -> Measurement:
         params: of the run.
     """
     unit = normalised(embedding)
-    low, high = calibration_range(unit, label, params.far_range)
-    inside = acceptance(unit, label, grid(low, high, params.n_grid, params.spacing))
-    wide = acceptance(unit, label, WIDE)
-    shipped = acceptance(unit, label, np.array(calibration_range(unit, label, (params.operating_far,) * 2)[:1]))
+    small, large = params.far_range
+    low, high, at = thresholds_at(unit, label, (large, small, params.operating_far))
+    inside_grid = grid(low, high, params.n_grid, params.spacing)
+    merged = np.unique(np.concatenate([inside_grid, WIDE, [at]]))  # all pairs are looked at once
+    counted = acceptance(unit, label, merged)
+    inside, wide, shipped = (counted.take(np.searchsorted(merged, one)) for one in (inside_grid, WIDE, np.array([at])))
     value = utility(inside.far, inside.frr, params.c)
     own = utility_with_own_thresholds(wide, inside.pooled_far, params.c)
     own_frr = frr_with_own_thresholds(wide, params.operating_far)

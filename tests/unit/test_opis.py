@@ -15,7 +15,6 @@ from workbench import InputError
 from workbench_calibration import opis as module
 from workbench_calibration.opis import (
     acceptance,
-    calibration_range,
     grid,
     hardest_pairs,
     normalised,
@@ -24,6 +23,7 @@ from workbench_calibration.opis import (
     quantiles,
     retrieval,
     tail_opis,
+    thresholds_at,
     utility,
     utility_with_own_thresholds,
     with_partners,
@@ -87,7 +87,7 @@ def test_the_range_ends_where_the_pooled_rate_has_fallen_to_the_targets(far):
     unit, label = sample(2, sizes=(12, 15, 9, 20))
     upper = torch.triu_indices(len(label), len(label), 1)
     negative = np.sort((unit @ unit.T)[upper[0], upper[1]][label[upper[0]] != label[upper[1]]].numpy())
-    low, high = calibration_range(unit, label, far)
+    low, high = thresholds_at(unit, label, far[::-1])
     for end, wanted in ((low, far[1]), (high, far[0])):
         assert (negative >= end).mean() <= wanted
         # just below the next smaller similarity the rate would be too high
@@ -98,7 +98,7 @@ def test_the_range_ends_where_the_pooled_rate_has_fallen_to_the_targets(far):
 
 def test_opis_is_the_formula_one_sum_at_a_time():
     unit, label = sample(3)
-    low, high = calibration_range(unit, label, (0.05, 0.4))
+    low, high = thresholds_at(unit, label, (0.4, 0.05))
     threshold = grid(low, high, 11, "cosine")
     counted = acceptance(unit, label, threshold)
     table = []
