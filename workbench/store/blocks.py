@@ -7,14 +7,14 @@ without locks, in any order, and again if a worker died; the run is complete onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from workbench.errors import OutputError, StoreError
 from workbench.store.backend import Backend
-from workbench.store.layout import ArrayLayout, encode_chunk
-from workbench.store.zarr_access import open_array
+from workbench.store.encoding import encoded_files
+from workbench.store.layout import ArrayLayout
 
 __all__ = ["BlockWriter"]
 
@@ -74,12 +74,8 @@ class BlockWriter:
             where = ", ".join(map(str, [int(gap[0]) + self._start, *gap[1:].tolist()]))
             raise OutputError(f"output {self.path!r} was left unwritten at [{where}] by its block")
         try:
-            if self._layout.shard is None and self._layout.files == 1:
-                name = "/".join(["c", *("0" for _ in self._layout.shape)])
-                self._backend.write_new_chunk(f"{self._key}/{name}", encode_chunk(self._layout, self._values))
-            elif self._layout.files:
-                array: Any = open_array(self._backend, self._key)
-                array[self._start : self._stop] = self._values
+            for name, data in encoded_files(self._layout, self._values, self._start):
+                self._backend.write_new_chunk(f"{self._key}/{name}", data)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StoreError(f"the store {self._backend.url} cannot be written: {reason}") from error

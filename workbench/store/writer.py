@@ -20,8 +20,8 @@ from workbench.errors import OutputError, StoreError
 from workbench.record import RunRecord, now
 from workbench.store.backend import Backend
 from workbench.store.coverage import Coverage
-from workbench.store.encoding import encode_shard
-from workbench.store.layout import ArrayLayout, array_document, dump, encode_chunk, file_name, plan, plan_blocks
+from workbench.store.encoding import encoded_files
+from workbench.store.layout import ArrayLayout, array_document, dump, plan, plan_blocks
 from workbench.store.records import root_document
 from workbench.store.zarr_access import has_fast_pipeline, open_array
 
@@ -162,8 +162,8 @@ class ArrayWriter:
 
         def write() -> None:
             buffer.wait()
-            if buffer.filled.all() and self.run.by_hand and self.layout.file_grid[1:] == (1,) * (len(self.shape) - 1):
-                self.run.write_file(self.path, self.layout, (index, *(0 for _ in self.shape[1:])), buffer.values)
+            if buffer.filled.all() and self.run.by_hand:
+                self.run.write_files(self.path, self.layout, buffer.values, low)
                 return
             if buffer.filled.all():
                 self._zarr[low : low + len(buffer.values)] = buffer.values
@@ -322,10 +322,7 @@ class RunWriter:
         try:
             self.backend.write_new_chunk(f"{key}/zarr.json", dump(self.documents[path]))
             if layout.files == 1 or (layout.files and self.by_hand):
-                for index in np.ndindex(layout.file_grid):
-                    low = [place * part for place, part in zip(index, layout.file_shape, strict=True)]
-                    region = tuple(slice(a, a + part) for a, part in zip(low, layout.file_shape, strict=True))
-                    self.write_file(path, layout, index, values[region])
+                self.write_files(path, layout, values)
             elif layout.files:
                 open_array(self.backend, key)[...] = values
         except (OSError, RuntimeError) as error:
@@ -336,10 +333,10 @@ class RunWriter:
         """Whether whole files are faster made here than by zarr's pipeline."""
         return self.backend.remote or not has_fast_pipeline()
 
-    def write_file(self, path: str, layout: ArrayLayout, index: tuple[int, ...], values: np.ndarray) -> None:
-        """Write one file of an array: chunk or shard."""
-        data = encode_chunk(layout, values) if layout.shard is None else encode_shard(layout, values)
-        self.backend.write_new_chunk(f"{self.folder}/{path}/{file_name(index)}", data)
+    def write_files(self, path: str, layout: ArrayLayout, values: np.ndarray, first_row: int = 0) -> None:
+        """Write whole files of an array: see `encoded_files`."""
+        for name, data in encoded_files(layout, values, first_row):
+            self.backend.write_new_chunk(f"{self.folder}/{path}/{name}", data)
 
     # --- background writing -----------------------------------------------------------------------------------------
 
