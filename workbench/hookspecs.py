@@ -75,7 +75,7 @@ def workbench_commands() -> Sequence[click.Command]:  # type: ignore[empty-body]
 
 @hookspec
 def workbench_run_started(run_id: str, record: Mapping[str, Any]) -> None:
-    """A run began; `record` is its run record as plain JSON values."""
+    """A run began; `record` is its run record as plain JSON values. One of finished, failed and skipped follows."""
 
 
 @hookspec
@@ -91,3 +91,8 @@ def workbench_run_finished(run_id: str, record: Mapping[str, Any]) -> None:
 @hookspec
 def workbench_run_failed(run_id: str, record: Mapping[str, Any]) -> None:
     """A run failed or was cancelled; `record["failure"]` says how."""
+
+
+@hookspec
+def workbench_run_skipped(run_id: str, reason: str) -> None:
+    """The method of a run declined these inputs; nothing of the run is kept."""

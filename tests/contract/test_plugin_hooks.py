@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from workbench import CustomView, Line, Report
 from workbench import hookspecs as specification
-from workbench.errors import PluginError
+from workbench.errors import PluginError, RunFailedError, SkippedError
 from workbench.host import Host, PluginStatus
 from workbench.render import RenderedReport, palette, static
 from workbench.render.custom import ENTRIES
@@ -27,6 +27,8 @@ from workbench.testing import check_method
 from contract import third_party
 from contract.third_party import ClassAccuracy, Rose
 from unit.render_cases import StoredResult, lazily
+from unit.sample_methods import Declining
+from unit.sample_methods import Failing as Raising
 
 LOGIT = np.array([[3, 0, 0], [3, 0, 0], [0, 3, 0], [3, 0, 0], [0, 0, 3], [0, 0, 3]], dtype=np.float32)
 LABEL = np.array([0, 0, 1, 1, 2, 2])
@@ -84,6 +86,17 @@ def test_its_notifications_tell_the_life_of_a_run(bench, run):
     served = bench.run(ClassAccuracy, data={"logit": LOGIT, "label": LABEL}, progress=False)
     assert served.served
     assert [hook for hook, _ in third_party.HEARD].count("finished") == 1
+
+
+def test_a_run_that_began_always_ends_in_one_notification(bench):
+    with pytest.raises(SkippedError):
+        bench.run(Declining, progress=False)
+    with pytest.raises(RunFailedError):
+        bench.run(Raising, progress=False)
+    told = [(hook, run_id) for hook, run_id in third_party.HEARD if hook != "progressed"]
+    assert [hook.partition(":")[0] for hook, _ in told] == ["started", "skipped", "started", "failed"]
+    assert told[0][1] == told[1][1]
+    assert told[2][1] == told[3][1]
 
 
 def test_its_command_runs(host):

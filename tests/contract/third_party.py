@@ -159,3 +159,8 @@ def workbench_run_finished(run_id: str, record: Mapping[str, Any]) -> None:
 @hookimpl
 def workbench_run_failed(run_id: str, record: Mapping[str, Any]) -> None:
     HEARD.append((record["status"], run_id))
+
+
+@hookimpl
+def workbench_run_skipped(run_id: str, reason: str) -> None:
+    HEARD.append((f"skipped: {reason}", run_id))

@@ -127,8 +127,9 @@ def _live(
             report, checkpointed = _compute(job, writer, store, life, cancel, device, turn, sharing)
         seconds = time.perf_counter() - started
         done = writer.complete(seconds=seconds, report=report, provenance=facts | {"memory": memory.summary()})
-    except SkippedError:
+    except SkippedError as declined:
         writer.abandon()
+        host.notify("workbench_run_skipped", run_id=record.id, reason=declined.reason)
         raise
     except BaseException as error:
         facts |= {"memory": memory.summary()}

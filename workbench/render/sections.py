@@ -221,7 +221,12 @@ def _unit(entry: Mapping[str, Any]) -> str:
 def models_table(info: RunInfo) -> Html:
     """Models that can be loaded back: name, factory, input shape."""
     rows = [
-        (element("code", name), entry.get("factory") or "state only", repr(entry.get("input_shape") or ""), _state(info, name))
+        (
+            element("code", name),
+            entry.get("factory") or "state only",
+            repr(entry.get("input_shape") or ""),
+            _state(info, name),
+        )
         for name, entry in info.models.items()
     ]
     return table_html(("model", "factory", "input shape", "size"), rows, (False, False, False, True))
@@ -229,9 +234,7 @@ def models_table(info: RunInfo) -> Html:
 
 def _state(info: RunInfo, name: str) -> str:
     sizes = [
-        entry.get("bytes")
-        for path, entry in info.arrays.items()
-        if path.startswith((f"models/{name}/", f"{name}/"))
+        entry.get("bytes") for path, entry in info.arrays.items() if path.startswith((f"models/{name}/", f"{name}/"))
     ]
     whole = [size for size in sizes if isinstance(size, int)]
     return bytes_text(sum(whole)) if whole else "–"
@@ -247,7 +250,7 @@ def provenance_list(info: RunInfo) -> Html:
             pairs.append(("official code", str(info.paper["code"])))
     pairs.append(("method", f"{info.method} version {info.method_version}".removesuffix(" version ")))
     if info.method_code:
-        pairs.append(("source digest", element("code", info.method_code)))
+        pairs.append(("unpublished code", join(["of no release; digest ", element("code", info.method_code)])))
     pairs.append(("key", element("code", info.key) if info.key else "none: an input cannot be identified by content"))
     plugin = found.get("plugin")
     if isinstance(plugin, Mapping):
