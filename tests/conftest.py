@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
+import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+import torchvision_operators
 
-def _let_torchvision_import() -> None:
-    """Beside a CPU build of torch, torchvision's wheel fails to import: the operators it compiled are missing.
-
-    netcal requires it, and torchmetrics imports it where it is installed. No test calls one of those operators, so
-    declaring them is enough. Where torchvision imports by itself nothing is declared.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        text = Path(spec.origin).with_name("_meta_registrations.py").read_text()
-        names = set(re.findall(r'register_meta\("(\w+)"\)|torchvision::(\w+)"', text))
-        library = torch.library.Library("torchvision", "DEF")
-        for name in sorted({first or second for first, second in names}):
-            library.define(f"{name}(Tensor input) -> Tensor")
-        _let_torchvision_import.library = library  # type: ignore[attr-defined]  # declarations end with their library
-        for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        import torchvision  # noqa: F401
-
-
-_let_torchvision_import()
+# Before dask reads its configuration.
+os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = f"['{torchvision_operators.__file__}']"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it starts in the background; the tests of cancellation send it themselves.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -471,3 +473,22 @@ def test_a_sweep_goes_on_after_scheduler_and_client_died(bench, tmp_path, tmp_pa
     assert len(again.runs) == 5
     assert len(bench.runs("status = complete and method = sample.patient")) == 5
     assert bench.sweep("sample.random_numbers", seed=range(3), progress=False).run_ids == done.run_ids
+
+
+def test_the_command_starts_workers_and_ends_with_ctrl_c(bench, tmp_path):
+    command = [sys.executable, "-m", "workbench", "cluster", "--workers", "1", "--threads", "1", "--port", "0"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    try:
+        assert started.stdout is not None
+        told = dict(started.stdout.readline().strip().split(": ", 1) for _ in range(3))
+        assert told["workers"].startswith("1;")
+        assert told["dashboard"].startswith("http")
+        with distributed.Client(told["scheduler"], set_as_default=False) as client:
+            (worker,) = client.scheduler_info(n_workers=-1)["workers"].values()
+            assert worker["nthreads"] == 1
+            assert list(client.run(os.getenv, "OMP_NUM_THREADS").values()) == ["1"]
+    finally:
+        started.send_signal(signal.SIGINT)
+        started.wait(timeout=PATIENCE)
+    assert started.returncode == 0

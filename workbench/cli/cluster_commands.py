@@ -131,4 +131,7 @@ def cluster_command(
         click.echo(f"scheduler: {cluster.scheduler_address}")
         click.echo(f"dashboard: {cluster.dashboard_link}")
         click.echo(f"workers: {len(cluster.workers)}; stop them with Ctrl-C")
-        threading.Event().wait()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("stopping the workers", err=True)

@@ -14,7 +14,7 @@ from workbench.errors import CancelledError, SkippedError
 if TYPE_CHECKING:
     from workbench.execution.progress import CancelToken, Progress
 
-__all__ = ["Handle", "HandleStatus", "ProgressState"]
+__all__ = ["Handle", "HandleProgress", "HandleStatus", "ProgressState"]
 
 R = TypeVar("R")
 HandleStatus = Literal["pending", "running", "complete", "failed", "cancelled", "skipped"]

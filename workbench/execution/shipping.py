@@ -47,6 +47,8 @@ class Order:
     """Role -> digest of the packed subject, which travels beside the order."""
     cls: Blob | None
     """A class that no plugin of the worker offers."""
+    with_code: bool
+    """Whether `cls` holds the code, or only the name of an importable class."""
     blockwise: bool
     """Whether its work can be shared out."""
     package: tuple[str, str]
@@ -76,8 +78,8 @@ class Packed:
     """What the orders of one batch have in common, packed once."""
 
     batch: str = field(default_factory=lambda: uuid.uuid4().hex)
-    methods: dict[type[Method], tuple[str | None, Blob | None]] = field(default_factory=dict)
-    """Digest of the code, and the class where it has to travel."""
+    methods: dict[type[Method], tuple[str | None, Blob | None, bool]] = field(default_factory=dict)
+    """Digest of the code, and the class where it has to travel, with its code or by name."""
     subjects: dict[tuple[type[Method], str, int], tuple[Any, str, Blob]] = field(default_factory=dict)
     """Per method, role and object: the object (kept, so that its id stays its own), digest and bytes."""
 
@@ -104,8 +106,8 @@ def make_order(
     contents: dict[str, str] = {}
     packed = packed or Packed()
     if method not in packed.methods:
-        packed.methods[method] = (method_code(method), None if owner is not None else pack_class(method))
-    code, cls = packed.methods[method]
+        packed.methods[method] = (method_code(method), *(pack_class(method) if owner is None else (None, False)))
+    code, cls, with_code = packed.methods[method]
     for role, value in request.roles.items():
         text = _as_text(value, store)
         if text is not None:
@@ -127,6 +129,7 @@ def make_order(
         specs=specs,
         contents=contents,
         cls=cls,
+        with_code=with_code,
         blockwise=issubclass(method, BlockwiseMethod),
         package=("", "") if owner is None else (owner.distribution or owner.name, owner.version),
         workbench=__version__,
@@ -210,31 +213,38 @@ def pack(value: Any, role: str) -> Blob:
         ) from error
 
 
-def pack_class(method: type[Method]) -> Blob:
-    """A method's class as bytes; by value where its module is no installed package, which workers may lack.
+def pack_class(method: type[Method]) -> tuple[Blob, bool]:
+    """A method's class as bytes, and whether they hold its code.
+
+    By value, because workers may lack its module. What cannot be packed so, because its module holds something that no other
+    process can have, goes by name: then workers need the module.
 
     Raises:
-        InputError: it refers to something that cannot be packed.
+        InputError: it can be packed neither way.
     """
     import cloudpickle
 
     module = sys.modules.get(method.__module__)
     path = getattr(module, "__file__", None) or ""
-    by_value = module is not None and method.__module__ != "__main__" and "site-packages" not in path
-    if by_value:
+    own = module is not None and method.__module__ != "__main__" and "site-packages" not in path
+    if module is not None and own:
         cloudpickle.register_pickle_by_value(module)
-    try:
-        return bytes(cloudpickle.dumps(method))
-    except Exception as error:
-        raise InputError(
-            "method",
-            expected="a class that can be sent to a worker process",
-            got=f"{method.__name__}, which cannot be packed ({type(error).__name__}: {str(error)[:200]})",
-            hint="Put it into a package that the workers have, or run it without a client.",
-        ) from error
-    finally:
-        if by_value:
+        try:
+            return bytes(cloudpickle.dumps(method)), True
+        except Exception as error:
+            reason: Exception = error
+        finally:
             cloudpickle.unregister_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(method)), not path
+    except Exception as error:
+        reason = error
+    raise InputError(
+        "method",
+        expected="a class that can be sent to a worker process",
+        got=f"{method.__name__}, which cannot be packed ({type(reason).__name__}: {str(reason)[:200]})",
+        hint="Put it into a package that the workers have, or run it without a client.",
+    ) from reason
 
 
 def unpack(blob: Blob) -> Any:

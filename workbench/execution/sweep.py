@@ -6,6 +6,7 @@ call finds what is complete and computes the rest.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -187,11 +188,11 @@ class Sweep(Generic[R]):
         """A row per point: what is swept, status, run, metrics, error; failed ones first if `limit` cuts it short."""
         with self._changed:
             entries = dict(self._entries)
-        numbers = range(len(self.points))
-        if limit is not None and len(numbers) > limit:
+        numbers: Iterable[int] = range(len(self.points))
+        if limit is not None and len(self.points) > limit:
             bad = [number for number, entry in entries.items() if entry.error is not None][:limit]
-            rest = (number for number in numbers if number not in set(bad))
-            numbers = sorted([*bad, *(number for number, _ in zip(rest, range(limit - len(bad)), strict=False))])  # type: ignore[assignment]
+            others = (number for number in range(len(self.points)) if number not in bad)
+            numbers = sorted([*bad, *itertools.islice(others, limit - len(bad))])
         rows = []
         for number in numbers:
             point, entry = self.points[number], entries.get(number, _Entry())

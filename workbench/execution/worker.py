@@ -154,7 +154,7 @@ def _method(order: Order, where: str) -> type[Method]:
             f"install the same version there: pip install 'vision-workbench=={order.workbench}'"
         )
     if order.cls is not None:
-        return _unpacked_class(order.cls)
+        return _unpacked(order, order.cls, where)
     package, version = order.package
     try:
         method = _host().method(order.method)
@@ -170,13 +170,29 @@ def _method(order: Order, where: str) -> type[Method]:
             f"worker {where} has {' '.join(there)} with version {method.version} of {order.method}, this notebook has "
             f"{package} {version} with version {order.version}; install the same version on both"
         )
+    _same_code(order, method, where)
+    return method
+
+
+def _unpacked(order: Order, blob: bytes, where: str) -> type[Method]:
+    try:
+        method = _unpacked_class(blob)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"worker {where} lacks the code of {order.method} ({error}); install its package there, or define it in a cell"
+        ) from error
+    if not order.with_code:
+        _same_code(order, method, where)
+    return method
+
+
+def _same_code(order: Order, method: type[Method], where: str) -> None:
     if (order.batch, order.method) not in _verified and method_code(method) != order.code:
         raise PluginError(
             f"worker {where} has another text of the code behind {order.method} than this notebook; "
             "restart whichever was started before the last edit (client.restart() for workers)"
         )
     _verified.add((order.batch, order.method))
-    return method
 
 
 def _request(order: Order, method: type[Method]) -> Request:
