@@ -117,6 +117,7 @@ function render({ model, el }) {
     const reply = await ask({ kind: "tick", anchor: grid.anchor }).catch(() => null);
     ticking = false;
     if (!reply || mine !== asked || reply.error) return;
+    if (grid.offset !== offset) reply.place = null; // scrolled meanwhile: stay there
     if (reply.changed) { grid.renew(reply, offset); vacant(reply.empty); counted(); count_facets(); }
     else if (reply.version !== grid.state.version) again({ look: false });
     else if (reply.live) grid.refresh();
@@ -126,11 +127,6 @@ function render({ model, el }) {
   watcher.observe(root);
   const timer = setInterval(tick, model.get("interval"));
 
-  const restate = () => {
-    const wanted = model.get("state");
-    if (JSON.stringify(wanted) !== JSON.stringify(state)) { search.set(wanted.query); change(wanted); }
-  };
-  model.on("change:state", restate);
   const open_elsewhere = () => grid.opened(model.get("opened") || null);
   model.on("change:opened", open_elsewhere);
 
@@ -148,7 +144,6 @@ function render({ model, el }) {
     grid.end();
     search.end();
     model.off("msg:custom", hear);
-    model.off("change:state", restate);
     model.off("change:opened", open_elsewhere);
   };
 }

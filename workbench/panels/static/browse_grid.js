@@ -14,7 +14,7 @@ function runGrid({ ask, on, label, uid }) {
     h("div", { role: "rowgroup" }, head), canvas);
   const selected = new Set();
   let state = { columns: [], sort: "", descending: true, total: 0, version: 0 };
-  let pages = new Map(), shown = new Map(), active = 0, pivot = null, opened = null, asking = null, wanted = null;
+  let pages = new Map(), shown = new Map(), active = 0, pivot = null, opened = null, asking = null, wanted = null, name = 0;
 
   const height = () => Math.max(ROW, el.clientHeight - head.offsetHeight);
   const full = () => state.total * ROW;
@@ -36,17 +36,30 @@ function runGrid({ ask, on, label, uid }) {
   function header() {
     measure();
     el.setAttribute("aria-colcount", state.columns.length + 1);
+    const focused = head.contains(document.activeElement);
+    name = Math.min(name, state.columns.length - 1);
     head.replaceChildren(
       h("span", { role: "columnheader", class: "wbb-cell wbb-check", "aria-label": "selected" }),
-      ...state.columns.map((column) => {
+      ...state.columns.map((column, at) => {
         const sorted = column.name === state.sort;
         const numeric = column.kind === "number" || column.kind === "parameter";
         return h("span", { role: "columnheader", class: numeric ? "wb-number" : "", "aria-sort": sorted ? (state.descending ? "descending" : "ascending") : "none" },
-          h("button", { class: "wbb-name", type: "button", tabindex: -1, title: `${column.help}. Click to sort.`, "data-column": column.name, on: { click: () => on.sort(column.name) } },
+          h("button", { class: "wbb-name", type: "button", tabindex: at === name ? 0 : -1, title: `${column.help}. Click to sort.`, "data-column": column.name, on: { click: () => { name = at; on.sort(column.name); } } },
             h("span", {}, column.title), column.arrow ? h("span", { "aria-hidden": "true" }, column.arrow) : null,
             sorted ? h("span", { class: "wbb-arrow", "aria-hidden": "true" }, state.descending ? "▼" : "▲") : null));
       }));
+    if (focused) head.querySelectorAll(".wbb-name")[name]?.focus();
   }
+
+  /** One of the names can be reached with Tab; arrows go from name to name, and down into the rows. */
+  head.addEventListener("keydown", (event) => {
+    const names = [...head.querySelectorAll(".wbb-name")], step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "ArrowDown") el.focus();
+    else if (step && names[name + step]) { names[name].tabIndex = -1; name += step; names[name].tabIndex = 0; names[name].focus(); }
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
 
   function cell(column, value, row) {
     const [text, title] = Array.isArray(value) && column.kind !== "tags" ? value : [value, null];
@@ -223,7 +236,7 @@ function runGrid({ ask, on, label, uid }) {
   el.addEventListener("keydown", (event) => {
     const page = Math.max(1, Math.floor(height() / ROW) - 1);
     const steps = { ArrowDown: active + 1, ArrowUp: active - 1, PageDown: active + page, PageUp: active - page, Home: 0, End: state.total - 1 };
-    if (event.target !== el && !(event.key in steps)) return;
+    if (event.target !== el) return;
     if (event.key in steps) go(steps[event.key], event.shiftKey);
     else if (event.key === "Enter") open(active);
     else if (event.key === " ") toggle(active);
