@@ -441,7 +441,11 @@ class RunWriter:
         return self.record
 
     def _gone(self) -> bool:
-        """Whether somebody deleted the run, e.g. as garbage while this machine slept. It stays so: nothing revives it."""
+        """Whether somebody deleted the run, e.g. as garbage while this machine slept. It stays so: nothing revives it.
+
+        A run deleted (by force, for it is alive) in the moment between this look and the record's last writing reads as
+        complete and its arrays as missing: IntegrityError, which `verify` names too, never wrong numbers.
+        """
         with suppress(OSError):  # not known: writing, which comes next, says what is wrong
             self._deleted = self._deleted or self.backend.size(f"{self.folder}/zarr.json") is None
         return self._deleted
