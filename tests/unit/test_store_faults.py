@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from workbench.errors import IntegrityError, StoreError
 from workbench.store import Store
 from workbench.store.maintenance import find_garbage, remove_garbage
 
@@ -94,18 +93,6 @@ def test_kill_9_at_200_random_moments(tmp_path):
     assert interrupted > 0
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
-def test_lost_permission_is_an_error_and_comes_back(tmp_path):
-    store = new_store(tmp_path)
-    run = add(store, {"score": np.arange(5.0)})
-    chunk = next(Path(store.url).rglob("score/c/0"))
-    chunk.chmod(0)
-    with pytest.raises((IntegrityError, StoreError, PermissionError)):
-        store.run(run)["score"].values  # noqa: B018
-    chunk.chmod(stat.S_IRUSR)
-    assert store.run(run)["score"].values.tolist() == [0, 1, 2, 3, 4]
-
-
 def test_a_disk_that_hiccups_takes_no_run_away(tmp_path, monkeypatch):
     """A record that cannot be read just now is looked at again, not forgotten."""
     from workbench.store.backend import LocalBackend
@@ -126,3 +113,172 @@ def test_a_disk_that_hiccups_takes_no_run_away(tmp_path, monkeypatch):
     assert other.runs() == []
     monkeypatch.undo()
     assert [found.id for found in other.runs()] == [run]
+
+
+# ------------------------------------------------------------------------------------------------------- lost permission
+
+NOBODY = 65_534
+
+
+def outcome_as_nobody(work):
+    """What `work()` returns, or the error it raises, in a child process without the superuser's rights."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            text = repr(work())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode()[:4000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read().decode()
+    os.waitpid(child, 0)
+    return text
+
+
+@pytest.fixture
+def public_folder():
+    """A folder that everybody may reach and read (those of pytest are the user's own)."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and permissions as POSIX has them")
+def test_lost_permission_is_an_error_and_comes_back(public_folder):
+    store = new_store(public_folder)
+    run = add(store, {"score": np.arange(5.0)})
+    assert store.run(run)["score"].values.tolist() == [0, 1, 2, 3, 4]
+
+    def read():
+        return store.run(run)["score"].values.tolist()
+
+    chunk = next(Path(store.url).rglob("score/c/0"))
+    chunk.chmod(0)
+    if os.geteuid() == 0:
+        for path in (store.index.path.parent, *store.index.path.parent.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+    assert outcome_as_nobody(read).startswith(("IntegrityError", "StoreError", "PermissionError"))
+    chunk.chmod(0o444)
+    assert outcome_as_nobody(read) == "[0.0, 1.0, 2.0, 3.0, 4.0]"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and permissions as POSIX has them")
+def test_a_store_one_may_only_read_says_so_before_any_work(public_folder):
+    store = new_store(public_folder)
+    add(store, {"score": np.arange(5.0)})
+    for folder in (Path(store.url), *(path for path in Path(store.url).rglob("*") if path.is_dir())):
+        folder.chmod(0o555)
+
+    def begin():
+        return add(Store(store.url, index_folder=public_folder / "nowhere"))
+
+    text = outcome_as_nobody(begin)
+    assert text.startswith("StoreError: the store ")
+    assert "cannot be written: Permission denied" in text
+    for folder in (Path(store.url), *(path for path in Path(store.url).rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+
+
+# -------------------------------------------------------------------------------------------- two processes, one request
+
+ASKER = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import numpy as np
+import workbench
+from workbench.host import Host
+from workbench.store import Store
+from unit.sample_methods import MeanImage
+
+
+class Slow(MeanImage):
+    id = "sample.slow"
+
+    def run(self, inputs, params, out):
+        print("computing", flush=True)
+        sys.stdin.readline()
+        super().run(inputs, params, out)
+
+
+host = Host(found=[])
+host.register(Slow)
+bench = workbench.Workbench(Store({store!r}, index_folder=Path({index!r}) / sys.argv[1]), host)
+print("ready", flush=True)
+sys.stdin.readline()
+run = bench.run("sample.slow", data=np.full((4, 1, 8, 8), 0.5, np.float32), study=sys.argv[1])
+print(run.id, run.served, float(run["mean"].mean()), run.status, flush=True)
+"""
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Starts a process that is ready to ask for a run as soon as it is sent a line, and computes it after another."""
+    code = ASKER.format(
+        paths=[str(Path(__file__).parents[1])], store=str(tmp_path / "store"), index=str(tmp_path / "index")
+    )
+    script = tmp_path / "ask.py"  # a file: the method's source is part of the key
+    script.write_text(code)
+    children = []
+
+    def start(name):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        child = subprocess.Popen([sys.executable, str(script), name], text=True, **pipes)
+        children.append(child)
+        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def tell(child) -> None:
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def test_a_second_process_waits_for_the_run_of_the_first(ask, tmp_path):
+    ada, bob = ask("ada"), ask("bob")
+    tell(ada)
+    assert ada.stdout.readline() == "computing\n"
+    tell(bob)
+    for line in bob.stderr:
+        if line.startswith("waiting for the same run by"):
+            break
+    else:
+        raise AssertionError("the second process did not wait")
+    tell(ada)
+    first, second = ada.stdout.readline().split(), bob.stdout.readline().split()
+    assert first[1:] == ["False", "0.5", "complete"]
+    assert second == [first[0], "True", "0.5", "complete"]
+    (run,) = Store(tmp_path / "store", index_folder=tmp_path / "third").runs()
+    store = Store(tmp_path / "store", index_folder=tmp_path / "third")
+    assert (run.record.study, store.annotations.of(run.id).studies) == ("ada", ("bob",))
+
+
+def test_two_processes_that_ask_in_one_moment_both_get_a_sound_run(ask, tmp_path):
+    """Both may compute it; nothing is lost, and whoever asks later gets one of the two."""
+    children = [ask("ada"), ask("bob")]
+    for child in children:
+        tell(child)
+        tell(child)  # compute at once
+    answers = [
+        [line for line in child.communicate(timeout=120)[0].splitlines() if line != "computing"][-1].split()
+        for child in children
+    ]
+    assert [answer[2:] for answer in answers] == [["0.5", "complete"]] * 2
+    store = Store(tmp_path / "store", index_folder=tmp_path / "third")
+    runs = {run.id: run for run in store.runs()}
+    assert {answer[0] for answer in answers} == set(runs)
+    assert len({run.record.key for run in runs.values()}) == 1
+    assert list(store.verify()) == []
+    assert store.find(next(iter(runs.values())).record.key).id in runs
