@@ -80,25 +80,44 @@ def test_a_run_of_five_arrays_takes_at_most_15_requests(bucket, proxy, tmp_path)
     assert {method for method, _ in proxy.requests} == {"PUT", "HEAD"}  # the last: is the run still there?
 
 
-def test_a_slice_takes_few_requests_and_few_bytes(bucket, proxy, tmp_path):
-    values = np.random.default_rng(0).integers(0, 255, (60, 3, 128, 128), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "place"),
+    [((60, 3, 256, 256), "uint8", 17), ((60, 256, 256), "uint8", 17), ((9000, 1000), "float32", 8500)],
+    ids=["picture", "grey picture", "row of logits"],
+)
+def test_one_item_takes_two_requests_and_at_most_twice_its_bytes(bucket, proxy, tmp_path, shape, dtype, place):
+    """Noise, which does not compress: the worst case. The index of a shard is read once and then known."""
+    generator = np.random.default_rng(0)
+    values = (
+        generator.normal(size=shape).astype(dtype) if dtype == "float32" else generator.integers(0, 256, shape, dtype)
+    )
     store = Store(bucket, index_folder=tmp_path)
     writer = store.begin(_record())
-    writer.put("image", values, ("sample", "channel", "y", "x"))
+    writer.put("value", values, tuple(f"dim_{axis}" for axis in range(values.ndim)))
     done = writer.complete()
-    five = five_arrays(store)
     store.index.put(done)
-    store.index.put(five)
-    image, small = store.run(done.id)["image"], store.run(five.id)["array_3"]
+    array = store.run(done.id)["value"]
     proxy.requests.clear()
     proxy.sent = 0
-    np.testing.assert_array_equal(image[17].values, values[17])
+    np.testing.assert_array_equal(array[place].values, values[place])
     assert len(proxy.requests) == 2  # the shard's index, one chunk
-    assert proxy.sent < 512 * 1024 + 4096
-    np.testing.assert_array_equal(image[18].values, values[18])
-    assert len(proxy.requests) == 3  # the index is known now
+    assert proxy.sent <= 2 * values[0].nbytes + 16 * 4096 + 4
+    proxy.sent = 0
+    np.testing.assert_array_equal(array[place + 2].values, values[place + 2])
+    assert len(proxy.requests) == 3
+    assert proxy.sent <= 2 * values[0].nbytes
+    np.testing.assert_array_equal(array[place : place + 20].values, values[place : place + 20])
+    assert len(proxy.requests) == 4  # neighbours come together
+
+
+def test_a_small_array_takes_one_request(bucket, proxy, tmp_path):
+    store = Store(bucket, index_folder=tmp_path)
+    run = five_arrays(store)
+    store.index.put(run)
+    small = store.run(run.id)["array_3"]
+    proxy.requests.clear()
     np.testing.assert_array_equal(small[:5].values, FIVE["array_3"][:5])
-    assert len(proxy.requests) == 4
+    assert len(proxy.requests) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- faults
