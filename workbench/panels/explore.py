@@ -136,7 +136,7 @@ def _widget_class() -> Any:
     import traitlets
 
     class ExplorerWidget(anywidget.AnyWidget):  # type: ignore[misc]
-        _esm = style.asset("common.js") + style.asset("explore.js")
+        _esm = style.asset("common.js") + style.asset("explore_pictures.js") + style.asset("explore.js")
         _css = style.asset("common.css") + style.asset("explore.css")
         spec = traitlets.Dict().tag(sync=True)
         color_maps = traitlets.Dict().tag(sync=True)

@@ -6,7 +6,9 @@ function render({ model, el }) {
     const wanted = model.get("charts");
     if (charts.length !== wanted.length) {
       for (const chart of charts) chart.end();
-      charts = wanted.map((data) => wb.chart(model.get("palette"), { height: 220, label: `${data.y_label} over ${data.x_label}` }));
+      charts = wanted.map((data) =>
+        wb.chart(model.get("palette"), { height: 220, label: `${data.y_label} over ${data.x_label}` }),
+      );
       box.replaceChildren(...charts.map((chart) => chart.el));
     }
     wanted.forEach((data, i) => charts[i].update(data, true));
@@ -14,7 +16,10 @@ function render({ model, el }) {
   model.on("change:charts", show);
   el.append(box);
   show();
-  return () => { model.off("change:charts", show); for (const chart of charts) chart.end(); };
+  return () => {
+    model.off("change:charts", show);
+    for (const chart of charts) chart.end();
+  };
 }
 
 export default { render };
