@@ -267,7 +267,10 @@ class RunTable:
 
     def _positions(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where runs lie in the columns, and which of them do: one that came this very moment is not held yet."""
-        held = self._held().number
+        return self._places(self._held().number, numbers)
+
+    @staticmethod
+    def _places(held: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         places = np.minimum(np.searchsorted(held, numbers), max(len(held) - 1, 0))
         known = held[places] == numbers if len(held) else np.zeros(len(numbers), bool)
         return places[known], known
@@ -304,14 +307,17 @@ class RunTable:
             " WHERE holds AND kind IN ('tag', 'study')",
             look=False,
         )
-        tags = {(n, text) for kind, text, n in said if kind == "tag"}
-        studies = {(n, name) for kind, text, n in said if kind == "study" for name in _with_those_above(text)}
-        codes, words = columns.code["study"], columns.word["study"]
-        above = [list(_with_those_above(word)) for word in words]
-        own = np.nonzero(codes >= 0)[0]
-        studies |= {(int(columns.number[place]), name) for place in own for name in above[codes[place]]}
-        for name, pairs in (("tag", tags), ("study", studies)):
-            columns.several[name] = _several(columns.number, pairs)
+        groups: dict[str, dict[str, list[np.ndarray]]] = {"tag": {}, "study": {}}
+        for kind, text, n in said:
+            said_of, _ = self._places(columns.number, np.array([n]))
+            for word in _with_those_above(text) if kind == "study" else [text]:
+                groups[kind].setdefault(word, []).append(said_of)
+        for code, own in enumerate(columns.word["study"]):
+            places = np.nonzero(columns.code["study"] == code)[0]
+            for word in _with_those_above(own):
+                groups["study"].setdefault(word, []).append(places)
+        for name, found in groups.items():
+            columns.several[name] = _several(found)
         return columns
 
     # --- cells ------------------------------------------------------------------------------------------------------
@@ -457,13 +463,13 @@ def _read_columns(cursor: sqlite3.Cursor) -> _Columns:
     )
 
 
-def _several(number: np.ndarray, pairs: set[tuple[int, str]]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    known = set(number.tolist()) if pairs else set()
-    there = sorted((n, word) for n, word in pairs if n in known)
-    words = sorted({word for _, word in there})
-    code = {word: place for place, word in enumerate(words)}
-    places = np.searchsorted(number, np.array([n for n, _ in there], dtype=np.int64))
-    return places, np.array([code[word] for _, word in there], dtype=np.int64), words
+def _several(groups: Mapping[str, Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Positions and codes from the positions of each word; a run counts once for a word, however often it has it."""
+    words = sorted(groups)
+    each = [np.unique(np.concatenate(groups[word])) for word in words]
+    none = np.empty(0, dtype=np.int64)
+    codes = [np.full(len(places), code) for code, places in enumerate(each)]
+    return np.concatenate([none, *each]), np.concatenate([none, *codes]), words
 
 
 def _with_those_above(study: str) -> list[str]:
