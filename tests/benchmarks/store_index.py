@@ -1,14 +1,13 @@
 """The index: first build, a query with its first page, one more run, memory; MLflow and signac at equal counts.
 
-    python tests/benchmarks/store_index.py [--runs 100000]
+    python tests/benchmarks/store_index.py [--runs 100000] [--store FOLDER]
 
-Records are written as files without the arrays they speak of: the index reads nothing else.
+On a store of `generated_store`: records of 6 kB without the arrays they speak of, because the index reads nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import random
 import resource
@@ -16,43 +15,20 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from generated_store import generate
 from measure import print_table, take_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from workbench.store import Store
-from workbench.store.records import root_document
 
 from unit.store_cases import record
 
 QUERY = "family = quantization and accuracy > 0.9 and user = ada and params.bits = 4"
-
-
-def write_runs(store: Store, count: int) -> None:
-    """Records of complete runs over twelve months, ten parameters and ten metrics each."""
-    generator = random.Random(0)
-    store.prepare()
-    methods = ["quantization.hawq", "calibration.temperature", "detection.energy", "restoration.dncnn"]
-    for number in range(count):
-        month = f"2026-{1 + number * 12 // count:02d}"
-        method = methods[number % 4]
-        metrics = [{"name": "accuracy", "value": generator.random(), "direction": "higher"}]
-        metrics += [{"name": f"metric_{n}", "value": generator.random(), "direction": "higher"} for n in range(9)]
-        done = replace(
-            record(method=method, user=generator.choice(("ada", "bob", "eve")), seed=number % 10),
-            id=f"{month.replace('-', '')}01-{number:06d}-run-{number:08x}",
-            started=f"{month}-01T10:{number % 60:02d}:{number // 60 % 60:02d}.{number % 1000:03d}Z",
-            status="complete",
-            params={"bits": generator.choice((2, 4, 8))} | {f"param_{n}": generator.random() for n in range(9)},
-            report={"summary": "", "metrics": metrics, "tables": [], "views": [], "notes": []},
-        )
-        folder = Path(store.url, "runs", month, done.id)
-        folder.mkdir(parents=True)
-        (folder / "zarr.json").write_bytes(root_document(done, "", {}))
+COMMON = "accuracy > 0.5"
 
 
 def with_mlflow(folder: Path, count: int) -> Any:
@@ -75,7 +51,9 @@ def with_mlflow(folder: Path, count: int) -> Any:
     generator = random.Random(0)
     for _ in range(count):
         run = client.create_run(experiment)
-        metrics = [Metric("accuracy", generator.random(), 0, 0)] + [Metric(f"m{n}", generator.random(), 0, 0) for n in range(9)]
+        metrics = [Metric("accuracy", generator.random(), 0, 0)] + [
+            Metric(f"m{n}", generator.random(), 0, 0) for n in range(9)
+        ]
         params = [Param("bits", str(generator.choice((2, 4, 8))))] + [Param(f"p{n}", "0.5") for n in range(9)]
         client.log_batch(run.info.run_id, metrics=metrics, params=params)
     return lambda: client.search_runs([experiment], "metrics.accuracy > 0.9 and params.bits = '4'", max_results=50)
@@ -101,8 +79,7 @@ def peers(folder: Path, count: int, make: Any, name: str, rounds: int) -> None:
     theirs = make(folder, count)
     if theirs is None:
         return
-    store = Store(folder / f"store-{count}", index_folder=folder / f"index-{count}")
-    write_runs(store, count)
+    store = generate(folder / f"store-{count}", count)
     ours = {"workbench": lambda: store.runs(QUERY, limit=50), name: theirs}
     print_table(f"A query over {count} runs", take_turns(ours, rounds=rounds), reference="workbench")
 
@@ -111,39 +88,44 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--peers", type=int, default=1000, help="runs of the comparison with MLflow")
+    parser.add_argument("--store", type=Path, help="a store of generated_store.py, made before")
+    parser.add_argument("--peers", type=int, default=1000, help="runs of the comparison with MLflow; 0: none")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        store = Store(folder / "store", index_folder=folder / "index")
-        write_runs(store, arguments.runs)
+        made = arguments.store or Path(generate(folder / "store", arguments.runs).url)
+        store = Store(made, index_folder=folder / "index")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.perf_counter()
-        assert store.count() == arguments.runs
+        count = store.count()
         seconds = time.perf_counter() - started
-        print(f"first build of {arguments.runs} runs: {seconds:.1f} s, {arguments.runs / seconds:.0f} runs/s, ", end="")
+        print(f"first build of {count} runs: {seconds:.1f} s, {count / seconds:.0f} runs/s, ", end="")
         print(f"{store.index.path.stat().st_size / 2**20:.0f} MiB on disk, ", end="")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{peak / 1024:.0f} MiB of memory at most ({before / 1024:.0f} before)")
         queries = {
             "query, first page of 50": lambda: store.runs(QUERY, limit=50),
-            "count of the same": lambda: store.count(QUERY),
+            "the same, sorted by a metric": lambda: store.runs(QUERY, order="-accuracy", limit=50),
+            "half of the runs, sorted": lambda: store.runs(COMMON, order="-metric_3", limit=50),
+            "all, sorted by a parameter": lambda: store.runs(order="params.criterion", limit=50),
+            "count": lambda: store.count(QUERY),
+            "studies": store.studies,
             "newest 50 of all": lambda: store.runs("", limit=50),
             "one by its key": lambda: store.find("no such key"),
         }
-        print_table(f"Questions to {arguments.runs} runs", take_turns(queries, rounds=15), reference="one by its key")
+        print_table(f"Questions to {count} runs", take_turns(queries, rounds=15), reference="one by its key")
         adding = []
-        for number in itertools.count():
-            if number == 15:
-                break
-            writer = store.begin(record())
-            done = writer.complete()
+        for _ in range(15):
+            done = record(
+                status="complete", params={f"p{n}": n for n in range(10)}
+            )  # entered, never written to the store
             started = time.perf_counter()
             store.index.put(done)
             adding.append(time.perf_counter() - started)
         print(f"adding one run: {1e3 * statistics.median(adding):.2f} ms (slowest {1e3 * max(adding):.2f})")
-        peers(folder, arguments.peers, with_mlflow, "MLflow search_runs", 5)
-        peers(folder, 100, with_signac, "signac find_jobs", 15)
+        if arguments.peers:
+            peers(folder, arguments.peers, with_mlflow, "MLflow search_runs", 5)
+            peers(folder, 100, with_signac, "signac find_jobs", 15)
 
 
 if __name__ == "__main__":
