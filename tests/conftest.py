@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import torchvision_operators
-
-# Before dask reads its configuration.
-os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = f"['{torchvision_operators.__file__}']"
+import torchvision_operators  # noqa: F401 -- torchvision is imported, whatever build it is
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for what it starts in the background; the tests of cancellation send it themselves.

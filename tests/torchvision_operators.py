@@ -1,4 +1,4 @@
-"""Lets torchvision's wheel import beside a CPU build of torch: for the tests' own process, and as preload of their workers."""
+"""Lets torchvision's wheel import beside a CPU build of torch, in the process that imports this."""
 
 from __future__ import annotations
 
