@@ -4,6 +4,8 @@ It is idle until $MLFLOW_TRACKING_URI names a server or database (`http://...`, 
 the experiment that $MLFLOW_EXPERIMENT_NAME names, `workbench` by default. Arrays stay in the store: the tag
 `workbench.run` is the id under which `bench[...]` finds them. A run is mirrored when it ends, because a method may decline
 its inputs and such a run leaves nothing anywhere. A server that is down disturbs no run; `workbench plugins` says so.
+MLflow itself would try again for minutes while the run's result waits, so it is told to do so once and to wait for 10
+seconds; $MLFLOW_HTTP_REQUEST_MAX_RETRIES and $MLFLOW_HTTP_REQUEST_TIMEOUT say otherwise.
 
 It is also an example of the life-cycle hooks: everything below uses the public names of `workbench` only.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +27,8 @@ __all__ = ["workbench_run_failed", "workbench_run_finished"]
 EXPERIMENT = "workbench"
 LONGEST_PARAMETER = 500
 """Characters; every MLflow server since 1.0 takes as many."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow's own settings while a run is mirrored, where the user has made none."""
 
 
 @hookimpl
@@ -42,6 +47,22 @@ def _mirror(record: Mapping[str, Any], status: str) -> None:
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
         return
+    with _patience():
+        _send(address, record, status)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    added = {name: value for name, value in PATIENCE.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _send(address: str, record: Mapping[str, Any], status: str) -> None:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 
