@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.notebook_tools import NOTEBOOKS, executed, mentions, private_words, texts
+from e2e.notebook_tools import NOTEBOOKS, WIDGET, executed, lasting, mentions, private_words, texts
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -28,9 +28,8 @@ def code_cells(document: Any) -> list[Any]:
 
 def kinds(cell: Any) -> list[list[str]]:
     """What a cell shows, without the values: which media types each output offers."""
-    lasting = [output for output in cell.outputs if output.output_type != "stream" or output.name == "stdout"]
-    bundles = [sorted(output.get("data", {"stream": ""})) for output in lasting]
-    return [bundle for bundle in bundles if "application/vnd.jupyter.widget-view+json" not in bundle]
+    bundles = [output.get("data", {"stream": ""}) for output in cell.outputs if lasting(output)]
+    return [sorted(name for name in bundle if name != WIDGET) for bundle in bundles]
 
 
 def test_there_is_a_tour():
