@@ -10,9 +10,12 @@ Implement any of them in a module named by an entry point in group `workbench`:
 
 Compatibility. These hooks, `workbench`'s and `workbench.toolkit`'s public names and `workbench.testing` follow semantic
 versions: within a major version hooks and arguments are added, never taken away or reordered (pluggy passes a hook only the
-arguments it names). What is to go raises a DeprecationWarning for one minor version at least and goes with the next major
-one. Before 1.0 a minor version counts as a major one. State the range you tested in your package's dependencies
-(`vision-workbench>=1.2,<2`) or in the plugin's module:
+arguments it names). What is to go stays for one minor version at least, with a warning, and goes with the next major one.
+Before 1.0 a minor version counts as a major one. The warning of a hook or of one of its arguments is part of its
+specification (`warn_on_impl`, `warn_on_impl_args`), and `workbench plugins` repeats it beside every plugin that still
+implements it; a public name raises a DeprecationWarning, which pytest shows in the plugin's own tests. A plugin with a hook
+or an argument that no longer exists is not loaded, and `workbench plugins` names it. State the range you tested in your
+package's dependencies (`vision-workbench>=1.2,<2`) or in the plugin's module:
 
     requires_workbench = ">=1.2,<2"
 

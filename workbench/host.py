@@ -11,6 +11,7 @@ import difflib
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -119,13 +120,17 @@ class Host:
             self._statuses[status.name] = replace(status, state="failed", reason=problem)
             return self._statuses[status.name]
         try:
-            self._manager.register(plugin, name=status.name)
-            self._manager.check_pending()
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")  # of hooks that are to go, see `workbench.hookspecs`
+                self._manager.register(plugin, name=status.name)
+                self._manager.check_pending()
         except Exception as error:
             if self._manager.has_plugin(status.name):
                 self._manager.unregister(name=status.name)
             self._statuses[status.name] = _failed(status, "breaks the hook specification", error)
             return self._statuses[status.name]
+        remarks = [status.reason, *_uncalled(plugin), *(str(warning.message) for warning in told)]
+        status = replace(status, reason="; ".join(filter(None, remarks)))
         try:
             offered = [item for items in self._call(plugin, "workbench_methods") for item in items]
         except (Exception, SystemExit) as error:
@@ -303,6 +308,14 @@ class Host:
                     continue
                 merged[name], owners[name] = item, self._status_of(plugin).name
         return merged
+
+
+def _uncalled(plugin: object) -> list[str]:
+    """Hooks that a plugin means to implement but that are never called, because their mark is missing."""
+    hooks = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.NAMESPACE}_")]
+    written = {name: getattr(plugin, name) for name in hooks if callable(getattr(plugin, name, None))}
+    unmarked = [name for name, function in written.items() if not hasattr(function, f"{hookspecs.NAMESPACE}_impl")]
+    return [f"{name} is not called: @workbench.hookimpl is missing above it" for name in unmarked]
 
 
 def _command(item: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from workbench import Method, MethodReference, hookimpl, host
+from workbench import Method, MethodReference, hookimpl, hookspecs, host
 from workbench.errors import PluginError, UnknownMethodError
 from workbench.host import Host, PluginStatus
 
@@ -145,6 +145,42 @@ def test_a_hook_with_an_unknown_argument_or_name_is_a_failure(plugin):
     assert "colour" in reasons["argument"]
     assert "workbench_metods" in reasons["name"]
     assert list(found.methods) == ["sample.mean_image"]
+
+
+def test_a_hook_or_argument_that_is_to_go_is_told_beside_the_plugin_that_has_it(plugin, monkeypatch):
+    """Nothing is deprecated now, so a specification of a later version stands in."""
+
+    def workbench_commands() -> Any: ...
+
+    def workbench_run_finished(run_id: str, record: dict[str, Any]) -> None: ...
+
+    mark = hookspecs.hookspec
+    gone = DeprecationWarning("workbench_commands goes with 2.0; write a script of your own")
+    renamed = {"record": DeprecationWarning("record of workbench_run_finished goes with 2.0; take `run`")}
+    monkeypatch.setattr(hookspecs, "workbench_commands", mark(warn_on_impl=gone)(workbench_commands))
+    monkeypatch.setattr(hookspecs, "workbench_run_finished", mark(warn_on_impl_args=renamed)(workbench_run_finished))
+    heard: list[str] = []
+    found = Host(
+        found=[
+            plugin("commands", workbench_commands=lambda: [], workbench_methods=offering(MeanImage)),
+            plugin("argument", workbench_run_finished=lambda record: heard.append(record["id"])),
+            plugin("new", workbench_run_finished=lambda run_id: heard.append(run_id)),
+        ]
+    )
+    told = {name: (status.state, status.reason) for name, status in statuses(found).items()}
+    assert told["commands"] == ("loaded", str(gone))
+    assert told["argument"] == ("loaded", str(renamed["record"]))
+    assert told["new"] == ("loaded", "")
+    assert list(found.methods) == ["sample.mean_image"]
+    found.notify("workbench_run_finished", run_id="one", record={"id": "one"})
+    assert heard == ["one", "one"]
+
+
+def test_a_hook_without_its_mark_is_told(plugin):
+    source = "def workbench_methods():\n    return []\n"
+    (status,) = Host(found=[plugin("bare", source)]).plugins
+    assert status.state == "loaded"
+    assert status.reason == "workbench_methods is not called: @workbench.hookimpl is missing above it"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no methods today"), SystemExit("no methods today")])
