@@ -122,7 +122,8 @@ def _parameters(info: RunInfo) -> list[Html]:
     unchanged = len(info.params) - len(changed)
     if unchanged:
         rest = [name for name in info.params if name not in changed]
-        parts.append(_folded(f"{unchanged} parameters at their defaults", sections.parameters_table(info, rest)))
+        told = "1 parameter at its default" if unchanged == 1 else f"{unchanged} parameters at their defaults"
+        parts.append(_folded(told, sections.parameters_table(info, rest)))
     return parts
 
 
@@ -135,6 +136,7 @@ def _header(info: RunInfo) -> Html:
         "on": info.device,
         "seed": str(info.seed),
         "precision": info.precision,
+        "code": "unpublished" if info.method_code else "",
     }
     facts |= {role: str(entry.get("label") or "") for role, entry in info.inputs.items() if role not in facts}
     listed = [element("div", element("dt", name), element("dd", text)) for name, text in facts.items() if text]
