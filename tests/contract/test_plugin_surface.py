@@ -83,7 +83,9 @@ def test_every_command_and_option_has_help(name):
             assert (parameter.help or "").strip(), f"{name} {parameter.opts[0]}"
         else:
             # Arguments have no help of their own, so the command's text must speak of them.
-            assert parameter.human_readable_name.strip("[].- ").split("=")[0].upper().rstrip("S") in command.help.upper()
+            assert (
+                parameter.human_readable_name.strip("[].- ").split("=")[0].upper().rstrip("S") in command.help.upper()
+            )
 
 
 def test_the_glossary_says_what_every_dim_and_variable_means():

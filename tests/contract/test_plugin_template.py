@@ -153,7 +153,10 @@ def test_installed_into_a_fresh_environment_it_is_listed_tested_and_used(project
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
     place = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     # The environment of these tests stands in for the index: torch and the rest are seen, not downloaded again.
     seen = [path for path in sys.path if Path(path).is_dir() and path != str(project / "src")]
