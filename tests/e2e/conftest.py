@@ -1,15 +1,21 @@
-"""The command line as its users meet it: in this process where a process adds nothing, else in one of its own."""
+"""The command line as its users meet it: in this process where a process adds nothing, else in one of its own.
+
+And JupyterLab: one server for all browser tests of a session, one browser for those of a module.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from e2e.lab_tools import CHROMIUM, FLAGS, Lab, Visit, open_notebook, running_lab
 
 TESTS = Path(__file__).parents[1]
 
@@ -95,3 +101,38 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[s
 def samples(install: Callable[..., Path]) -> None:
     """The sample methods, offered by an installed plugin."""
     install("sample-methods", "e2e.sample_plugin")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab on the loopback interface, with nothing of the user's own settings."""
+    pytest.importorskip("jupyterlab")
+    with running_lab(tmp_path_factory.mktemp("lab")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window. Not for the whole session: playwright keeps an event loop running while it is there."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.fixture
+def visit(lab: Lab, browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens a notebook in a page of its own: `visit("01_tour.ipynb", theme="dark")`."""
+    pages = []
+
+    def go(name: str, theme: str = "light", **size: int) -> Visit:
+        seen = open_notebook(browser, lab, name, theme, **size)
+        pages.append(seen.page)
+        return seen
+
+    yield go
+    for page in pages:
+        page.close()

@@ -82,27 +82,37 @@ class Visit:
         """Run one cell (counted from 0) and, unless not wished, wait until the kernel has done it."""
         from playwright.sync_api import TimeoutError
 
-        prompt = """([cell, pattern]) => RegExp(pattern).test(document.querySelectorAll('.jp-Notebook .jp-CodeCell')[cell]
-            .querySelector('.jp-InputPrompt').textContent)"""
-        for _ in range(10):  # a kernel that says it is idle may still drop what is sent while the page connects to it
-            self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").nth(cell).click()
-            self.page.keyboard.press("Control+Enter")
+        text = (
+            "document.querySelectorAll('.jp-Notebook .jp-CodeCell')[cell].querySelector('.jp-InputPrompt').textContent"
+        )
+        before = self.page.evaluate(f"cell => {text}", cell)
+        prompt = f"([cell, before, pattern]) => {text} !== before && RegExp(pattern).test({text})"
+        # A kernel that says it is idle may still drop what is sent while the page connects to it, and the question which
+        # kernel to take may come late.
+        for _ in range(20):
+            self._answer_question()
             with contextlib.suppress(TimeoutError):
-                self.page.wait_for_function(prompt, arg=[cell, r"\[(\*|\d+)\]"], timeout=3_000)
+                editor = self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").nth(cell)
+                editor.click(timeout=3_000)
+                self.page.keyboard.press("Control+Enter")
+                self.page.wait_for_function(prompt, arg=[cell, before, r"\[(\*|\d+)\]"], timeout=3_000)
                 break
         if wait:
-            self.page.wait_for_function(prompt, arg=[cell, r"\[\d+\]"])
+            self.page.wait_for_function(prompt, arg=[cell, before, r"\[\d+\]"])
 
     def kernel_ready(self) -> None:
         """Answer the question which kernel to take, if it is asked, and wait until the kernel is idle."""
         self.page.wait_for_selector(
             ".jp-Dialog button.jp-mod-accept, .jp-Notebook-ExecutionIndicator[data-status='idle']"
         )
+        self._answer_question()
+        self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+
+    def _answer_question(self) -> None:
         question = self.page.locator(".jp-Dialog button.jp-mod-accept")
         if question.count():
             question.first.click()
             self.page.wait_for_selector(".jp-Dialog", state="detached")
-        self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
 
 
 @contextlib.contextmanager
