@@ -1,5 +1,5 @@
 // A grid of any number of rows, of which only those on view are in the page and only pages near them are held.
-const WIDTHS = { status: 104, wide: 172, time: 108, text: 76, number: 92, parameter: 112, tags: 130 };
+const WIDTHS = { status: 104, wide: 188, time: 122, text: 82, number: 92, parameter: 112, tags: 130 };
 const ROW = 30, PAGE = 60, MOST_PAGES = 40;
 const TALLEST = 8e6; // browsers cut elements that are taller than some ten million pixels
 
