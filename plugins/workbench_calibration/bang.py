@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from workbench import DataRole, InputError, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
 from workbench import Params as BaseParams
-from workbench.toolkit import Recipe, predict_all, split_indices, to_tensor
+from workbench.toolkit import Recipe, last_linear, predict_all, split_indices, to_tensor
 
 from workbench_calibration.bang_evaluation import Domains, judge_pair, write_judged
 from workbench_calibration.bang_multicolor import MultiColor
@@ -168,7 +168,7 @@ class BalancedAveraging(Method):
         Output("patch_color", ("sample", "patch"), "uint8", "colour of each patch", optional=True),
         Output("permutation", ("patch", "class"), "uint8", "colour that a patch gives to a class", optional=True),
         Output("randomisation", ("dataset",), "float64", "p of each data set", optional=True),
-        Output("example_image", ("split", "class", "channel", "y", "x"), "uint8", "one image of each class", optional=True),
+        Output("example_image", ("split", "class", "channel", "y", "x"), "uint8", "one a class; black: none", optional=True),
         Output("pair_accuracy", ("dataset", "pair", "member"), "float64", "two networks and their mean logits", optional=True),
         Output("pair_mean", ("dataset", "member"), "float64", "means over pairs", optional=True),
         Output("pair_fft", ("dataset", "pair"), "float64", "both wrong, their mean right", optional=True),
@@ -247,6 +247,7 @@ def _own_models(inputs: Inputs, params: Params, out: Out) -> None:
     if logit.ndim != 2 or logit.shape[1] <= largest:
         got = f"shape {tuple(logit.shape)}"
         raise InputError("model", expected=f"a logit for each of {largest + 1} classes", got=got)
+    last_linear(model)  # the head that is cooled: without one nothing is trained in vain
     test = 1.0 if given is not None else params.test_fraction
     shares = {"selection": test * params.selection_fraction, "id": test * (1 - params.selection_fraction)}
     parts = split_indices(label, shares | ({} if given is not None else {"train": 1 - test}), seed=out.seed)

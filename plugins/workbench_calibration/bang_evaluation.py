@@ -88,19 +88,17 @@ def judge_pair(
     def logit(alpha: float, state: State = tuned) -> Tensor:
         return predict_all(merged(alpha, state), domains.image, keep_on="cpu")[0]
 
-    ends = {alpha: logit(alpha) for alpha in (0.0, 1.0)}
-    if params.bn != "interpolate":
-        # The ends are the two models themselves, whatever is done to the statistics in between.
-        for alpha, state in ((0.0, pre), (1.0, tuned)):
-            ends[alpha] = predict_all(average(model, state, state, alpha), domains.image, keep_on="cpu")[0]
-    at = {alpha: ends[alpha] if alpha in ends else logit(alpha) for alpha in alphas}
-    one, other, wise = ends[0.0], ends[1.0], at[0.5]
+    # The ends are the two models themselves, whatever is done to the statistics in between.
+    ends = {alpha: average(model, state, state, alpha) for alpha, state in ((0.0, pre), (1.0, tuned))}
+    at, chosen = {}, []
+    for alpha in alphas:
+        network = ends[alpha] if alpha in ends else merged(alpha)
+        at[alpha] = predict_all(network, domains.image, keep_on="cpu")[0]
+        found = predict_all(network, domains.selection[0], keep_on="cpu")[0].argmax(1).numpy()
+        chosen.append((-float((found == domains.selection[1]).mean()), abs(alpha - 0.5), alpha))
+    one, other, wise = at[0.0], at[1.0], at[0.5]
     logits = {"pre": one, "ft": other, "wise": wise, "ose_prob": mean_of_probabilities(one, other),
               "ose_logit": mean_of_logits(one, other)}  # fmt: skip
-    chosen = []
-    for alpha in alphas:
-        found = predict_all(merged(alpha), domains.selection[0], keep_on="cpu")[0].argmax(1).numpy()
-        chosen.append((-float((found == domains.selection[1]).mean()), abs(alpha - 0.5), alpha))
     cooled = [[logit(0.5, cooled_head(model, tuned, tau)) for tau in params.taus],
               [mean_of_probabilities(one, other / tau) for tau in params.taus]]  # fmt: skip
     right = [np.asarray(x.argmax(1)) == domains.label for x in (one, other, wise)]

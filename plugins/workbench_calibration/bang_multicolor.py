@@ -85,7 +85,9 @@ class MultiColor:
         out.write("randomisation", self.p)
         ends = [np.flatnonzero(self.domains.owner == d) for d in (0, len(self.p) - 1)]
         first = [[rows[np.argmax(self.domains.label[rows] == k)] for k in range(COLOURS)] for rows in ends]
-        out.write("example_image", self.domains.image[torch.tensor(np.array(first))])
+        example = self.domains.image[torch.tensor(np.array(first))]
+        example[:, np.setdiff1d(np.arange(COLOURS), self.domains.label)] = 0  # digits of fewer classes are welcome
+        out.write("example_image", example)
 
     def _seed(self, seed: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Judged fine-tunings by loss; accuracy of a pair and its ensemble (dataset, member) and FFT share (dataset,)."""

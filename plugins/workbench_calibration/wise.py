@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from workbench import InputError
-from workbench.toolkit import evaluating, image_batches, last_linear, layer_names, model_device
+from workbench.toolkit import evaluating, last_linear, layer_names, model_device, to_tensor
 
 BatchNorm = Literal["keep", "interpolate", "re-estimate"]
 State = Mapping[str, Tensor]
@@ -67,7 +67,11 @@ def running_statistics(model: nn.Module) -> frozenset[str]:
 
 
 def estimate_statistics(model: nn.Module, image: Tensor, batch_size: int = 256) -> None:
-    """Give batch norms the statistics of these images, in place: plain means over batches; nothing else changes."""
+    """Give batch norms the statistics of these images, in place: plain means over batches; nothing else changes.
+
+    Every n-th image makes a batch, so that the batches of images sorted by class are alike (the variance inside batches of
+    one class each is far below that of all images), and of nearly equal size.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momentum = [norm.momentum for norm in norms]
     with evaluating(model):
@@ -75,8 +79,9 @@ def estimate_statistics(model: nn.Module, image: Tensor, batch_size: int = 256) 
             norm.reset_running_stats()
             norm.momentum = None  # cumulative mean
             norm.train()
-        for _, batch in image_batches(image, batch_size, model_device(model)):
-            model(batch)
+        count = -(-len(image) // batch_size)
+        for first in range(count):
+            model(to_tensor(image[first::count], device=model_device(model)))
     for norm, before in zip(norms, momentum, strict=True):
         norm.momentum = before
 

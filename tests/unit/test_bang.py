@@ -17,7 +17,7 @@ from workbench.toolkit import Recipe, fit, predict_all, soft_cross_entropy
 
 from unit.recording_out import RecordingOut, check_report, record
 from workbench_calibration.bang import BalancedAveraging
-from workbench_calibration.bang_report import gain
+from workbench_calibration.bang_report import _summary, gain
 from workbench_calibration.bang_training import finetuning, fresh_colours
 from workbench_calibration.multicolor import draw_frame, prepare_digits
 from workbench_calibration.wise import interpolate
@@ -216,6 +216,46 @@ def test_measured_statistics_leave_the_ends_alone(pretrained):
     for bn in ("re-estimate", "keep"):
         assert np.array_equal(curves[bn][:2], curves["interpolate"][:2])
         assert not np.allclose(curves[bn][2], curves["interpolate"][2])
+
+
+def test_what_is_said_of_bang_follows_the_figures_and_no_choice_on_shifted_data(pretrained):
+    inputs = {"data": part(0, 200), "shifted": shifted(), "model": pretrained}
+    settings = {**QUICK, "losses": ("ce", "ls", "mixup_ls"), "seeds": 1}
+    out, result = record(BalancedAveraging, inputs, **settings)
+    d = out.data
+
+    def mean(array, name):
+        return float(d[array].sel(predictor=name).isel(dataset=[1, 2]).mean())
+
+    def text():
+        return check_report(BalancedAveraging, result).summary
+
+    moves = "lowers" if mean("confidence_mean", "ft_mixup_ls") < mean("confidence_mean", "ft_ce") else "does not lower"
+    assert f"Fine-tuning with Mixup and label smoothing {moves} the" in text()
+    assert f"to the average ({mean('accuracy', 'wise_mixup_ls'):.1%})" in text()
+    # Whatever the training gave: a confidence that rises is not called lowered.
+    arrays = {name: d[name] for name in ("accuracy", "confidence_mean", "curve_accuracy", "is_shifted", "outcome", "logit",
+                                         "label", "domain")}  # fmt: skip
+    for value, words in ((0.0, "smoothing lowers the"), (1.0, "smoothing does not lower the")):
+        arrays["confidence_mean"] = d["confidence_mean"].copy()
+        arrays["confidence_mean"].loc[{"predictor": "ft_mixup_ls"}] = value
+        assert words in _summary(arrays, ["ce", "ls", "mixup_ls"])
+
+
+def test_a_model_without_a_linear_head_is_refused_before_it_is_trained():
+    network = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    with pytest.raises(InputError, match="linear layer as head"):
+        record(BalancedAveraging, {"data": part(0, 100), "model": network}, **{**QUICK, "epochs": 10_000})
+
+
+def test_digits_of_fewer_classes_have_no_example_of_the_others():
+    data = part(0, 600)
+    data = data.isel(sample=np.flatnonzero(data["label"].values < 2))
+    settings = {**QUICK, "pre_epochs": 1, "pre_samples": 20, "p": (0.9,), "losses": ("ce",), "seeds": 1}
+    out, _ = record(BalancedAveraging, {"data": data}, **settings)
+    lit = out.data["example_image"].values.max(axis=(2, 3, 4)) > 0
+    assert lit[:, :2].all()
+    assert not lit[:, 2:].any()
 
 
 def test_digits_alone_become_multicolor_mnist():

@@ -107,7 +107,7 @@ def test_measured_statistics_are_those_of_what_the_layer_receives():
     image = draw(24, 1, 6, 6) * 2 + 1
     estimate_statistics(net, image, batch_size=8)
     with torch.no_grad():
-        parts = [net[0](part) for part in image.split(8)]
+        parts = [net[0](image[first::3]) for first in range(3)]
     assert net[1].running_mean == pytest.approx(
         torch.stack([x.mean((0, 2, 3)) for x in parts]).mean(0).numpy(), abs=1e-5
     )
@@ -115,6 +115,19 @@ def test_measured_statistics_are_those_of_what_the_layer_receives():
     assert net[3].running_mean == pytest.approx(np.zeros(3), abs=1e-5)  # normalised before; no dropout
     assert net[1].momentum == 0.1
     assert all(module.training for module in net)
+
+
+def test_measured_statistics_do_not_depend_on_whether_images_are_sorted_by_class():
+    image = draw(96, 2, 4, 4) + 5 * (torch.arange(96) // 24)[:, None, None, None]  # four classes, one after the other
+    net = nn.Sequential(nn.BatchNorm2d(2))
+    estimate_statistics(net, image, batch_size=24)
+    assert net[0].running_var == pytest.approx(image.var((0, 2, 3)).numpy(), rel=0.05)
+
+
+def test_a_batch_of_one_image_is_never_normalised_by_itself():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4))
+    estimate_statistics(net, draw(9, 1, 2, 2), batch_size=8)
+    assert torch.isfinite(net[1].running_var).all()
 
 
 def test_models_that_do_not_belong_together_are_refused():
