@@ -173,12 +173,8 @@ class Baselines(Method):
         )
         lowest = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: float(held[name]))
         shown = [UNCALIBRATED, *dict.fromkeys([suggested, lowest, "temperature"])]
-        why = (
-            f"{suggested} has the lowest cross-validated negative log likelihood of the fit samples"
-            if suggested == lowest
-            else f"{suggested} is the smallest whose cross-validated negative log likelihood of the fit samples is "
-            f"within a standard error of the lowest ({lowest}, {float(held[lowest]):.4f})"
-        )
+        behind, error = (float(result[name].sel({"method": suggested})) for name in ("behind", "behind_error"))
+        why = why_suggested(suggested, reason[suggested] == CHOSEN, behind <= error, lowest, float(held[lowest]))
         return evaluation_report(
             result,
             main=suggested,
@@ -194,6 +190,29 @@ class Baselines(Method):
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
             shown=[name for name in shown if name in scores.methods],
         )
+
+
+def why_suggested(suggested: str, by_rule: bool, near: bool, lowest: str, likelihood: float) -> str:
+    """What led to the suggestion, in words that hold for every branch of the rule.
+
+    Args:
+        suggested: the method shown.
+        by_rule: whether the rule named it.
+        near: whether its held-out likelihood is within a standard error of the lowest of all.
+        lowest: recalibrator of the lowest held-out negative log likelihood.
+        likelihood: that of `lowest`.
+    """
+    what = "cross-validated negative log likelihood of the fit samples"
+    if not by_rule:
+        return f"none keeps the accuracy on held-out folds of the fit samples; shown is {suggested}, its {what}"
+    if suggested == lowest:
+        return f"{suggested} has the lowest {what}"
+    if near:
+        return (
+            f"{suggested} fits the fewest numbers of those that the rule leaves: it keeps the accuracy, and its {what} is "
+            f"within a standard error of the lowest ({lowest}, {likelihood:.4f})"
+        )
+    return f"{suggested} has the lowest {what} of those that keep the accuracy (lowest of all: {lowest}, {likelihood:.4f})"
 
 
 def choice_table(result: Result, scores: Scores) -> Table:

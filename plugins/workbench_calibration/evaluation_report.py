@@ -270,7 +270,7 @@ def _notes(result: Result, scores: Scores, main: str) -> list[str]:
 
 
 def rank_table(scores: Scores) -> Table:
-    """Average rank of the methods over every metric that has a better direction (1 is best; ties share their rank)."""
+    """Average rank of the methods over the errors and losses, of which less is better (1 is best; ties share their rank)."""
     values = {name: {m: scores("value", name, m) for m in scores.metrics} for name in scores.methods}
     table = ranks(values)
     rows = tuple(

@@ -69,13 +69,18 @@ def _worst(result: Result, mode: str) -> list[str]:
     return [str(part["class"].values[k]) for k in np.argsort(-part.values, kind="stable")]
 
 
+def pooled_far(result: Result, mode: str) -> float:
+    """Share of all negative pairs that the one threshold accepts: what a finite set gives in place of `operating_far`."""
+    count = np.unique(result["label"].values, return_counts=True)[1]
+    return float(np.average(result["far_class"].sel({"mode": mode}).values, weights=count * (count.sum() - count)))
+
+
 def _summary(result: Result, value: Any, modes: list[str]) -> str:
-    far = result.params.operating_far
     mode = pairs(modes)[0][1] if pairs(modes) else modes[0]
     rates = result["frr_class"].sel({"mode": mode})
     worst = int(np.argmax(rates.values))
     place = (
-        f"At the one threshold that accepts {far:.2%} of all negative pairs, classes are rejected between "
+        f"At the one threshold that accepts {pooled_far(result, mode):.2%} of all negative pairs, classes are rejected between "
         f"{float(rates.min()):.1%} and {float(rates.max()):.1%} of the time (worst: class {rates['class'].values[worst]})"
     )
     if not pairs(modes):
@@ -92,6 +97,8 @@ def _summary(result: Result, value: Any, modes: list[str]) -> str:
         if worse
         else "changes little that is sure"
     )
+    if span is None:
+        verdict = f"{verdict} in one training"
     return (
         f"The TCM regulariser {verdict}: with {base} OPIS goes from {_mean(value, base, 'opis'):.2e} to "
         f"{_mean(value, other, 'opis'):.2e} ({_times(factor, span)}), recall@1 from {recall[0]:.1%} to {recall[1]:.1%}. {place} "

@@ -17,7 +17,7 @@ from workbench.toolkit import calibration_metrics, kfold_indices, kolmogorov_smi
 
 from unit.recording_out import check_report, record
 from workbench_calibration.affine import fit_diagonal, fit_full
-from workbench_calibration.baselines import FOLDS, Baselines, held_out, judged, recalibrators
+from workbench_calibration.baselines import FOLDS, Baselines, held_out, judged, recalibrators, why_suggested
 from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
 from workbench_calibration.choice import CHOSEN, HeldOut, judge
 from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
@@ -383,6 +383,17 @@ def test_the_rule_says_when_no_recalibrator_is_needed_and_still_names_one():
     assert chosen(uncalibrated=fared(0.5, 0), bad=fared(0.7, 1), worse=fared(0.8, 1))[0] == "bad"
     loses = np.repeat([1.0, 0.0], [100, 300])
     assert chosen(uncalibrated=fared(0.5, 0), bad=fared(0.7, 1, hit=loses))[0] is None
+
+
+def test_the_summary_claims_no_more_of_the_suggestion_than_its_branch_of_the_rule_gives():
+    def text(by_rule, near, suggested="small"):
+        return why_suggested(suggested, by_rule, near, "best", 0.5)
+
+    assert "within a standard error of the lowest (best, 0.5000)" in text(True, True)
+    assert "standard error" not in text(True, False)
+    assert "of those that keep the accuracy" in text(True, False)
+    assert text(True, True, "best").startswith("best has the lowest")
+    assert "none keeps the accuracy" in text(False, True, "best")
 
 
 def test_held_out_figures_come_from_maps_that_did_not_see_the_sample():

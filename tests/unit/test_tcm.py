@@ -349,3 +349,22 @@ def test_claim_on_mnist(shared_data):
     recall = [scores(out, f"normalised_softmax{end}", "recall_1").mean() for end in ("", "_tcm")]
     assert (base / tcm).min() > 1.5  # 1.1e-3 and 1.3e-3 before, 0.5e-3 after: with many images it is tighter already
     assert recall[1] > recall[0] - 0.005
+
+
+def test_the_summary_names_the_rate_that_a_threshold_has_on_few_pairs():
+    data = embeddings(classes=3, samples=3)
+    _, result = record(ThresholdConsistency, {"data": data}, n_grid=20)
+    unit, label = normalised(torch.from_numpy(data["feature"].values)), data["label"].values
+    found = measure(unit, torch.from_numpy(label), ThresholdConsistency.Params(n_grid=20))
+    similarity = (unit @ unit.T).numpy()
+    negative = similarity[np.triu(label[:, None] != label[None])]
+    share = (negative >= found.at_threshold.threshold[0]).mean()
+    assert share == 0  # one of 27 pairs would be 3.7 %: the wanted 1 % does not exist
+    assert "accepts 0.00% of all negative pairs" in check_report(ThresholdConsistency, result).summary
+
+
+def test_one_training_is_called_one():
+    _, result = record(ThresholdConsistency, {}, **{**QUICK, "seeds": 1})
+    assert "in one training: with" in check_report(ThresholdConsistency, result).summary
+    _, result = record(ThresholdConsistency, {}, **QUICK)
+    assert "in one training" not in check_report(ThresholdConsistency, result).summary
