@@ -99,6 +99,16 @@ def test_a_run_that_began_always_ends_in_one_notification(bench):
     assert told[2][1] == told[3][1]
 
 
+def test_the_page_of_a_run_by_unpublished_code_says_so_at_its_top(run, bench, tmp_path, monkeypatch):
+    own = type("Cell", (ClassAccuracy,), {"id": "third_party.cell", "__module__": "__main__"})
+    made = bench.run(own, data={"logit": LOGIT, "label": LABEL}, progress=False)
+    page = made.report().save(tmp_path / "cell.html").read_text()
+    assert "<dt>code</dt><dd>unpublished</dd>" in page
+    monkeypatch.setattr("workbench.execution.request.method_code", lambda method: None)  # as if installed by pip
+    released = bench.run(ClassAccuracy, data={"logit": LOGIT[:5], "label": LABEL[:5]}, progress=False)
+    assert "unpublished" not in released.report().save(tmp_path / "released.html").read_text()
+
+
 def test_its_command_runs(host):
     (command,) = host.commands()
     assert CliRunner().invoke(command, ["7"]).output == "3 2 2\n"
