@@ -145,6 +145,7 @@ class Interlayer(Method):
             "subset_prediction", ("damage_model", "subset"), "float64", "as sums of measured singles, and with pairs"
         ),
         _array("search_accuracy_full_precision", (), "float64", "of the model as it came, on the search images"),
+        _array("search_accuracy_highest", (), "float64", "of the model with every layer at the highest width, there"),
         _array("search_samples", (), "int64", "number of search images"),
         _array("evaluations", ("order_name", "target"), "int64", "accuracies measured by the search"),
         _array("step_order", ("step",), "int16", "position of the order that a search step belongs to"),
@@ -154,6 +155,7 @@ class Interlayer(Method):
         _array("step_accuracy", ("step",), "float64", "on the search images"),
         _array("step_passed", ("step",), "bool", "whether the accuracy was high enough"),
         _array("solution_bits", ("solution", "target", "layer"), "int8", "widths of every solution", unit="bit"),
+        _array("subset_proven", ("target",), "bool", "whether `exact pairs` is proven to be the best subset", optional=True),
         _array("accuracy", ("solution", "target"), "float64", "on the report images"),
         _array("negative_log_likelihood", ("solution", "target"), "float64", "on the report images"),
         _array("cost", ("solution", "target"), "float64", "over that of all layers at the highest width"),

@@ -43,6 +43,12 @@ def additivity(result: Result) -> dict[str, tuple[float, float]]:
     }
 
 
+def unreachable(result: Result) -> list[float]:
+    """Targets that the model misses on the search images before any layer is lowered; no order can meet them."""
+    full, start = float(result["search_accuracy_full_precision"]), float(result["search_accuracy_highest"])
+    return [target for target in result.params.targets if start < target * full]
+
+
 def _random(result: Result) -> np.ndarray:
     return np.array([name.startswith("random") for name in _names(result)])
 
@@ -52,9 +58,15 @@ def _summary(result: Result) -> str:
     cost, accuracy = _values(result, "cost")[:, 0], _values(result, "accuracy")[:, 0]
     hessian, random = names.index("hessian"), _random(result)
     found = additivity(result)
+    missed = (
+        f"The target of {target:.2%} is missed with every layer at {result.params.widths[0]} bits already, so nothing was "
+        "lowered. "
+        if target in unreachable(result)
+        else ""
+    )
     return (
-        f"At a target of {target:.2%} of the full-precision accuracy the augmented order costs {cost[0]:.1%} of all layers at "
-        f"{result.params.widths[0]} bits ({result.params.cost}), curvature alone {cost[hessian]:.1%}, random orders "
+        f"{missed}At a target of {target:.2%} of the full-precision accuracy the augmented order costs {cost[0]:.1%} of all "
+        f"layers at {result.params.widths[0]} bits ({result.params.cost}), curvature alone {cost[hessian]:.1%}, random orders "
         f"{np.median(cost[random]):.1%} in the median; accuracy on the report images {accuracy[0]:.1%} against "
         f"{float(result['accuracy_full_precision']):.1%}. Counting pairs, the damage of random subsets is predicted with a "
         f"rank correlation of {found['with pairs'][0]:.2f}, without {found['single layers'][0]:.2f}."
@@ -135,10 +147,11 @@ def _layers(result: Result) -> Table:
     if result.params.fit_scale:
         scaled = scaled * _values(result, "hessian_scale")[-1]
     single = _values(result, "loss_single")[:, -1]
-    ranks = np.argsort(np.argsort(score)), np.argsort(np.argsort(scaled))
+    # Not the ranks of the scores: `sequential` orders layers otherwise.
+    ranks = np.argsort(_values(result, "order")[0, -1]), np.argsort(np.argsort(scaled, kind="stable"))
     return Table(
         title=f"Layers at {result.params.widths[-1]} bits",
-        columns=("layer", "bits", "h", "score", "measured alone", "place by score", "place by h"),
+        columns=("layer", "bits", "h", "score", "measured alone", "place in the order", "place by h"),
         rows=tuple(
             (name, int(bits[i]), float(f"{scaled[i]:.3g}"), float(f"{score[i]:.3g}"), float(f"{single[i]:.3g}"),
              int(ranks[0][i]) + 1, int(ranks[1][i]) + 1)
@@ -221,11 +234,23 @@ def _notes(result: Result) -> tuple[str, ...]:
         f"Orders and widths were chosen on {count} search images; accuracies are those of {samples} others. A guarantee on the "
         "search images is not one on new images: see the interval."
     )
+    if missed := unreachable(result):
+        inputs = "" if result.params.act_bits in ("weight", 32) else f" and inputs at {result.params.act_bits}"
+        notes.append(
+            f"With every layer at {result.params.widths[0]} bits{inputs} the accuracy on the search images is "
+            f"{float(result['search_accuracy_highest']):.1%} against {float(result['search_accuracy_full_precision']):.1%} in "
+            f"full precision: {', '.join(f'{target:.2%}' for target in missed)} cannot be met, and its solutions do not meet it."
+        )
     single = _values(result, "loss_single")[:, -1]
     if (single < 0).any():
         notes.append(
             f"{int((single < 0).sum())} of {len(single)} layers lower the calibration loss when rounded alone; they count as "
             "they are, with their sign."
+        )
+    if "subset_proven" in result and not result["subset_proven"].values.all():
+        notes.append(
+            "`exact pairs` is the best subset found within the time limit for at least one target, not proven to be the best; "
+            "a faster machine may find a better one."
         )
     if result.params.cost == "latency":
         notes.append(

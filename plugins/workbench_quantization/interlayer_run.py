@@ -18,7 +18,6 @@ from workbench_quantization.interlayer_scores import (
     shapley_scores,
 )
 from workbench_quantization.interlayer_study import Study, prepare
-from workbench_quantization.quantizer import FULL_PRECISION
 
 if TYPE_CHECKING:
     from workbench_quantization.interlayer import Params
@@ -97,8 +96,9 @@ def search(study: Study, orders: dict[str, np.ndarray], found: Sensitivity) -> n
     predicted damage at no more than its cost, between the highest and the lowest width.
     """
     params, out = study.params, study.out
-    full = study.search_accuracy(study.all_at(FULL_PRECISION))
+    full = study.full_search_accuracy()
     out.write("search_accuracy_full_precision", np.float64(full))
+    out.write("search_accuracy_highest", np.float64(study.search_accuracy(study.all_at(params.widths[0]))))
     tables = np.zeros((len(orders), len(params.targets), study.count), dtype=np.int64)
     spent = np.zeros((len(orders), len(params.targets)), dtype=np.int64)
     log: list[tuple[int, int, int, Step]] = []
@@ -122,7 +122,9 @@ def search(study: Study, orders: dict[str, np.ndarray], found: Sensitivity) -> n
     out.write("step_accuracy", np.array([step.metric for *_, step in log]))
     out.write("step_passed", np.array([step.passed for *_, step in log]))
     if study.count <= EXACT_LAYERS:
-        tables = np.concatenate([tables, _exact(study, found, tables[0])[None]])
+        chosen, proven = _exact(study, found, tables[0])
+        tables = np.concatenate([tables, chosen[None]])
+        out.write("subset_proven", proven)
     return tables
 
 
@@ -140,15 +142,20 @@ def _lower(
     return table(number), steps
 
 
-def _exact(study: Study, found: Sensitivity, augmented: np.ndarray) -> np.ndarray:
-    """(target, layer): the subset at the lowest width of least predicted damage that costs no more than `augmented`."""
+def _exact(study: Study, found: Sensitivity, augmented: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The subset at the lowest width of least predicted damage that costs no more than `augmented`.
+
+    Returns:
+        Widths (target, layer), and whether each is proven to be the best (target,).
+    """
     saving = study.cost[:, 0] - study.cost[:, -1]
-    tables = []
+    tables, proven = [], []
     for bits in study.out.track(list(augmented), "solving for the best subset"):
         required = (1 - study.total_cost(bits)) * study.cost[:, 0].sum()
-        chosen = best_subset(found.hessian[:, -1], found.interaction[..., -1], saving, required)
+        chosen, certain = best_subset(found.hessian[:, -1], found.interaction[..., -1], saving, required)
         tables.append(study.only(np.flatnonzero(chosen), study.lower[-1]))
-    return np.stack(tables)
+        proven.append(certain)
+    return np.stack(tables), np.array(proven)
 
 
 def finish(study: Study, names: list[str], tables: np.ndarray) -> None:

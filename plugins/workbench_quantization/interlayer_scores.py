@@ -99,8 +99,10 @@ def roofline_cost(macs: np.ndarray, sizes: np.ndarray, widths: Sequence[int], in
     return np.maximum(compute, transfer)
 
 
-def best_subset(diagonal: np.ndarray, interaction: np.ndarray, saving: np.ndarray, required: float) -> np.ndarray:
-    """The subset of least D among those that save at least `required`: (N,) bool, exactly, by integer programming.
+def best_subset(
+    diagonal: np.ndarray, interaction: np.ndarray, saving: np.ndarray, required: float, seconds: float = 60.0
+) -> tuple[np.ndarray, bool]:
+    """The subset of least D among those that save at least `required`, by integer programming.
 
     Products x_i x_j are linearised: z <= x_i, z <= x_j, z >= x_i + x_j - 1 (CLADO, arXiv:2307.05657).
 
@@ -109,9 +111,14 @@ def best_subset(diagonal: np.ndarray, interaction: np.ndarray, saving: np.ndarra
         interaction: (N, N) J.
         saving: (N,) cost saved by each layer, >= 0.
         required: what the subset must save.
+        seconds: when to give up on the proof.
+
+    Returns:
+        (N,) bool, and whether it is proven to be the best. An unproven one depends on the speed of the machine.
 
     Raises:
         InputError: all layers together save less.
+        RuntimeError: no subset was found in time.
     """
     count = len(diagonal)
     slack = 1e-9 * max(1.0, abs(required))
@@ -139,8 +146,8 @@ def best_subset(diagonal: np.ndarray, interaction: np.ndarray, saving: np.ndarra
             LinearConstraint(products, -np.inf, upper),
             LinearConstraint(enough, (required - slack) / unit, np.inf),
         ],
-        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+        options={"mip_rel_gap": 0.0, "time_limit": seconds},
     )
     if solution.x is None:
         raise RuntimeError(f"the integer program was not solved: {solution.message}")
-    return np.asarray(solution.x[:count] > 0.5)
+    return np.asarray(solution.x[:count] > 0.5), solution.status == 0

@@ -102,6 +102,11 @@ class Study:
             self.evaluations += 1
         return self.accuracies[key]
 
+    def full_search_accuracy(self) -> float:
+        """Accuracy of the model as it came on the search images: neither weights nor inputs are rounded."""
+        logit = self.subject.logits(self.search.image, self.out)
+        return float((logit.argmax(1) == self.search.label).double().mean())
+
     def total_cost(self, bits: np.ndarray) -> float:
         """Cost over that of all layers at the highest width."""
         column = [self.params.widths.index(int(width)) for width in bits]

@@ -91,7 +91,8 @@ def test_best_subset_is_the_best_of_all(seed: int, share: float) -> None:
     diagonal, interaction = problem(7, seed)
     saving = np.random.default_rng(seed + 10).random(7)
     required = share * saving.sum()
-    found = best_subset(diagonal, interaction, saving, required)
+    found, proven = best_subset(diagonal, interaction, saving, required)
+    assert proven
     allowed = [
         member
         for size in range(8)
@@ -102,6 +103,16 @@ def test_best_subset_is_the_best_of_all(seed: int, share: float) -> None:
     chosen = tuple(np.flatnonzero(found))
     assert saving[list(chosen)].sum() >= required - 1e-9
     assert damage(chosen, diagonal, interaction) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_subset_found_in_too_little_time_is_not_called_the_best() -> None:
+    diagonal, interaction = problem(40, 0)
+    try:
+        found, proven = best_subset(diagonal, interaction, np.ones(40), 20.0, seconds=0.5)
+    except RuntimeError:
+        return  # nothing was found at all
+    assert found.sum() >= 20
+    assert not proven
 
 
 def test_a_saving_out_of_reach_is_refused() -> None:
