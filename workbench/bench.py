@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from workbench.panels.launch import LaunchPanel
     from workbench.panels.plugins import PluginsPanel
     from workbench.record import RunRecord
+    from workbench.study import Study, StudyResult
 
 __all__ = ["Methods", "Plugins", "Workbench", "open"]
 
@@ -313,6 +314,39 @@ class Workbench:
         if block:
             sweep.attend(_bar(study or "sweep") if progress is True else (progress or None))
         return sweep
+
+    def study(
+        self,
+        study: Study | Mapping[str, Any] | str | os.PathLike[str],
+        /,
+        *,
+        subjects: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        precision: str = "float32",
+        progress: bool | Progress = True,
+    ) -> StudyResult:
+        """Have a study computed: many methods on shared subjects, whose runs feed each other, and one report.
+
+            result = bench.study("ship-small")        # comes with the workbench; or a YAML file, a dict, a `Study`
+            result.report()
+
+        What the store has is not computed again, so asking again adds what is missing or new. A branch that fails stops
+        what would have taken its run, and nothing else (`result.failures`). The runs get the study's name.
+
+        Args:
+            study: a description (`workbench.study`), a file of one, or the name of one that comes with the workbench.
+            subjects: in place of those of the description, by name.
+            device: see `run`.
+            precision: see `run`.
+            progress: show a bar for every step, or an object that shows progress.
+
+        Raises:
+            InputError, UnknownMethodError: what is wrong with the description, before anything begins; names the step.
+            CancelledError: Ctrl-C.
+        """
+        from workbench.study import run_study
+
+        return run_study(self, study, subjects=subjects, device=device, precision=precision, progress=progress)
 
     def _point_runner(
         self, device: str | torch.device | None, precision: str, force: bool, study: str | None

@@ -1,5 +1,8 @@
 """Detection: does an image, or what a classifier says about it, belong to the data the system was built for?"""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from workbench import MethodReference, hookimpl
 
 
@@ -18,3 +21,16 @@ def workbench_methods() -> list[MethodReference]:
             "MSP, max-logit, energy, entropy and GradNorm: what a classifier's own outputs say about foreign inputs",
         ),
     ]
+
+
+@hookimpl
+def workbench_datasets() -> Mapping[str, Callable[..., Any]]:
+    """Shifted data to detect or to suffer from."""
+    return {"shifted-digits": shifted_digits}
+
+
+def shifted_digits(shift: str = "noise", severity: int = 3, split: str = "test", seed: int = 0) -> Any:
+    """See `workbench_detection.digit_shifts`, which is imported when it is used."""
+    from workbench_detection import digit_shifts
+
+    return digit_shifts.shifted_digits(shift, severity, split, seed)  # type: ignore[arg-type]

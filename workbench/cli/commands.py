@@ -14,6 +14,7 @@ from workbench.cli.cluster_commands import cluster_command, sweep_command
 from workbench.cli.lab_commands import lab_command
 from workbench.cli.plugin_commands import check_command, new_plugin_command
 from workbench.cli.store_commands import annotate_command, store_group, studies_command
+from workbench.cli.study_commands import study_group
 from workbench.errors import InputError, StoreError
 from workbench.record import check_study
 
@@ -287,6 +288,7 @@ COMMANDS = (
     report_command,
     studies_command,
     sweep_command,
+    study_group,
     cluster_command,
     lab_command,
     annotate_command,

@@ -59,7 +59,7 @@ def report_html(report: Report, result: Result, info: RunInfo) -> str:
             element("p", report.summary, class_="wb-lead"),
             _failure(info),
             _metrics(report.metrics),
-            figures_section(report.views, result, info),
+            figures_section(report.views, result, info.id),
             section(
                 "Tables", *[element("div", sections.report_table(table), class_="wb-card") for table in report.tables]
             ),
@@ -181,8 +181,8 @@ def resolve_views(views: Sequence[View], result: Result) -> list[Plot | Workbenc
     return plots
 
 
-def figures_section(views: Sequence[View], result: Result, info: RunInfo) -> Html | None:
-    """Every view of a report as a still picture, or what is to be said in its place."""
+def figures_section(views: Sequence[View], result: Result, salt: str) -> Html | None:
+    """Every view of a report as a still picture, or what is to be said in its place; `salt` tells it from others of a page."""
     if not views:
         return None
     from workbench.render.pixels import data_uri
@@ -198,7 +198,7 @@ def figures_section(views: Sequence[View], result: Result, info: RunInfo) -> Htm
         elif isinstance(plot, TablesPlot):
             cards.append(_figure(plot.title, sections.tables_of(plot), plot.caption, wide=False))
         else:
-            picture = svg(plot, salt=f"{info.id}/{index}")
+            picture = svg(plot, salt=f"{salt}/{index}")
             cards.append(_figure(plot.title, picture, plot.caption, wide=_wide(plot)))
     return section("Figures", element("div", *cards, class_="wb-views"))
 

@@ -112,7 +112,7 @@ class MethodPage:
         if not report.views:
             return []
         note = element("p", "From the run ", element("code", info.id), f": {report.summary}", class_="wb-missing")
-        return [figures_section(report.views[:FIGURES], result, info), note]
+        return [figures_section(report.views[:FIGURES], result, info.id), note]
 
     def _use(self) -> list[Html | None]:
         told = self.description

@@ -1,0 +1,214 @@
+"""The report of a study as data: tables and views, and the arrays that the views draw from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError, WorkbenchError
+from workbench.render.texts import number_text
+from workbench.report import FreeForm, HeatMap, ImageGrid, Line, Report, Scatter, Table, View
+from workbench.study.conclusions import RULES, conclusions, how_compared
+from workbench.study.lineage import lineage_figure
+from workbench.study.matrix import Matrix
+from workbench.study.samples import ENTRIES
+from workbench.study.significance import disagreement, pareto_front
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from workbench.runs import Run
+    from workbench.study.result import StudyResult
+
+__all__ = ["StudyArrays", "study_content"]
+
+PICTURES = 12
+ARROWS = {"higher": " ↑", "lower": " ↓", "neutral": ""}
+
+
+class StudyArrays:
+    """What views of a study draw from; looks like a run to the renderer."""
+
+    def __init__(self, data: xr.Dataset, name: str) -> None:
+        self._data, self.id, self.method_id = data, name, "study"
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        return self._data[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._data
+
+    @property
+    def series(self) -> xr.Dataset:
+        """Studies have none."""
+        import xarray as xr
+
+        return xr.Dataset()
+
+
+def study_content(result: StudyResult) -> tuple[Report, StudyArrays]:
+    """Everything that the page of a study shows but its matrix (the page writes that) and its runs."""
+    import xarray as xr
+
+    matrix, study = result.matrix, result.plan.study
+    data: dict[str, Any] = {"variant": [row.label for row in matrix.rows]}
+    views: list[View] = [*_fronts(matrix, study.questions.fronts, data), *_parallel(matrix, data)]
+    notes = list(study.notes)
+    try:
+        views += _samples(result, data)
+    except WorkbenchError as error:
+        notes.append(f"Samples on which variants disagree cannot be shown: {error}")
+    caption = "Boxes are runs, arrows what they took; grey: no run."
+    views.append(FreeForm.from_figure(lineage_figure(result), title="How the runs feed each other", caption=caption))
+    tables = (_differences(matrix),)
+    notes += [*how_compared(matrix), *(f"Rule of the conclusions: {rule}" for rule in RULES)]
+    report = Report(conclusions(matrix, study.questions.cost), (), tables, views, notes)
+    return report, StudyArrays(xr.Dataset(data), study.name)
+
+
+def _differences(matrix: Matrix) -> Table:
+    rows = []
+    for row in range(len(matrix.rows)):
+        for number, column in enumerate(matrix.columns):
+            cell = matrix.cells[row, number]
+            if row == matrix.baseline or not np.isfinite(cell.difference):
+                continue
+            tested = np.isfinite(cell.p_value)
+            span = f"{number_text(cell.difference_lower)} to {number_text(cell.difference_upper)}" if tested else ""
+            verdict = {True: "better", False: "worse", None: "differs" if cell.differs else ""}[
+                matrix.better(row, number)
+            ]
+            rows.append((
+                matrix.rows[row].label, column.label, cell.difference, span,
+                _probability(cell.p_value), _probability(cell.adjusted), verdict, cell.basis,
+            ))  # fmt: skip
+    columns = ("variant", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict", "compared by")
+    title = f"Differences from {matrix.rows[matrix.baseline].label}"
+    return Table(title=title, columns=columns, rows=tuple(rows))
+
+
+def _probability(value: float) -> str:
+    return "" if not np.isfinite(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _fronts(matrix: Matrix, pairs: list[tuple[str, str]], data: dict[str, Any]) -> list[View]:
+    """A scatter of two metrics for each pair; what is on the front is drawn large."""
+    views: list[View] = []
+    drawn = [(x, y) for first, second in pairs for x in matrix.labelled(first) for y in matrix.labelled(second)]
+    for number, (x, y) in enumerate(drawn):
+        first, second = matrix.columns[x], matrix.columns[y]
+        if "neutral" in (first.direction, second.direction):
+            which = first if first.direction == "neutral" else second
+            where = f"questions.metrics ({which.label})"
+            raise InputError(where, expected="a direction, because fronts need to know which way is better", got="none")
+        higher = (first.direction == "higher", second.direction == "higher")
+        front = pareto_front(matrix.column(x), matrix.column(y), higher=higher)
+        data[f"front_x_{number}"] = ("variant", matrix.column(x))
+        data[f"front_y_{number}"] = ("variant", matrix.column(y))
+        data[f"front_{number}"] = ("variant", front)
+        names = ", ".join(row.label for row, on in zip(matrix.rows, front, strict=True) if on) or "none"
+        views.append(
+            Scatter(
+                title=f"{first.label} against {second.label}",
+                x=f"front_x_{number}",
+                y=f"front_y_{number}",
+                label="variant",
+                highlight=f"front_{number}",
+                x_label=first.label + ARROWS[first.direction],
+                y_label=second.label + ARROWS[second.direction],
+                caption=f"On the Pareto front (large): {names}.",
+            )
+        )
+    return views
+
+
+def _parallel(matrix: Matrix, data: dict[str, Any]) -> list[View]:
+    """Every metric scaled so that 0 is the worst and 1 the best of the variants: parallel coordinates."""
+    kept, scaled = [], []
+    for number, column in enumerate(matrix.columns):
+        values = matrix.column(number)
+        known = values[np.isfinite(values)]
+        if column.direction == "neutral" or len(known) < 2 or np.ptp(known) == 0:
+            continue
+        share = (values - known.min()) / np.ptp(known)
+        kept.append(column.label + ARROWS[column.direction])
+        scaled.append(share if column.direction == "higher" else 1 - share)
+    if len(kept) < 2:
+        return []
+    data["metric"] = kept
+    data["standing"] = (("variant", "metric"), np.array(scaled).T)
+    caption = "Every metric scaled over the variants: 1 is the best of them, 0 the worst, however near they are."
+    title = "Standing of the variants in every metric"
+    if len(matrix.rows) > 8:
+        return [HeatMap(title=title, caption=caption, z="standing", x="metric", y="variant", z_label="standing")]
+    label = "standing (1 is best)"
+    return [Line(title=title, caption=caption, y=("standing",), x="metric", by="variant", markers=True, y_label=label)]
+
+
+# -------------------------------------------------------------------------------------------------- samples in dispute
+
+
+def _samples(result: StudyResult, data: dict[str, Any]) -> list[View]:
+    """The samples on which variants disagree most, as pictures where the data are pictures."""
+    step = result.plan.study.questions.disagreement
+    found = _judges(result, step) if step else []
+    if len(found) < 2:
+        return []
+    labels, runs, root = [item[0] for item in found], [item[1] for item in found], found[0][2]
+    logits = [run["logit"].values for run in runs]
+    if len({item.shape for item in logits}) > 1:
+        raise InputError(
+            "questions.disagreement", expected="runs on the same samples", got=f"logits of different sizes in {step}"
+        )
+    divergence = disagreement(logits)
+    # Positions in the data of a run that kept only a part of it.
+    rows = runs[0]["sample_index"].values if "sample_index" in runs[0] else np.arange(len(divergence))
+    worst = np.argsort(-divergence, kind="stable")[:PICTURES]
+    worst = worst[divergence[worst] > 0]
+    if not len(worst) or not isinstance(root, str):
+        return []
+    predictions = np.stack([item.argmax(axis=1) for item in logits])
+    names = [str(name) for name in runs[0]["logit"]["class"].values]
+    label = runs[0]["label"].values if "label" in runs[0] else None
+    subject = result.dataset_of(root)
+    if "image" not in subject:
+        return []
+    captions = []
+    for sample in worst:
+        true = f"{names[int(label[sample])]}? " if label is not None else ""
+        captions.append(f"{true}{'/'.join(names[int(row[sample])] for row in predictions)}")
+    data["disputed"] = (("dispute", "channel", "y", "x"), _pictures(subject, rows[worst]))
+    data["disputed_said"] = ("dispute", captions)
+    data["disputed_divergence"] = ("dispute", divergence[worst])
+    what = f"Above each: {'its label, then ' if label is not None else ''}what {', '.join(labels)} say, in this order. "
+    caption = (
+        f"{what}Largest Jensen-Shannon divergence of the predictions in {step}: {divergence[worst[0]]:.2f} down to "
+        f"{divergence[worst[-1]]:.2f} nats of at most {np.log(len(runs)):.2f}; the median sample has {np.median(divergence):.2g}."
+    )
+    title = "Samples on which the variants disagree most"
+    return [
+        ImageGrid(
+            title=title, images=("disputed",), column="dispute", limit=PICTURES, labels="disputed_said", caption=caption
+        )
+    ]
+
+
+def _pictures(subject: xr.Dataset, rows: Any) -> np.ndarray:
+    image = np.asarray(subject["image"].isel(sample=rows).values)
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
+
+
+def _judges(result: StudyResult, step: str) -> list[tuple[str, Run, Any]]:
+    """Per variant the first run of the step that has logits, all on the same subject."""
+    found: list[tuple[str, Run, Any]] = []
+    for row in result.matrix.rows:
+        for branch in result.branches_of(step, row.options):
+            run = result.run(branch)
+            if run is None or "logit" not in run or run["logit"].size > ENTRIES:
+                continue
+            root = branch.root("data")
+            if not found or root is found[0][2] or root == found[0][2]:
+                found.append((row.label, run, root))
+                break
+    return found
