@@ -92,7 +92,12 @@ def _replace_weight(ir: Any, graph: Any, layer: StoredLayer) -> None:
             got=f"{layer.name!r}, whose weight {kinds} uses in the ONNX graph",
         )
     nodes, value = _dequantised(ir, graph, layer)
-    consumer = users[0].node
+    products = []  # a layer that is called twice has two, and quantises the input of both
+    for use in users:
+        if use.node.op_type == "Transpose":  # x @ W.T: the products are the nodes after it
+            products += [after.node for after in use.node.outputs[0].uses()]
+        else:
+            products.append(use.node)
     value.type, value.shape = weight.type, weight.shape
     every_use = list(weight.uses())
     for use in every_use:
@@ -100,9 +105,8 @@ def _replace_weight(ir: Any, graph: Any, layer: StoredLayer) -> None:
     graph.insert_before(_first(graph, [use.node for use in every_use]), nodes)
     graph.initializers.pop(weight.name)
     if layer.input is not None:
-        if consumer.op_type == "Transpose":  # x @ W.T: the product is the node after it
-            consumer = next(iter(consumer.outputs[0].uses())).node
-        _quantise_input(ir, graph, layer, consumer)
+        for number, product in enumerate(products):
+            _quantise_input(ir, graph, layer, product, f"{layer.name}.input" + (f".{number}" if number else ""))
 
 
 def _first(graph: Any, nodes: list[Any]) -> Any:
@@ -161,8 +165,8 @@ def _integers(ir: Any, graph: Any, name: str, values: np.ndarray, bits: int, sig
     return _constant(ir, graph, name, np.ascontiguousarray(values).astype(kind.numpy()), kind)
 
 
-def _quantise_input(ir: Any, graph: Any, layer: StoredLayer, consumer: Any) -> None:
-    grid, name = layer.input, f"{layer.name}.input"
+def _quantise_input(ir: Any, graph: Any, layer: StoredLayer, consumer: Any, name: str) -> None:
+    grid = layer.input
     assert isinstance(grid, InputGrid)
     size = 8 if grid.highest - grid.lowest < 256 else 16
     kind = ir.DataType[f"{'INT' if grid.lowest < 0 else 'UINT'}{size}"]

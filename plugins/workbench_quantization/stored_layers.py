@@ -139,8 +139,11 @@ def _sharing(ranges: int, channels: int) -> Sharing:
 
 
 def _check_weight(run: QuantisedRun, stored: StoredLayer, weight: Tensor) -> None:
-    gap = float((stored.weight - weight.detach().float().cpu()).abs().max())
-    if gap > 1e-5 * float(stored.scale.max()):
+    given = weight.detach().float().cpu()
+    gap = float((stored.weight - given).abs().max())
+    # A model in half precision computes with the product rounded to its own type.
+    allowed = max(1e-5 * float(stored.scale.max()), torch.finfo(weight.dtype).eps * float(given.abs().max()))
+    if gap > allowed:
         raise InputError(
             "run",
             expected="integers that give the weights of the stored model",

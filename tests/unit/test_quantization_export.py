@@ -73,6 +73,20 @@ def run_of(bench: Any, model: Model, digits: xr.Dataset, method: str = "quantiza
     )
 
 
+class Twice(nn.Module):
+    """A convolution and a linear layer that are called twice each, on inputs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.head, self.deep = nn.Linear(4, 10), nn.Linear(10, 10, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = torch.tanh(self.again(torch.tanh(self.again(torch.relu(self.stem(image))))))
+        return self.deep(torch.sin(3 * self.deep(self.head(hidden.mean((2, 3))))))
+
+
 class WithModel:
     """A run whose network no factory builds: the state is loaded into a fresh one."""
 
@@ -124,6 +138,41 @@ def test_another_run_time_computes_the_stored_logits(
     # Inputs on a grid: a value at the border of two levels may fall to the other side, and moves a few samples' logits.
     assert np.median(gap) < 1e-5
     assert gap.max() < (0.02 if params.get("act_bits") or method.endswith("adaquant") else 1e-5)
+
+
+def test_a_model_in_half_precision_leaves_the_store_and_foreign_weights_do_not(
+    bench: Any, model: Model, digits: xr.Dataset, tmp_path: Path
+) -> None:
+    run = WithModel(run_of(bench, model, digits), model)
+
+    class Half(WithModel):
+        def model(self) -> nn.Module:
+            return run.model().half()
+
+    class Foreign(WithModel):
+        def model(self) -> nn.Module:
+            other = run.model().half()
+            with torch.no_grad():
+                other.get_submodule(str(run["bits"]["layer"].values[0])).weight.mul_(1.05)
+            return other
+
+    state, _ = read_safetensors(export_model(Half(run, model), tmp_path / "half.safetensors").path)
+    stored = run.model().state_dict()
+    assert all(
+        torch.allclose(value.float(), stored[name].float(), rtol=2e-3, atol=1e-4) for name, value in state.items()
+    )
+    with pytest.raises(InputError, match="integers that give the weights"):
+        export_model(Foreign(run, model), tmp_path / "foreign.safetensors")
+
+
+def test_a_layer_that_is_called_twice_quantises_both_inputs(bench: Any, digits: xr.Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    twice = Model(Twice().eval(), input_shape=digits["image"].shape[1:])
+    run = run_of(bench, twice, digits, act_bits=3, store_width=8)
+    written = export_model(WithModel(run, twice), tmp_path / "model.onnx")
+    held = digits["image"].isel(sample=slice(150, None)).values[run["sample_index"].values].astype(np.float32)
+    gap = np.abs(onnx_logits(written.path, held) - run["logit"].values).max(axis=1)
+    assert np.median(gap) < 1e-5 * np.abs(run["logit"].values).max()
 
 
 @pytest.mark.parametrize(("method", "params"), CASES, ids=[f"{m.partition('.')[2]}-{p}" for m, p in CASES])
