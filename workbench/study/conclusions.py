@@ -96,7 +96,11 @@ def _cheapest(matrix: Matrix, cost: int) -> str:
     bound = cell.difference_lower if described.direction == "higher" else cell.difference_upper
     loss = -bound if described.direction == "higher" else bound
     open_loss = ""
-    if np.isfinite(loss):
+    if cell.difference_lower == cell.difference_upper:
+        open_loss = (
+            f" In {described.label} the two agree on every sample; resampling cannot say how far they differ on others."
+        )
+    elif np.isfinite(loss):
         kind = "loss" if described.direction == "higher" else "increase"
         open_loss = (
             f" Its {100 * LEVEL:.0f} % interval leaves open a {kind} of up to {number_text(max(float(loss), 0.0))} in "
