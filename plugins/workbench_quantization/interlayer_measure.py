@@ -27,10 +27,12 @@ FEW_LAYERS = 30
 class Sensitivity:
     """Of every layer at every lower width: damages, on the scale of the loss, and interactions.
 
-    hessian, weight_error, single: (layer, width); interaction: (layer, layer, width).
+    hessian, curvature, weight_error, single: (layer, width); interaction: (layer, layer, width). `curvature` is h before it is
+    scaled: a scale of 0, where single-layer damages are noise, must not undo its order.
     """
 
     hessian: np.ndarray
+    curvature: np.ndarray
     weight_error: np.ndarray
     single: np.ndarray
     interaction: np.ndarray
@@ -66,7 +68,7 @@ def measure(study: Study, base: float) -> Sensitivity:
     out.write("interaction_products", products)
     out.write("interaction", interaction)
     out.write("base_loss", np.float64(base))
-    return Sensitivity(hessian * scale if params.fit_scale else hessian, error, single, interaction)
+    return Sensitivity(hessian * scale if params.fit_scale else hessian, hessian, error, single, interaction)
 
 
 def _traces(study: Study) -> TraceEstimate:

@@ -241,6 +241,13 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"{float(result['search_accuracy_highest']):.1%} against {float(result['search_accuracy_full_precision']):.1%} in "
             f"full precision: {', '.join(f'{target:.2%}' for target in missed)} cannot be met, and its solutions do not meet it."
         )
+    flat = _values(result, "hessian_scale") == 0
+    if result.params.fit_scale and flat.any():
+        widths = " and ".join(str(width) for width, none in zip(result.params.widths[1:], flat, strict=True) if none)
+        notes.append(
+            f"At {widths} bits curvature does not go along with the damages of single layers (they are no more than noise, "
+            "perhaps): it counts nothing in the score there, which rests on interactions alone."
+        )
     single = _values(result, "loss_single")[:, -1]
     if (single < 0).any():
         notes.append(

@@ -55,7 +55,7 @@ def rank(study: Study, found: Sensitivity) -> dict[str, np.ndarray]:
         for c in columns
     ], axis=1)  # fmt: skip
     study.out.write("layer_score", augmented)
-    orders = {AUGMENTED: by(augmented), "hessian": by(found.hessian), "single losses": by(found.single)}
+    orders = {AUGMENTED: by(augmented), "hessian": by(found.curvature), "single losses": by(found.single)}
     if params.pair_mode == "sequential":
         orders[AUGMENTED] = np.stack([
             sequential_order(found.hessian[:, c], found.interaction[..., c], params.interaction_weight) for c in columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from workbench.toolkit import Recipe, fit, predict_all
 
 from unit.recording_out import record
 from workbench_quantization.interlayer import Interlayer
+from workbench_quantization.interlayer_measure import Sensitivity
 from workbench_quantization.interlayer_report import report
+from workbench_quantization.interlayer_run import rank
+from workbench_quantization.interlayer_scores import fit_scale
 
 QUICK: dict[str, Any] = {"probes": 2, "random_orders": 1, "subsets": 4, "calibration_samples": 32, "search_samples": 100,
                          "estimator": "products"}  # fmt: skip
@@ -65,6 +69,27 @@ def test_a_target_that_the_highest_width_misses_is_said_to_be_missed(data: xr.Da
     assert 0.5 * full < start < full
     assert found.summary.startswith("The target of 100.00% is missed with every layer at 3 bits")
     assert any("full precision: 100.00% cannot be met" in note for note in found.notes)
+
+
+def test_curvature_alone_keeps_its_order_where_damages_are_noise() -> None:
+    class Recorder:
+        written: dict[str, Any] = {}
+
+        def rng(self, _name: str) -> np.random.Generator:
+            return np.random.default_rng(0)
+
+        def write(self, name: str, values: Any) -> None:
+            self.written[name] = values
+
+        coordinate = write
+
+    params = SimpleNamespace(interaction_weight=1.0, pair_mode="signed", random_orders=1)
+    study = SimpleNamespace(params=params, out=Recorder(), lower=(8,), count=3)
+    curvature, noise = np.array([[3.0], [1.0], [2.0]]), np.array([[-1e-6], [-1e-6], [0.0]])
+    scale = fit_scale(curvature[:, 0], noise[:, 0])
+    assert scale == 0
+    orders = rank(study, Sensitivity(curvature * scale, curvature, curvature, noise, np.zeros((3, 3, 1))))  # type: ignore[arg-type]
+    assert orders["hessian"].tolist() == [[1, 2, 0]]
 
 
 def test_a_target_that_is_met_is_not_said_to_be_missed(data: xr.Dataset, model: Model) -> None:
