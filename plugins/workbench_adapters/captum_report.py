@@ -8,6 +8,8 @@ import numpy as np
 from workbench import Histogram, ImageGrid, Line, Metric, Report, Result, Table
 from workbench.toolkit import Interval, mean_interval
 
+from workbench_adapters.library import finite
+
 KINDS = ("deletion", "insertion")
 
 
@@ -30,7 +32,7 @@ def attribution_report(result: Result, title: str) -> Report:
                 value=float(error.mean()),
                 direction="lower",
                 unit="logit",
-                interval=mean_interval(error).bounds,
+                interval=finite(mean_interval(error).bounds),
                 description="mean |sum of attributions - (f(x) - f(baseline))|",
             )
         )
@@ -45,7 +47,7 @@ def attribution_report(result: Result, title: str) -> Report:
 
 def _metric(name: str, value: Interval, kind: str, text: str = "") -> Metric:
     direction: Any = "lower" if kind == "deletion" else "higher"
-    return Metric(name=name, value=value.value, direction=direction, interval=value.bounds, description=text)
+    return Metric(name=name, value=value.value, direction=direction, interval=finite(value.bounds), description=text)
 
 
 def _summary(
@@ -83,9 +85,9 @@ def _table(names: list[str], area: dict[str, np.ndarray], gain: dict[str, list[I
         cells: list[Any] = [name]
         for kind in KINDS:
             value = mean_interval(area[kind][position])
-            cells.append(f"{value.value:.3f} ({value.lower:.3f} to {value.upper:.3f})")
+            cells.append(f"{value.value:.3f}{_span(value, '.3f')}")
             other = gain[kind][position - 1] if position else None
-            cells.append(None if other is None else f"{other.value:+.3f} ({other.lower:+.3f} to {other.upper:+.3f})")
+            cells.append(None if other is None else f"{other.value:+.3f}{_span(other, '+.3f')}")
         rows.append(tuple(cells))
     return Table(
         title="The attribution and its controls",
@@ -94,6 +96,11 @@ def _table(names: list[str], area: dict[str, np.ndarray], gain: dict[str, list[I
         caption="Mean area over the pictures with 95 % intervals (Student's t); differences are paired. Deletion: lower is "
         "better, insertion: higher.",
     )
+
+
+def _span(value: Interval, digits: str) -> str:
+    """The interval in brackets; nothing where one picture gives none."""
+    return f" ({value.lower:{digits}} to {value.upper:{digits}})" if finite(value.bounds) else ""
 
 
 def _views(name: str, complete: bool) -> list[Any]:

@@ -6,6 +6,8 @@ import numpy as np
 from workbench import ImageGrid, Metric, Report, Result, Scatter, Table
 from workbench.toolkit import mean_interval
 
+from workbench_adapters.library import finite
+
 UNITS = {"psnr": "dB", "ssim": ""}
 
 
@@ -19,10 +21,10 @@ def reconstruction_report(result: Result) -> Report:
     for name, unit in UNITS.items():
         after = mean_interval(values[name][1])
         metrics += [
-            Metric(name=name, value=after.value, unit=unit, direction="higher", interval=_finite(after.bounds)),
+            Metric(name=name, value=after.value, unit=unit, direction="higher", interval=finite(after.bounds)),
             Metric(name=f"{name}_degraded", value=float(values[name][0].mean()), unit=unit, direction="higher"),
             Metric(name=f"{name}_gain", value=gains[name].value, unit=unit, direction="higher",
-                   interval=_finite(gains[name].bounds), description="restored less degraded, paired over the pictures"),
+                   interval=finite(gains[name].bounds), description="restored less degraded, paired over the pictures"),
         ]  # fmt: skip
     better = int((values["psnr"][1] > values["psnr"][0]).sum())
     blur = f"a blur of {params.blur_sigma:g} pixels and " if params.degradation == "blur" else ""
@@ -62,11 +64,6 @@ def reconstruction_report(result: Result) -> Report:
             "A residual far below the noise fits the noise; one far above it leaves detail in the residual.",
         ),
     )
-
-
-def _finite(bounds: tuple[float, float]) -> tuple[float, float] | None:
-    """No interval where there is a single picture."""
-    return bounds if np.isfinite(bounds).all() else None
 
 
 def _table(values: dict[str, np.ndarray]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,11 @@ def import_library(module: str, out: Out) -> Any:
         out.skip(f"{module} is installed but cannot be imported ({type(error).__name__}: {error}).{hint}")
     finally:
         logging.disable(level)
+
+
+def finite(bounds: tuple[float, float]) -> tuple[float, float] | None:
+    """The ends of an interval; None where a single sample gives none."""
+    return bounds if all(map(math.isfinite, bounds)) else None
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import numpy as np
 from workbench import Bar, Metric, Report, Result, Table
 from workbench.toolkit import mean_interval, wilson_interval
 
+from workbench_adapters.library import finite
+
 EQUAL_LOGITS = 1e-3
 """Largest difference of logits that the order of summation explains, relative to the largest logit."""
 
@@ -25,7 +27,7 @@ def quantisation_report(result: Result) -> Report:
         metrics=(
             accuracy[1],
             accuracy[0],
-            Metric(name="accuracy_change", value=change.value, direction="higher", interval=change.bounds,
+            Metric(name="accuracy_change", value=change.value, direction="higher", interval=finite(change.bounds),
                    description="after less before, paired over the samples"),
             Metric(name="agreement", value=float(result["agreement"]), direction="higher",
                    description="share of predictions that stay as they were"),

@@ -190,3 +190,15 @@ def test_the_map_of_the_decisive_pixel_beats_both_controls(bench):
     assert (curve[1:] < 0.01).all()
     assert run.metrics["deletion_gain_over_chance"] < -0.3
     assert run.metrics["completeness_error"] < 1e-4
+
+
+def test_one_picture_has_figures_and_no_intervals(bench, pictures):
+    torch.manual_seed(0)
+    run = bench.run(
+        IntegratedGradients, model=workbench.Model(Functional().eval()), data=pictures.isel(sample=[0]),
+        progress=False,
+    )  # fmt: skip
+    report = run.record.report
+    assert report["metrics"]
+    assert all(metric["interval"] is None for metric in report["metrics"])
+    assert not any("nan" in str(cell) for table in report["tables"] for row in table["rows"] for cell in row)
