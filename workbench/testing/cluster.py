@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,9 +26,15 @@ def _client() -> Any:
     cluster = local_cluster(1, threads=torch.get_num_threads(), dashboard_address="127.0.0.1:0")
     connect: Any = distributed.Client
     client = connect(cluster, set_as_default=False)
+    client.run(_hush)
     atexit.register(cluster.close)
     atexit.register(client.close)
     return client
+
+
+def _hush() -> None:
+    # What a method prints is judged where it is tried in this process; a worker would mix it into whatever is shown here.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dask(trial: Trial) -> Iterator[str]:
