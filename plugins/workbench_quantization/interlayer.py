@@ -155,7 +155,9 @@ class Interlayer(Method):
         _array("step_accuracy", ("step",), "float64", "on the search images"),
         _array("step_passed", ("step",), "bool", "whether the accuracy was high enough"),
         _array("solution_bits", ("solution", "target", "layer"), "int8", "widths of every solution", unit="bit"),
-        _array("subset_proven", ("target",), "bool", "whether `exact pairs` is proven to be the best subset", optional=True),
+        _array(
+            "subset_proven", ("target",), "bool", "whether `exact pairs` is proven to be the best subset", optional=True
+        ),
         _array("accuracy", ("solution", "target"), "float64", "on the report images"),
         _array("negative_log_likelihood", ("solution", "target"), "float64", "on the report images"),
         _array("cost", ("solution", "target"), "float64", "over that of all layers at the highest width"),
