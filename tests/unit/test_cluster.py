@@ -277,6 +277,63 @@ def test_tasks_are_readable_on_the_dashboard(far, tmp_path, client):
 # ---------------------------------------------------------------------------------------------------------------- sweeps
 
 
+def test_progress_that_arrives_while_a_subject_is_spread_blocks_nobody():
+    """The client's event loop both brings progress and moves the bytes: one must not wait for the other."""
+
+    class Loop:
+        id, told = "client", False
+
+        def subscribe_topic(self, topic: str, handler: Any) -> None:
+            self.handler = handler
+
+        def scatter(self, blob: bytes, **_: Any) -> Any:
+            event = threading.Thread(
+                target=self.handler, args=((0.0, {"order": "another", "run_id": "r"}),), daemon=True
+            )
+            event.start()
+            event.join(5.0)
+            self.told = not event.is_alive()
+            return blob
+
+    loop = Loop()
+    Cluster(loop)._placed("digest", b"x" * (1024 * 1024))
+    assert loop.told
+
+
+def test_an_order_that_begins_anew_shares_no_block_with_its_first_try(monkeypatch):
+    """Else dask would answer with blocks that lie in the folder of the run whose worker died."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from workbench.execution.blockwise import BlockPlace
+    from workbench.execution.progress import CancelToken
+    from workbench.execution.worker import DaskBlocks
+
+    names: list[Any] = []
+
+    class Told:
+        def __init__(self, key: Any) -> None:
+            self.key = key
+
+        def add_done_callback(self, call: Any) -> None:
+            call(self)
+
+        def result(self) -> dict[str, int]:
+            return {}
+
+    def submit(*_: Any, key: Any, **__: Any) -> Told:
+        names.append(key)
+        return Told(key)
+
+    monkeypatch.setattr(distributed, "worker_client", lambda: nullcontext(SimpleNamespace(submit=submit)))
+    order: Any = SimpleNamespace(method="sample.sums", title="seed 0", token="0123456789")
+    regions = [slice(0, 4), slice(4, 8)]
+    for run in ("first", "second"):
+        place = BlockPlace(None, f"runs/2026-11/{run}", {}, 0)
+        assert len(DaskBlocks(order, {}, None).compute(place, regions, lambda _: None, CancelToken())) == 2
+    assert len(set(names)) == 4
+
+
 def test_a_sweep_on_workers_is_the_sweep_it_is_here(bench, far, images):
     there = far.sweep(
         ["sample.mean_image", "sample.random_numbers", "sample.failing"],

@@ -15,7 +15,9 @@ import pytest
 import torch
 from workbench import Method, Output, Report
 from workbench.errors import CancelledError, InputError, RunFailedError, SkippedError, UnknownMethodError
+from workbench.execution import turn
 from workbench.execution.progress import CancelToken
+from workbench.execution.turn import Turn
 
 PATIENCE = 60.0
 """Seconds after which a test that waits for an event fails; nothing here takes a tenth of it."""
@@ -197,6 +199,63 @@ def test_a_model_is_built_with_its_own_weights_while_something_runs(stepwise):
     assert all(torch.equal(built[name], wanted[name]) for name in wanted)
     Stepwise.go_on.set()
     np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(3))
+
+
+def test_what_a_cell_changes_after_submitting_is_not_computed_on(stepwise):
+    first = stepwise.submit("sample.stepwise", seed=3)
+    assert Stepwise.middle.wait(PATIENCE)
+    image = np.full((2, 1, 4, 4), 0.25, np.float32)
+    before = image.copy()
+    waiting = stepwise.submit("sample.mean_image", data=image)
+    image += 0.5
+    Stepwise.go_on.set()
+    first.result(PATIENCE)
+    again = stepwise.run("sample.mean_image", data=before, progress=False)
+    assert again.id == waiting.result(PATIENCE).id
+    fresh = stepwise.run("sample.mean_image", data=before, force=True, progress=False)
+    name = fresh.arrays[0]
+    np.testing.assert_array_equal(again[name].values, fresh[name].values)
+
+
+def test_a_model_that_goes_on_training_after_submitting_is_submitted_as_it_was():
+    from workbench.execution.inputs import Resolved
+    from workbench.execution.request import _owned
+
+    module = torch.nn.Linear(2, 1)
+    wanted = {name: value.clone() for name, value in module.state_dict().items()}
+    kept = _owned(Resolved("model", module, "digest", "Linear"), module).value
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    assert all(torch.equal(kept.state_dict()[name], wanted[name]) for name in wanted)
+
+
+def test_progress_while_the_turn_is_lent_does_not_give_it_away_again():
+    """A run whose blocks others compute reports progress while somebody in the foreground waits for a third run."""
+    lender, holds, let_go = Turn(background=True), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Turn(background=True):
+            holds.set()
+            let_go.wait(PATIENCE)
+
+    def in_front() -> None:
+        with Turn():
+            pass
+
+    with lender, lender.random_numbers(0):
+        with lender.lent():
+            holder, front = threading.Thread(target=hold), threading.Thread(target=in_front)
+            holder.start()
+            assert holds.wait(PATIENCE)
+            front.start()
+            while not turn._foreground_waiting:
+                front.join(0.001)
+            lender.step_aside()
+            let_go.set()
+            holder.join()
+            front.join()
+        assert turn._holders == [lender]
+    assert not turn._holders
 
 
 def test_several_submitted_runs_do_not_mix(stepwise):

@@ -193,6 +193,17 @@ def test_a_point_with_bad_subjects_is_a_failure_of_its_own(bench, images):
     assert len(sweep.runs) == 1
 
 
+def test_a_subject_that_breaks_its_reader_is_a_failure_of_its_point(bench, images, monkeypatch):
+    def broken(spec: str, *, role: str) -> Any:
+        raise PermissionError(13, "not for you", spec)
+
+    monkeypatch.setattr(bench, "dataset", broken)
+    sweep = bench.sweep("sample.mean_image", data=["./secret.npz", images], progress=False)
+    assert sweep.stopped == ""
+    assert [(failure.point.number, type(failure.error)) for failure in sweep.failures] == [(0, PermissionError)]
+    assert len(sweep.runs) == 1
+
+
 class Gate(Picky):
     """Waits at its gate."""
 

@@ -36,7 +36,7 @@ def submit(
     *,
     shared: tuple[SharedSubjects, Hashable] | None = None,
 ) -> Handle[R]:
-    """Load and check the subjects now, compute in the background.
+    """Load, check and copy the subjects now, compute in the background.
 
     Args:
         request: what is asked for.
@@ -50,7 +50,7 @@ def submit(
         InputError: a subject that is none, or does not fit.
     """
     subjects, identity = shared or (SharedSubjects(), None)
-    job, check = subjects.prepare(identity, request, sources)
+    job, check = subjects.prepare(identity, request, sources, own=True)
     token = CancelToken()
     handle: Handle[R] = Handle(job.method.id)
 

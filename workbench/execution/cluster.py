@@ -35,6 +35,8 @@ class Cluster:
         self._handles: weakref.WeakValueDictionary[str, Handle[Any]] = weakref.WeakValueDictionary()
         self._spread: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        """Of the handles; taken by the client's event loop too, so nothing that waits for the loop is done under it."""
+        self._spreading = threading.Lock()
         client.subscribe_topic(remote.topic(client.id), self._told)
 
     @property
@@ -99,7 +101,7 @@ class Cluster:
     def _placed(self, digest: str, blob: bytes) -> Any:
         if len(blob) <= remote.SMALL:
             return blob
-        with self._lock:
+        with self._spreading:
             future = self._spread.get(digest)
             if future is None or future.status in ("cancelled", "lost", "error"):
                 # Straight to the workers, past the scheduler; every worker gets it, because any may be asked.

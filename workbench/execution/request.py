@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InputError
@@ -194,6 +194,7 @@ class SharedSubjects:
         *,
         given: Callable[[], Mapping[str, Resolved]] = dict,
         code: str | None = None,
+        own: bool = False,
     ) -> tuple[Job, Callable[[Job], None]]:
         """The job, and what checks its subjects the first time that something is computed from them.
 
@@ -203,11 +204,16 @@ class SharedSubjects:
             sources: see `prepare`.
             given: makes the subjects that were identified before, by role.
             code: see `prepare`.
+            own: copy what lies in the caller's memory, because the caller may change it before it is computed on.
         """
         with self._lock:
             known = self._sets.get(identity)
         job = prepare(request, sources, resolved=given() if known is None else known[0], code=code)
         if known is None:
+            if own:
+                job = replace(
+                    job, inputs={name: _owned(item, request.roles[name]) for name, item in job.inputs.items()}
+                )
             known = (job.inputs, set())
             with self._lock:
                 self._sets[identity] = known
@@ -221,6 +227,21 @@ class SharedSubjects:
                 done.add("checked")
 
         return job, check
+
+
+def _owned(subject: Resolved, given: Any) -> Resolved:
+    """A subject that nobody else can change: a copy of arrays and models in memory; what is read lazily stays as it is."""
+    import copy
+
+    import numpy as np
+
+    if isinstance(given, str) or preparation.run_reference(given) is not None:
+        return subject
+    if subject.kind == "model":
+        return replace(subject, value=copy.deepcopy(subject.value))
+    dataset = subject.value
+    held = {name: array for name, array in dataset.data_vars.items() if isinstance(array.variable._data, np.ndarray)}
+    return replace(subject, value=dataset.assign({name: array.copy(deep=True) for name, array in held.items()}))
 
 
 class Waiting:

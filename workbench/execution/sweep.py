@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from workbench.errors import CancelledError, ClusterLostError, InputError, WorkbenchError
+from workbench.errors import CancelledError, ClusterLostError, InputError
 from workbench.execution.handle import Handle
 from workbench.execution.points import Point, Points, shown
 
@@ -243,7 +243,7 @@ class Sweep(Generic[R]):
         point = self.points[number]
         try:
             handle = self._submit(point)
-        except WorkbenchError as error:
+        except Exception as error:  # whatever reading a subject raises is this point's failure, not the sweep's
             self._ended(number, error=error)
             return
         with self._changed:
@@ -257,8 +257,11 @@ class Sweep(Generic[R]):
         error = handle.error if handle is not None else error
         entry = _Entry("failed", None if handle is None else handle.run_id, error)
         if handle is not None and error is None:
-            run_id, served, metrics = self._facts(handle.result())
-            entry = _Entry("stored" if served else "complete", run_id, None, metrics)
+            try:
+                run_id, served, metrics = self._facts(handle.result())
+                entry = _Entry("stored" if served else "complete", run_id, None, metrics)
+            except Exception as broken:  # else nobody would be told that this point ended
+                entry.error = broken
         elif handle is not None and handle.status in ("skipped", "cancelled"):
             entry.status = handle.status  # type: ignore[assignment]
         with self._changed:

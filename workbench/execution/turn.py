@@ -70,6 +70,8 @@ class Turn:
         """Let somebody in the foreground go first, if one waits. Called by the run's own thread where it can pause."""
         if not self.background or not _foreground_waiting or threading.get_ident() != self._thread:
             return
+        if self not in _holders:  # it is lent already
+            return
         mine = None if self._before is None else _global_generators()
         _put_back(self._before or [])
         self._release()

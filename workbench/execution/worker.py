@@ -296,6 +296,9 @@ class DaskBlocks:
 
         order = self._order
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The run's id is part of the names: an order that begins anew because its worker died has another folder, and dask
+        # would answer a task of a known name with what was written into the old one.
+        run = place.folder.rpartition("/")[2]
         # The thread leaves the worker's pool meanwhile, so that this worker computes blocks as well.
         with distributed.worker_client() as client:
             shared = {digest: blob if len(blob) <= SMALL else client.scatter(blob, broadcast=True, hash=False)
@@ -304,7 +307,7 @@ class DaskBlocks:
             for number, region in enumerate(regions):
                 task = client.submit(
                     compute_block, order, shared, replace(place, backend=None), number, region.start, region.stop,
-                    key=(f"{order.method} blocks", f"{order.title}, {region.start}:{region.stop} · {order.token[:8]}"),
+                    key=(f"{order.method} blocks", f"{order.title}, {region.start}:{region.stop} · {order.token[:8]} · {run}"),
                     pure=False, resources=self._resources,
                 )  # fmt: skip
                 tasks[task.key] = number
