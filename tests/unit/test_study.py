@@ -113,7 +113,9 @@ def description(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> workbench.Workbench:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Workbench:
+    # In a checkout that is edited while this runs, nothing would be served from the store.
+    monkeypatch.setattr("workbench.execution.code._folder_digest", lambda folder: "as it is")
     made = workbench.open(tmp_path / "store")
     for cls in (Maker, Blur, Sharpen):
         made.register(cls)

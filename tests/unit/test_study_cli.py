@@ -38,6 +38,8 @@ questions:
 
 def test_a_study_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
+    # In a checkout that is edited while this runs, nothing would be served from the store.
+    monkeypatch.setattr("workbench.execution.code._folder_digest", lambda folder: "as it is")
     monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "store"))
     Path("tiny.yaml").write_text(STUDY)
     assert main(["study", "status", "tiny.yaml"]) == 2

@@ -102,10 +102,8 @@ def _cheapest(matrix: Matrix, cost: int) -> str:
         )
     elif np.isfinite(loss):
         kind = "loss" if described.direction == "higher" else "increase"
-        open_loss = (
-            f" Its {100 * LEVEL:.0f} % interval leaves open a {kind} of up to {number_text(max(float(loss), 0.0))} in "
-            f"{described.label}."
-        )
+        how_much = f"a {kind} of up to {number_text(float(loss))}" if loss > 0 else f"no {kind}"
+        open_loss = f" Its {100 * LEVEL:.0f} % interval leaves open {how_much} in {described.label}."
     return (
         f"The variant of least {label} without a significant loss in any of the {len(others)} compared metrics is "
         f"{matrix.rows[best].label} ({label} {number_text(float(prices[best]))} against "

@@ -8,9 +8,8 @@ import numpy as np
 
 from workbench.errors import InputError, WorkbenchError
 from workbench.render.texts import number_text
-from workbench.report import FreeForm, HeatMap, ImageGrid, Line, Report, Scatter, Table, View
+from workbench.report import HeatMap, ImageGrid, Line, Report, Scatter, Table, View
 from workbench.study.conclusions import RULES, conclusions, how_compared
-from workbench.study.lineage import lineage_figure
 from workbench.study.matrix import Matrix
 from workbench.study.samples import ENTRIES
 from workbench.study.significance import disagreement, pareto_front
@@ -59,8 +58,6 @@ def study_content(result: StudyResult) -> tuple[Report, StudyArrays]:
         views += _samples(result, data)
     except WorkbenchError as error:
         notes.append(f"Samples on which variants disagree cannot be shown: {error}")
-    caption = "Boxes are runs, arrows what they took; grey: no run."
-    views.append(FreeForm.from_figure(lineage_figure(result), title="How the runs feed each other", caption=caption))
     tables = (_differences(matrix),)
     notes += [*how_compared(matrix), *(f"Rule of the conclusions: {rule}" for rule in RULES)]
     report = Report(conclusions(matrix, study.questions.cost), (), tables, views, notes)
@@ -107,6 +104,8 @@ def _fronts(matrix: Matrix, pairs: list[tuple[str, str]], data: dict[str, Any]) 
         data[f"front_x_{number}"] = ("variant", matrix.column(x))
         data[f"front_y_{number}"] = ("variant", matrix.column(y))
         data[f"front_{number}"] = ("variant", front)
+        known = matrix.column(x)[np.isfinite(matrix.column(x))]
+        wide = bool(len(known)) and known.min() > 0 and known.max() >= 8 * known.min()
         names = ", ".join(row.label for row, on in zip(matrix.rows, front, strict=True) if on) or "none"
         views.append(
             Scatter(
@@ -115,6 +114,7 @@ def _fronts(matrix: Matrix, pairs: list[tuple[str, str]], data: dict[str, Any]) 
                 y=f"front_y_{number}",
                 label="variant",
                 highlight=f"front_{number}",
+                log_x=wide,
                 x_label=first.label + ARROWS[first.direction],
                 y_label=second.label + ARROWS[second.direction],
                 caption=f"On the Pareto front (large): {names}.",

@@ -52,6 +52,8 @@ def _drawn(parents: dict[str, set[str]], texts: dict[str, str], found: dict[str,
     column: dict[str, int] = {}
     for node, above in parents.items():  # those upstream come first
         column[node] = 1 + max((column[parent] for parent in above), default=-1)
+    step = {node: text.partition("\n")[0] for node, text in texts.items()}
+    column = {node: max(column[other] for other in column if step[other] == step[node]) for node in column}
     row: dict[str, float] = {}
     for place in range(max(column.values()) + 1):
         members = [node for node in parents if column[node] == place]
@@ -65,7 +67,7 @@ def _drawn(parents: dict[str, set[str]], texts: dict[str, str], found: dict[str,
     for node, above in parents.items():
         for parent in above:
             axes.annotate(
-                "", xy=(column[node] - 0.38, -row[node]), xytext=(column[parent] + 0.38, -row[parent]),
+                "", xy=(column[node] - 0.2, -row[node]), xytext=(column[parent] + 0.2, -row[parent]),
                 arrowprops={"arrowstyle": "-|>", "color": palette.MUTED, "lw": 0.5, "alpha": 0.5, "mutation_scale": 7,
                             "shrinkA": 0, "shrinkB": 0},
             )  # fmt: skip

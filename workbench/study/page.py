@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from workbench.render.html import figures_section, notebook_fragment, page, sect
 from workbench.render.markup import Html, element, join
 from workbench.render.texts import number_text
 from workbench.study.content import ARROWS, StudyArrays, study_content
+from workbench.study.lineage import lineage_figure
 from workbench.study.matrix import Cell, Matrix
 from workbench.study.plan import spelled
 
@@ -89,6 +91,7 @@ class StudyReport:
             element("p", report.summary, class_="wb-lead"),
             section("Variants and metrics", element("div", self._matrix(folder), class_="wb-card"), *tables),
             figures_section(report.views, cast("Result", arrays), self.result.name),  # the part that views use
+            section("How the runs feed each other", self._lineage()),
             section("Notes", element("div", sections.notes_list(report.notes), class_="wb-card")),
             section("Without a run", self._failures()),
             section("Runs", element("div", self._runs(folder), class_="wb-card")),
@@ -126,6 +129,15 @@ class StudyReport:
             text = f"{number_text(cell.lower)} to {number_text(cell.upper)}"
             span = element("div", text, style="font-size: 0.8em; white-space: nowrap; opacity: 0.65")
         return join([number_text(cell.value), mark, by_intervals, span])
+
+    def _lineage(self) -> Html:
+        from workbench.render.pixels import data_uri
+        from workbench.report import FreeForm
+
+        drawn = base64.b64decode(FreeForm.from_figure(lineage_figure(self.result), title="lineage").png)
+        picture = element("img", src=data_uri(drawn), alt="graph of the runs", style="width: 100%")
+        caption = element("figcaption", "Boxes are runs, arrows lead to what took them; grey: no run.")
+        return element("figure", picture, caption, class_="wb-card wb-wide")
 
     def _failures(self) -> Html | None:
         found = self.result.failures

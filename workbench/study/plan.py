@@ -70,7 +70,9 @@ class Branch:
 def spelled(name: str, value: str) -> str:
     """An entry of a trail for people: `store_width 4`; what has a name of its own stands for itself."""
     axis = name.partition(".")[2]
-    return f"{axis} {value}" if axis and axis != "method" else value
+    if axis == "method":
+        return value.rpartition(".")[2]
+    return f"{axis} {value}" if axis else value
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
