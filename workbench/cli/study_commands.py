@@ -45,7 +45,7 @@ def run_command(
     output: Path | None,
     quiet: bool,
 ) -> None:
-    """Compute what of a study is not in the store, and say what was found."""
+    """Compute what of the study in FILE is not in the store, and say what was found."""
     import workbench
     from workbench.cli.cluster_commands import _client
     from workbench.study import run_study
@@ -72,7 +72,7 @@ def run_command(
 @_subjects
 @click.pass_context
 def status_command(ctx: click.Context, file: str, subjects: Sequence[str]) -> None:
-    """What of a study is in the store, and what is missing; computes nothing."""
+    """What of the study in FILE is in the store, and what is missing; computes nothing."""
     _print_status(_found(ctx, file, subjects), every=True)
 
 
@@ -83,7 +83,7 @@ def status_command(ctx: click.Context, file: str, subjects: Sequence[str]) -> No
 @click.option("--runs", is_flag=True, help="With a page: also write the reports of all runs beside it, and link them.")
 @click.pass_context
 def report_command(ctx: click.Context, file: str, subjects: Sequence[str], output: Path | None, runs: bool) -> None:
-    """The answer of a study, from the runs that are in the store; computes nothing."""
+    """The answer of the study in FILE, from the runs that are in the store; computes nothing."""
     result = _found(ctx, file, subjects)
     if output is None:
         _print_found(result)
