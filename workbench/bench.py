@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from workbench.panels.launch import LaunchPanel
     from workbench.panels.plugins import PluginsPanel
     from workbench.record import RunRecord
+    from workbench.render.method_page import MethodPage
     from workbench.study import Study, StudyResult
 
 __all__ = ["Methods", "Plugins", "Workbench", "open"]
@@ -147,6 +148,22 @@ class Workbench:
             PluginError: the class breaks the contract.
         """
         return self.host.register(cls)
+
+    def describe(self, method: str | type[Method]) -> MethodPage:
+        """A method explained: what it tells, its paper, inputs, parameters, outputs, and figures of its newest run here.
+
+        Displays itself in a notebook; `.save(path)` writes a page.
+
+        Raises:
+            UnknownMethodError, PluginError: there is no such method, or it cannot be imported.
+        """
+        from workbench.description import describe_method
+        from workbench.render.method_page import MethodPage
+
+        cls = method if isinstance(method, type) else self.host.method(method)
+        complete = self.runs(f"method = {cls.id} and status = complete", limit=1)
+        example = (complete[0].report_data(), complete[0].stored, complete[0].info) if complete else None
+        return MethodPage(describe_method(cls), example=example)
 
     def data(self, spec: str) -> xr.Dataset:
         """A data set by name (`digits`, `photos(size=64)[:16]`) or path."""

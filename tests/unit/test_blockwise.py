@@ -17,7 +17,7 @@ from pydantic import Field
 from workbench import BlockwiseMethod, DataRole, Metric, Output, Params, Report
 from workbench.errors import OutputError, RunFailedError
 from workbench.store.blocks import BlockWriter
-from workbench.store.layout import LARGEST_SHARD, plan_blocks
+from workbench.store.layout import LARGEST_SHARD, layout_of, plan_blocks
 from workbench.store.writer import NumpySource
 
 from unit.recording_out import record
@@ -125,6 +125,17 @@ def test_no_file_holds_rows_of_two_blocks():
         if layout.shard is not None:
             assert all(whole % part == 0 for whole, part in zip(layout.shard, layout.chunk, strict=True))
             assert np.prod(layout.shard) * dtype.itemsize <= LARGEST_SHARD
+
+
+@pytest.mark.parametrize("shape", [(300_000, 10), (300_000, 3, 300, 300)])
+def test_blocks_of_a_large_prime_number_of_rows_have_a_layout_that_readers_accept(shape):
+    layout = plan_blocks(shape, np.dtype("float32"), 100_003)
+    assert layout_of(shape, "float32", layout.chunk, layout.shard) == layout
+
+
+def test_items_larger_than_a_file_are_not_written_in_blocks():
+    with pytest.raises(OutputError, match="at most 256"):
+        plan_blocks((10, 70_000_000), np.dtype("float32"), 2)
 
 
 def test_strings_are_not_written_in_blocks():

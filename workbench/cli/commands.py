@@ -84,13 +84,21 @@ def plugins_command() -> None:
 
 @click.command("describe")
 @click.argument("method", shell_complete=_complete_methods)
-def describe_command(method: str) -> None:
+@click.option("--html", "as_html", is_flag=True, help="Write a page, with the figures of the newest run of the method.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File of the page.  [default: METHOD.html]"
+)
+@click.pass_context
+def describe_command(ctx: click.Context, method: str, as_html: bool, output: Path | None) -> None:
     """Explain METHOD: what it tells, its paper, inputs, parameters and outputs."""
     from workbench.cli.printing import print_description
     from workbench.description import describe_method
     from workbench.host import Host
 
-    print_description(describe_method(Host().method(method)))
+    if not as_html and output is None:
+        print_description(describe_method(Host().method(method)))
+        return
+    click.echo(_bench(ctx).describe(method).save(output or Path(f"{method}.html")))
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -132,7 +132,8 @@ def stored_already(
     if job.key is None or request.force:
         return None
     found = store.find(job.key) if poll is None else store.wait_for(job.key, request.wait, poll)
-    if found is not None and request.study not in (None, found.record.study):
+    # A store that is only published for reading hands its runs out all the same.
+    if found is not None and request.study not in (None, found.record.study) and store.backend.writable:
         store.annotations.of(found.id).join(request.study)
     return found
 

@@ -135,7 +135,7 @@ def plan_blocks(shape: Sequence[int], dtype: np.dtype[Any], rows: int) -> ArrayL
     """As `plan`, but no file holds rows of two blocks of `rows` rows, so that blocks can be written by different workers.
 
     Raises:
-        OutputError: as `plan`, or strings, which are stored in one piece.
+        OutputError: as `plan`, or strings, which are stored in one piece, or one item is larger than a file may be.
     """
     shape = tuple(int(size) for size in shape)
     if dtype.kind == "O" or not shape:
@@ -148,7 +148,12 @@ def plan_blocks(shape: Sequence[int], dtype: np.dtype[Any], rows: int) -> ArrayL
     chunk = (_largest_divisor(rows, one.chunk[0]), *one.chunk[1:])
     # All of an item in one file, in whole chunks; as many items as stay below the limit.
     item = tuple(part * math.ceil(size / part) for size, part in zip(shape[1:], chunk[1:], strict=True))
-    affordable = max(1, SHARD_BYTES // max(1, chunk[0] * math.prod(item) * dtype.itemsize))
+    size = chunk[0] * math.prod(item) * dtype.itemsize
+    if size > LARGEST_SHARD:
+        raise OutputError(f"an array of {size / 2**20:.0f} MiB per item; at most {LARGEST_SHARD >> 20} are written in blocks")
+    # Blocks of an awkward number of rows (a large prime) end in many small files, never in one that readers refuse.
+    inside = math.prod(whole // part for whole, part in zip(item, chunk[1:], strict=True))
+    affordable = max(1, min(SHARD_BYTES // max(1, size), MOST_INNER // inside))
     shard = (chunk[0] * _largest_divisor(rows // chunk[0], affordable), *item)
     return ArrayLayout(shape, dtype, chunk, shard if shard != chunk else None)
 
