@@ -35,6 +35,7 @@ from workbench.testing.behaviour import BEHAVIOUR, check_behaviour
 from workbench.testing.trial import Trial
 from workbench.testing.watch import watching
 
+HERE = os.getpid()
 PICTURE = VARIABLES["image"].dims
 
 
@@ -348,7 +349,7 @@ def with_report(**changes: Any) -> Any:
         ("resume", {"run": unable}, "does not go on"),
         ("one_sample", {"run": first(fail_when(lambda i, o: i["data"].sizes["sample"] == 1))}, "not prepared"),
         ("odd_size", {"run": first(fail_when(lambda i, o: i["data"].sizes["x"] % 2))}, "not prepared"),
-        ("dask", {"run": first(fail_when(lambda i, o, here=os.getpid(): os.getpid() != here))}, "in a worker process"),
+        ("dask", {"run": first(fail_when(lambda i, o, here=HERE: os.getpid() != here))}, "in a worker process"),
         ("dask", {"run": then(lambda i, p, o: None)}, ""),
     ],
 )  # fmt: skip
