@@ -29,14 +29,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from workbench import DataRole, InputError, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
 from workbench import Params as BaseParams
-from workbench.toolkit import Recipe, last_linear, predict_all, split_indices, to_tensor
+from workbench.toolkit import Recipe, predict_all, split_indices, to_tensor
 
 from workbench_calibration.bang_evaluation import Domains, judge_pair, write_judged
 from workbench_calibration.bang_multicolor import MultiColor
 from workbench_calibration.bang_report import report
 from workbench_calibration.bang_theory import KINDS, certain_votes, spurious_votes, voting_accuracy
 from workbench_calibration.bang_training import FinetuningLoss, Trainings, finetuning
-from workbench_calibration.wise import BatchNorm, check_states
+from workbench_calibration.wise import BatchNorm, check_states, logit_layer
 
 
 class Params(BaseParams):
@@ -247,7 +247,7 @@ def _own_models(inputs: Inputs, params: Params, out: Out) -> None:
     if logit.ndim != 2 or logit.shape[1] <= largest:
         got = f"shape {tuple(logit.shape)}"
         raise InputError("model", expected=f"a logit for each of {largest + 1} classes", got=got)
-    last_linear(model)  # the head that is cooled: without one nothing is trained in vain
+    logit_layer(model, to_tensor(data["image"][:2]))  # the head that is cooled: without one nothing is trained in vain
     test = 1.0 if given is not None else params.test_fraction
     shares = {"selection": test * params.selection_fraction, "id": test * (1 - params.selection_fraction)}
     parts = split_indices(label, shares | ({} if given is not None else {"train": 1 - test}), seed=out.seed)

@@ -17,6 +17,7 @@ from workbench_calibration.wise import (
     State,
     average,
     cooled_head,
+    logit_layer,
     mean_of_logits,
     mean_of_probabilities,
     outcome_shares,
@@ -99,7 +100,8 @@ def judge_pair(
     one, other, wise = at[0.0], at[1.0], at[0.5]
     logits = {"pre": one, "ft": other, "wise": wise, "ose_prob": mean_of_probabilities(one, other),
               "ose_logit": mean_of_logits(one, other)}  # fmt: skip
-    cooled = [[logit(0.5, cooled_head(model, tuned, tau)) for tau in params.taus],
+    head = logit_layer(ends[0.0], domains.image[:2])
+    cooled = [[logit(0.5, cooled_head(head, tuned, tau)) for tau in params.taus],
               [mean_of_probabilities(one, other / tau) for tau in params.taus]]  # fmt: skip
     right = [np.asarray(x.argmax(1)) == domains.label for x in (one, other, wise)]
     return {

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from workbench import InputError
-from workbench.toolkit import evaluating, last_linear, layer_names, model_device, to_tensor
+from workbench.toolkit import evaluating, layer_names, model_device, predict_all, to_tensor
 
 BatchNorm = Literal["keep", "interpolate", "re-estimate"]
 State = Mapping[str, Tensor]
@@ -107,9 +107,33 @@ def average(
     return merged
 
 
-def cooled_head(model: nn.Module, state: State, tau: float) -> dict[str, Tensor]:
-    """The state with the last linear layer divided by tau: the same classifier, less sure of itself."""
-    head = last_linear(model)
+def logit_layer(model: nn.Module, image: Any) -> str:
+    """Name of the linear layer whose outputs are the logits: halving it halves them. The one registered last, by convention.
+
+    Args:
+        model: a classifier in eval mode.
+        image: (sample, ...), a few of its inputs.
+
+    Raises:
+        InputError: no linear layer is of this kind.
+    """
+    # Up to what softmax does not see: models that end in log-probabilities count as well.
+    expected = (predict_all(model, image, keep_on="cpu")[0] / 2).log_softmax(1)
+    for name in reversed(layer_names(model, "linear")):
+        halved = copy.deepcopy(model)
+        halved.load_state_dict(cooled_head(name, halved.state_dict(), 2.0))
+        found = predict_all(halved, image, keep_on="cpu")[0].log_softmax(1)
+        if torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            return name
+    raise InputError(
+        "model",
+        expected="a linear layer as head, whose outputs are the logits",
+        got=f"a {type(model).__name__} in which dividing a linear layer by 2 halves the logits nowhere",
+    )
+
+
+def cooled_head(head: str, state: State, tau: float) -> dict[str, Tensor]:
+    """The state with the linear layer `head` divided by tau: the same classifier, less sure of itself."""
     return {key: value / tau if key in (f"{head}.weight", f"{head}.bias") else value for key, value in state.items()}
 
 

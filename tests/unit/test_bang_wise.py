@@ -16,6 +16,7 @@ from workbench_calibration.wise import (
     cooled_head,
     estimate_statistics,
     interpolate,
+    logit_layer,
     mean_of_logits,
     mean_of_probabilities,
     outcome_shares,
@@ -143,9 +144,34 @@ def test_a_cooled_head_divides_logits():
     pre, _ = pair()
     image = draw(4, 1, 8, 8, seed=3)
     cooled = copy.deepcopy(pre)
-    cooled.load_state_dict(cooled_head(pre, pre.state_dict(), 4.0))
+    head = logit_layer(pre, image)
+    assert head == "head"
+    cooled.load_state_dict(cooled_head(head, pre.state_dict(), 4.0))
     with torch.no_grad():
         assert torch.allclose(cooled(image), pre(image) / 4, atol=1e-6)
+
+
+class Gated(nn.Module):
+    """Its head is not the linear layer registered last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.gate = nn.Linear(6, 3), nn.Linear(4, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.sigmoid(self.gate(values)))
+
+
+def test_the_head_is_what_gives_the_logits_wherever_it_is_registered():
+    torch.manual_seed(0)
+    values = torch.rand(5, 4)
+    assert logit_layer(Gated().eval(), values) == "head"
+    squashed = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()).eval()
+    with torch.no_grad():
+        squashed[0].weight.mul_(20)
+    with pytest.raises(InputError, match="halves the logits nowhere"):
+        logit_layer(squashed, values)
+    assert logit_layer(nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)).eval(), values) == "0"
 
 
 def test_averaged_outputs():
