@@ -128,6 +128,14 @@ def test_counts_of_facets_say_what_choosing_a_value_would_give(store: Store, tab
     studies = dict(everything["study"])
     assert studies["ship"] == store.count("study = ship") == sum(n for s, n in studies.items() if s.startswith("ship/"))
     assert studies["joined"] == studies["joined/later"] == 1
+    labels = Counter(
+        label
+        for item in records(store)
+        for label in {entry.get("label", "") for entry in item.inputs.values()}
+        if label and not label.startswith("run ")
+    )
+    assert labels
+    assert dict(everything["subject"]) == labels
     tags = {name: store.count(f"tag = {name}") for name in ("paper", "baseline", "odd")}
     assert dict(everything["tag"]) == tags
 

@@ -27,7 +27,10 @@ __all__ = ["FACETS", "Question", "Row", "RunTable"]
 
 CATEGORIES = ("status", "family", "method", "user", "host", "device", "study")
 """Columns with few different values, kept as codes."""
-FACETS = ("status", "family", "method", "user", "study", "tag")
+FACETS = ("status", "family", "method", "subject", "user", "study", "tag")
+"""What runs are counted by; a subject is an input that is no run, by its label."""
+MOST_SUBJECTS = 500
+"""Subjects that are counted, the most frequent."""
 PLAIN = ("finished", "key")
 """Columns read from the index when somebody sorts by them."""
 LONGEST = 400
@@ -78,7 +81,7 @@ class _Columns:
     word: dict[str, list[str]]
     value: dict[str, np.ndarray]
     several: dict[str, tuple[np.ndarray, np.ndarray, list[str]]]
-    """Per facet with several values a run (tag, study): position, code, words."""
+    """Per facet with several values a run (tag, study, subject): position, code, words."""
     order: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
     """Positions in the orders that were asked for."""
 
@@ -316,9 +319,25 @@ class RunTable:
             places = np.nonzero(columns.code["study"] == code)[0]
             for word in _with_those_above(own):
                 groups["study"].setdefault(word, []).append(places)
+        groups["subject"] = {
+            label: [self._places(columns.number, np.array(numbers))[0]] for label, numbers in self._subjects().items()
+        }
         for name, found in groups.items():
             columns.several[name] = _several(found)
         return columns
+
+    def _subjects(self) -> dict[str, list[int]]:
+        """Numbers of the runs by the label of each frequent input that is no run (those are called `run ID`)."""
+        rows = self._index.ask(
+            f"SELECT value, run FROM facts WHERE name = {_NAME} AND value IN (SELECT value FROM facts WHERE name = {_NAME}"
+            " AND value <> '' AND value NOT LIKE 'run %' GROUP BY value ORDER BY count(*) DESC LIMIT ?)",
+            ["input", "input", MOST_SUBJECTS],
+            look=False,
+        )
+        found: dict[str, list[int]] = {}
+        for label, number in rows:
+            found.setdefault(str(label), []).append(number)
+        return found
 
     # --- cells ------------------------------------------------------------------------------------------------------
 
