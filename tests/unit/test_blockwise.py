@@ -232,7 +232,7 @@ def _blocks_of(samples: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("gap", r"left unwritten at \[4, 0, 0, 0\]"),
+        ("gap", r"left unwritten at \[(4|9|11), 0, 0, 0\]"),  # whichever block is first to fail
         ("other block", "belong to another block"),
         ("missing", "did not write 'drawn'"),
         ("raise", "the second block is singular"),
