@@ -217,6 +217,31 @@ def test_a_running_run_without_a_sign_of_life_counts_as_interrupted(tmp_path: Pa
     assert len(table.order(Question(facets={"status": ("running",)}))) == 0
 
 
+def test_a_typed_status_finds_what_the_table_shows(tmp_path: Path):
+    import socket
+
+    store = new_store(tmp_path)
+    alive = store.begin(record()).record.id
+    silent = store.begin(record(host=socket.gethostname(), pid=2**22 + 1)).record.id
+    done = store.begin(record())
+    done.complete()
+    table = RunTable(store.index, store.backend, "ada")
+    expected = {
+        "status = interrupted": {silent},
+        "status = INTER*": {silent},
+        "status = running": {alive},
+        "status != running": {silent, done.record.id},
+        "not status = interrupted and status ~ n": {alive},
+        "status = complete or status = interrupted": {silent, done.record.id},
+    }
+    for query, ids in expected.items():
+        rows = table.rows(table.order(Question(query)), ())
+        assert {row.id for row in rows} == ids, query
+        assert {run.id for run in store.runs(query)} == ids, query
+        assert {run.id for run in store.each(query)} == ids, query
+        assert store.count(query) == table.first(Question(query), 10)[1] == len(ids), query
+
+
 # ------------------------------------------------------------------------------------------------------------ completion
 
 NAMES = ("accuracy", "ece", "params.bits", "params.criterion")

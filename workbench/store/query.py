@@ -18,6 +18,7 @@ An order is the name of a column, a metric or a parameter: `accuracy`, `-accurac
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,12 +71,21 @@ def _parser() -> Any:
     return lark.Lark(GRAMMAR, parser="earley", ambiguity="resolve", lexer="dynamic")
 
 
-def compile_query(text: str, *, user: str) -> Condition:
+Numbers = Callable[[], Sequence[int]]
+"""Gives numbers of runs; called only where a query depends on them."""
+
+
+def _none() -> Sequence[int]:
+    return ()
+
+
+def compile_query(text: str, *, user: str, interrupted: Numbers = _none) -> Condition:
     """Translate a query to SQL over the index. Every value is passed as a parameter, never as SQL.
 
     Args:
         text: the query; empty means every run.
         user: who `me` is.
+        interrupted: numbers of the runs whose records say `running`, but which read as interrupted (`observing`).
 
     Raises:
         InputError: with the place where the query stops making sense.
@@ -103,7 +113,7 @@ def compile_query(text: str, *, user: str) -> Condition:
             expected=f"a query of at most {MOST_COMPARISONS} comparisons in at most {DEEPEST} levels",
             got=f"{comparisons} in {depth}",
         )
-    return _compile(tree, user)
+    return _compile(tree, user, interrupted)
 
 
 def _extent(tree: Any) -> tuple[int, int]:
@@ -150,18 +160,27 @@ def compile_order(text: str) -> Order:
     return Order(name, descending)
 
 
-def _compile(tree: Any, user: str) -> Condition:
+def _compile(tree: Any, user: str, interrupted: Numbers) -> Condition:
     if tree.data in ("disjunction", "conjunction"):
         word = " OR " if tree.data == "disjunction" else " AND "
-        parts = [_compile(child, user) for child in tree.children]
+        parts = [_compile(child, user, interrupted) for child in tree.children]
         return "(" + word.join(sql for sql, _ in parts) + ")", [value for _, values in parts for value in values]
     if tree.data == "negate":
-        sql, values = _compile(tree.children[0], user)
+        sql, values = _compile(tree.children[0], user, interrupted)
         return f"NOT {sql}", values
     name, operator, value_tree = tree.children
     token = value_tree.children[0]
     text = str(token)[1:-1] if token.type == "QUOTED" else str(token)
-    return _compare(str(name).lower(), str(operator), text, user)
+    sql, values = _compare(str(name).lower(), str(operator), text, user)
+    return (_observed(sql, interrupted()) if str(name).lower() == "status" else sql), values
+
+
+def _observed(sql: str, interrupted: Sequence[int]) -> str:
+    """A condition on the status of records as one on the status that everybody is shown."""
+    if not interrupted:
+        return sql
+    numbers = ", ".join(str(int(number)) for number in interrupted)
+    return sql.replace("status", f"(CASE WHEN n IN ({numbers}) THEN 'interrupted' ELSE status END)")
 
 
 def _compare(name: str, operator: str, text: str, user: str) -> Condition:

@@ -16,7 +16,8 @@ from workbench.record import FORMAT_VERSION, RunRecord, now
 from workbench.store.annotations import Annotations
 from workbench.store.backend import Backend, backend_for, read_document
 from workbench.store.index import Index
-from workbench.store.query import compile_order, compile_query
+from workbench.store.observing import interrupted
+from workbench.store.query import Condition, compile_order, compile_query
 from workbench.store.reading import StoredRun
 from workbench.store.records import RecordError, parse_json
 from workbench.store.studies import Study, find_studies
@@ -168,18 +169,24 @@ class Store:
         Raises:
             InputError: the query or the order is not understood.
         """
-        condition, by = compile_query(where, user=current_user()), compile_order(order)
+        condition, by = self._condition(where), compile_order(order)
         found = self.index.select(condition, order=by, limit=limit, offset=offset)
         return [StoredRun(self.backend, record) for record in found]
 
     def each(self, where: str = "") -> Iterator[StoredRun]:
         """As `runs`, newest first, one after the other: for going through more runs than fit in memory."""
-        condition = compile_query(where, user=current_user())
+        condition = self._condition(where)
         return (StoredRun(self.backend, record) for record in self.index.each(condition))
 
     def count(self, where: str = "") -> int:
         """How many runs meet a query."""
-        return self.index.count(compile_query(where, user=current_user()))
+        return self.index.count(self._condition(where))
+
+    def _condition(self, where: str) -> Condition:
+        """A query over runs as everybody is shown them: one that only seems to run is interrupted."""
+        return compile_query(
+            where, user=current_user(), interrupted=lambda: interrupted(self.index, self.backend, look=True)
+        )
 
     def studies(self) -> list[Study]:
         """All studies, and those above them, in the order of their names."""

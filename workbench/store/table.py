@@ -17,6 +17,7 @@ import numpy as np
 
 from workbench.record import RunRecord
 from workbench.store.liveness import observed_status
+from workbench.store.observing import interrupted, unfinished
 from workbench.store.query import Condition, compile_query
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ PLAIN = ("finished", "key")
 LONGEST = 400
 """Characters of a text that are read for a cell; the run itself has all of them."""
 MOST_NAMES = 2_000
-MOST_OBSERVED = 500
-"""Running runs whose signs of life are looked for; of more, the others are taken at their word."""
 
 _NAME = "(SELECT name FROM names WHERE text = ?)"
 """The number of a fact's name."""
@@ -118,12 +117,7 @@ class RunTable:
 
     def _running(self) -> dict[int, str]:
         """Runs that have not ended, and what is observed of them."""
-        rows = self._index.ask(
-            "SELECT n, record FROM runs JOIN records USING (n) WHERE status = 'running' ORDER BY n DESC LIMIT ?",
-            [MOST_OBSERVED],
-            look=False,
-        )
-        return {n: observed_status(self._backend, RunRecord.from_json(json.loads(record))) for n, record in rows}
+        return {**unfinished(self._index, self._backend)}
 
     # --- order ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +186,9 @@ class RunTable:
         return int(places[0]) if len(places) else None
 
     def _condition(self, question: Question) -> Condition:
-        return compile_query(question.query, user=self._user)
+        return compile_query(
+            question.query, user=self._user, interrupted=lambda: interrupted(self._index, self._backend)
+        )
 
     def _matching(self, question: Question) -> np.ndarray:
         columns = self._held()
