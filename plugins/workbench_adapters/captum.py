@@ -90,13 +90,13 @@ class CaptumAttribution(LibraryMethod):
         Output("attribution_sum", ("sample",), "float64", "sum over all pixels and channels"),
         Output("completeness_error", ("sample",), "float64", "|sum - (f(x) - f(baseline))|", optional=True),
         Output(
-            "deletion_curve", ("method", "fraction"), "float64", "mean probability of the class, pixels turned black"
+            "deletion_curve", ("attributor", "fraction"), "float64", "mean probability of the class, pixels turned black"
         ),
         Output(
-            "insertion_curve", ("method", "fraction"), "float64", "the same, pixels put back into a blurred picture"
+            "insertion_curve", ("attributor", "fraction"), "float64", "the same, pixels put back into a blurred picture"
         ),
-        Output("deletion_auc", ("method", "sample"), "float64", "area under the picture's deletion curve"),
-        Output("insertion_auc", ("method", "sample"), "float64", "area under its insertion curve"),
+        Output("deletion_auc", ("attributor", "sample"), "float64", "area under the picture's deletion curve"),
+        Output("insertion_auc", ("attributor", "sample"), "float64", "area under its insertion curve"),
         Output("shown_image", ("shown", "channel", "y", "x"), "float32", "pictures in the report"),
         Output("shown_attribution", ("shown", "y", "x"), "float32", "scaled to -1..1, see `for_display`"),
         Output("shown_caption", ("shown",), "str", "explained class, and whether the prediction is right"),
@@ -126,7 +126,7 @@ class CaptumAttribution(LibraryMethod):
         ]
         columns = {name: np.concatenate([row[name] for row in measured], axis=0) for name in measured[0]}
         names = [self.id.partition(".")[2], *CONTROLS]
-        out.coordinate("method", names)
+        out.coordinate("attributor", names)
         out.coordinate("fraction", np.linspace(0, 1, columns["deletion"].shape[2]))
         for kind in ("deletion", "insertion"):
             curve = columns.pop(kind)
@@ -209,6 +209,7 @@ class IntegratedGradients(CaptumAttribution):
 
     id = "attribution.integrated_gradients"
     title = "Which pixels made the classifier decide so: integrated gradients, judged beside chance and edges"
+    version = "2"
     paper = Paper(
         title="Axiomatic Attribution for Deep Networks",
         authors="Sundararajan, Taly, Yan",

@@ -15,7 +15,7 @@ KINDS = ("deletion", "insertion")
 
 def attribution_report(result: Result, title: str) -> Report:
     """The report of one attribution; the first entry of dim `method` is the attribution, the others are controls."""
-    names = [str(name) for name in result["deletion_auc"]["method"].values]
+    names = [str(name) for name in result["deletion_auc"]["attributor"].values]
     area = {kind: result[f"{kind}_auc"].values for kind in KINDS}
     gain = {kind: [mean_interval(area[kind][0] - row) for row in area[kind][1:]] for kind in KINDS}
     error = result["completeness_error"].values if "completeness_error" in result else None
@@ -122,7 +122,7 @@ def _views(name: str, complete: bool) -> list[Any]:
             title="Deletion",
             y=("deletion_curve",),
             x="fraction",
-            by="method",
+            by="attributor",
             x_label="pixels turned black, most important first",
             y_label="probability of the class",
             caption="The sooner it falls, the better.",
@@ -131,7 +131,7 @@ def _views(name: str, complete: bool) -> list[Any]:
             title="Insertion",
             y=("insertion_curve",),
             x="fraction",
-            by="method",
+            by="attributor",
             x_label="pixels put back into the blurred picture",
             y_label="probability of the class",
             caption="The sooner it rises, the better.",

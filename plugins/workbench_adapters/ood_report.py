@@ -53,7 +53,7 @@ def paired_auroc(
 
 def ood_report(result: Result) -> Report:
     """The report of one detector; the first entry of dim `method` is the detector, the others are the baselines."""
-    names = [str(name) for name in result["auroc"]["method"].values]
+    names = [str(name) for name in result["auroc"]["detector"].values]
     shown = {name: TITLES.get(name, name) for name in names}
     values = {metric: result[metric].values for metric in (*DETECTION_METRICS, "auroc_gain", "auroc_gain_low",
               "auroc_gain_high", "auroc_low", "auroc_high")}  # fmt: skip
@@ -67,14 +67,14 @@ def ood_report(result: Result) -> Report:
                 title=f"Scores: {shown[names[0]]}",
                 values=("score",),
                 by="anomalous",
-                select={"method": names[0]},
+                select={"detector": names[0]},
                 x_label="score (larger = more anomalous)",
             ),
             Line(
                 title="ROC",
                 y=("true_positive_rate",),
                 x="false_positive_rate",
-                by="method",
+                by="detector",
                 x_label="in-distribution samples flagged",
                 y_label="out-of-distribution samples found",
             ),
@@ -82,7 +82,7 @@ def ood_report(result: Result) -> Report:
                 title="FPR95 of each score",
                 caption="Out-of-distribution samples accepted when 95 % of the in-distribution ones are kept; lower is better.",
                 y=("fpr95_id",),
-                x="method",
+                x="detector",
             ),
         ),
         notes=(

@@ -86,9 +86,9 @@ class OodDetector(LibraryMethod):
     }
     outputs = (
         *(output for output in LogitScores.outputs if output.name not in ("accuracy", "error_auroc")),
-        Output("auroc_gain", ("method",), "float64", "AUROC of the detector less that of each score; 0 for itself"),
-        Output("auroc_gain_low", ("method",), "float64", "lower end of its paired 95 % bootstrap interval"),
-        Output("auroc_gain_high", ("method",), "float64", "upper end of it"),
+        Output("auroc_gain", ("detector",), "float64", "AUROC of the detector less that of each score; 0 for itself"),
+        Output("auroc_gain_low", ("detector",), "float64", "lower end of its paired 95 % bootstrap interval"),
+        Output("auroc_gain_high", ("detector",), "float64", "upper end of it"),
     )
 
     @abc.abstractmethod
@@ -129,7 +129,7 @@ class OodDetector(LibraryMethod):
             )
         sizes = [inputs[role].sizes["sample"] for role in ("data", "ood")]
         anomalous = np.repeat([False, True], sizes)
-        out.coordinate("method", names)
+        out.coordinate("detector", names)
         out.write("score", scores)
         out.write("anomalous", anomalous)
         judge(scores, anomalous, names, params.bootstrap, out)
@@ -193,6 +193,7 @@ class OodKNN(OodDetector):
 
     id = "detection.ood_knn"
     title = "Foreign inputs lie far from all training features: pytorch-ood's kNN distance beside MSP and energy"
+    version = "2"
     paper = Paper(
         title="Out-of-Distribution Detection with Deep Nearest Neighbors",
         authors="Sun, Ming, Zhu, Li",

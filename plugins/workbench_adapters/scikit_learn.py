@@ -36,7 +36,7 @@ from workbench_adapters.library import LibraryMethod, refusals
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 
 class GivenLogits(ClassifierMixin, BaseEstimator):
@@ -111,8 +111,8 @@ class SklearnCalibrator(LibraryMethod):
     def run(self, inputs: Inputs, params: Any, out: Out) -> None:
         """Fit on the fit rows and judge on the others, beside temperature scaling."""
 
-        def fit(logit: Tensor, label: Tensor) -> Any:
-            return fit_estimator(self, params, logit, label)
+        def fit(samples: Samples) -> Any:
+            return fit_estimator(self, params, samples.logit, samples.label)
 
         name = self.id.partition(".")[2]
         parts, calibrate = recalibrate(inputs, params, out, name=name, fit=fit)
@@ -170,6 +170,7 @@ class SklearnSigmoid(SklearnCalibrator):
 
     id = "calibration.sklearn_sigmoid"
     title = "Platt scaling one class against the rest, as scikit-learn does it, beside temperature scaling"
+    version = "2"
     paper = Paper(
         title="Probabilistic Outputs for Support Vector Machines and Comparisons to Regularized Likelihood Methods",
         authors="Platt",

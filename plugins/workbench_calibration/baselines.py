@@ -106,6 +106,7 @@ class Baselines(Method):
 
     id = "calibration.baselines"
     title = "Compares the standard recalibrators of a classifier on the same samples, ranked and with intervals"
+    version = "2"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",
@@ -116,19 +117,19 @@ class Baselines(Method):
     inputs = INPUTS
     outputs = (
         *OUTPUTS,
-        Output("method_probability", ("method", "sample", "class"), "float32", "probabilities of every method"),
-        Output("cross_validated", ("method",), "float64", "negative log likelihood of held-out folds of the fit samples; "
+        Output("method_probability", ("recalibrator", "sample", "class"), "float32", "probabilities of every method"),
+        Output("cross_validated", ("recalibrator",), "float64", "negative log likelihood of held-out folds of the fit samples; "
                "of the uncalibrated probabilities that of all of them, nothing being fitted"),
-        Output("behind", ("method",), "float64", "the same less the lowest"),
-        Output("behind_error", ("method",), "float64", "standard error of that, paired over samples"),
-        Output("held_out_ece", ("method",), "float64", "top-label calibration error of the held-out folds, equal width"),
-        Output("held_out_p_value", ("method",), "float64", "chance of so large an error if calibrated"),
-        Output("accuracy_change", ("method",), "float64", "accuracy of the held-out folds less that of the uncalibrated"),
-        Output("accuracy_error", ("method",), "float64", "standard error of that, paired over samples"),
-        Output("fitted_numbers", ("method",), "int64", "numbers that the method fits"),
-        Output("reason", ("method",), "str", "why it is suggested or not"),
+        Output("behind", ("recalibrator",), "float64", "the same less the lowest"),
+        Output("behind_error", ("recalibrator",), "float64", "standard error of that, paired over samples"),
+        Output("held_out_ece", ("recalibrator",), "float64", "top-label calibration error of the held-out folds, equal width"),
+        Output("held_out_p_value", ("recalibrator",), "float64", "chance of so large an error if calibrated"),
+        Output("accuracy_change", ("recalibrator",), "float64", "accuracy of the held-out folds less that of the uncalibrated"),
+        Output("accuracy_error", ("recalibrator",), "float64", "standard error of that, paired over samples"),
+        Output("fitted_numbers", ("recalibrator",), "int64", "numbers that the method fits"),
+        Output("reason", ("recalibrator",), "str", "why it is suggested or not"),
         Output("suggested", (), "str", "method that the rule of `choice` names; `probability` is its"),
-        Output("rank", ("method",), "float64", "average rank over the metrics of the report samples"),
+        Output("rank", ("recalibrator",), "float64", "average rank over the metrics of the report samples"),
     )
 
     class Params(EvaluationParams):
@@ -173,7 +174,7 @@ class Baselines(Method):
         )
         lowest = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: float(held[name]))
         shown = [UNCALIBRATED, *dict.fromkeys([suggested, lowest, "temperature"])]
-        behind, error = (float(result[name].sel({"method": suggested})) for name in ("behind", "behind_error"))
+        behind, error = (float(result[name].sel(recalibrator=suggested)) for name in ("behind", "behind_error"))
         why = why_suggested(suggested, reason[suggested] == CHOSEN, behind <= error, lowest, float(held[lowest]))
         return evaluation_report(
             result,
@@ -185,7 +186,7 @@ class Baselines(Method):
             tables=(choice_table(result, scores), comparison_table(scores), rank_table(scores)),
             views=(
                 *(before_after(metric, title) for metric, title in BEFORE_AFTER),
-                Bar(title="Average rank on the report samples", y=("rank",), x="method", y_label="average rank (1 = best)"),
+                Bar(title="Average rank on the report samples", y=("rank",), x="recalibrator", y_label="average rank (1 = best)"),
             ),
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
             shown=[name for name in shown if name in scores.methods],
@@ -260,5 +261,5 @@ def comparison_table(scores: Scores) -> Table:
 
 def before_after(metric: str, title: str) -> Bar:
     """One metric before and after all methods, with intervals."""
-    return Bar(title=title, y=("value",), x="method", lower="lower", upper="upper", select={"metric": metric}, y_label=title,
-               caption="Report samples, 95 % bootstrap intervals.")
+    return Bar(title=title, y=("value",), x="recalibrator", lower="lower", upper="upper", select={"metric": metric},
+               y_label=title, caption="Report samples, 95 % bootstrap intervals.")

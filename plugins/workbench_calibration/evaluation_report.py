@@ -88,7 +88,7 @@ class Scores:
 
     def __init__(self, result: Result) -> None:
         first = result["value"]
-        self.methods = [str(name) for name in first["method"].values]
+        self.methods = [str(name) for name in first["recalibrator"].values]
         self.metrics = [str(name) for name in first["metric"].values]
         self._tables = {name: result[name].values for name in SCORE_ARRAYS}
 
@@ -116,23 +116,23 @@ def reliability_view(result: Result, scores: Scores, shown: Sequence[str]) -> Re
         accuracy_upper="reliability_accuracy_upper",
         band_lower="reliability_band_lower",
         band_upper="reliability_band_upper",
-        by="method",
-        select={"method": list(shown)},
+        by="recalibrator",
+        select={"recalibrator": list(shown)},
     )
 
 
 def confidence_view(shown: Sequence[str]) -> Histogram:
     """How confident each method is."""
-    return Histogram(title="Confidence", values=("confidence",), by="method", bins=30, log_y=True,
-                     x_label="largest probability of a sample", select={"method": list(shown)})
+    return Histogram(title="Confidence", values=("confidence",), by="recalibrator", bins=30, log_y=True,
+                     x_label="largest probability of a sample", select={"recalibrator": list(shown)})
 
 
 def class_views(main: str) -> tuple[HeatMap, HeatMap]:
     """Where which class is off, and by how much before and after."""
     return (
-        HeatMap(title="Calibration error of every class", z="class_error", x="class", y="method", z_label="error"),
+        HeatMap(title="Calibration error of every class", z="class_error", x="class", y="recalibrator", z_label="error"),
         HeatMap(title=f"Classwise gap of {main}", z="class_gap", x="bin", y="class", diverging=True,
-                select={"method": main}, z_label="frequency - probability",
+                select={"recalibrator": main}, z_label="frequency - probability",
                 caption="Bins of equal width of each class's probability, lowest left; empty ones are blank."),
     )
 
@@ -146,7 +146,7 @@ def _headline(result: Result, scores: Scores, main: str) -> str:
         f"On {result['label'].size} samples not used for fitting the calibration error goes from {before:.4f} to "
         f"{after:.4f}{clear} and the negative log likelihood from {likelihood[0]:.4f} to {likelihood[1]:.4f}"
     )
-    changed = int(result["changed_predictions"].sel({"method": main}))
+    changed = int(result["changed_predictions"].sel(recalibrator=main))
     if not changed:
         return f"{text}; no prediction changes."
     return f"{text}; {changed} predictions change, accuracy by {scores('change', main, 'accuracy'):+.4f}."
@@ -216,8 +216,8 @@ def _text(interval: tuple[float, float]) -> str:
 
 
 def _class_table(result: Result, main: str) -> Table:
-    error = result["class_error"].sel({"method": main}).values
-    first = result["class_error"].sel({"method": UNCALIBRATED}).values
+    error = result["class_error"].sel(recalibrator=main).values
+    first = result["class_error"].sel({"recalibrator": UNCALIBRATED}).values
     labels = result["class_error"]["class"].values if "class" in result["class_error"].coords else np.arange(len(error))
     worst = np.argsort(-error, kind="stable")[:5]
     rows = tuple(
@@ -258,7 +258,7 @@ def _notes(result: Result, scores: Scores, main: str) -> list[str]:
                      f"raised to {PROBABILITY_FLOOR:g}.")
     if int(result["shared"]):
         notes.append(f"{int(result['shared'])} rows of `data` occur in `fit` too: the figures may be too good.")
-    if clipped := int(result["clipped"].sel({"method": main})):
+    if clipped := int(result["clipped"].sel(recalibrator=main)):
         notes.append(f"{clipped} labels have p < {CLIP:g}; that bound sets what they add to the negative log likelihood.")
     beyond = [name for name in ERRORS if scores("value", main, name) > scores("upper", main, name)]
     if beyond:

@@ -54,6 +54,7 @@ class HCalibration(Method):
 
     id = "calibration.h_calibration"
     title = "Calibrates every class's probability, at unchanged accuracy, with an error-bounded objective"
+    version = "2"
     paper = Paper(
         title="h-Calibration: Rethinking Classifier Recalibration with Probabilistic Error-Bounded Objective",
         authors="Huang et al.",
@@ -65,7 +66,7 @@ class HCalibration(Method):
     inputs = INPUTS
     outputs = (
         *OUTPUTS,
-        Output("method_probability", ("method", "sample", "class"), "float32", "probabilities of every compared method"),
+        Output("method_probability", ("recalibrator", "sample", "class"), "float32", "probabilities of every compared method"),
         Output("loss_history", ("candidate", "epoch"), "float64", "training loss; NaN after the stop"),
         Output("error_history", ("candidate", "epoch"), "float64", "top-label calibration error of the fit samples"),
         Output("selector_history", ("candidate", "epoch"), "float64", "selector on the fit samples; NaN: not eligible"),
@@ -73,10 +74,10 @@ class HCalibration(Method):
         Output("selector", ("candidate",), "float64", "selector at that epoch; infinite: no eligible epoch"),
         Output("changed_by_candidate", ("candidate",), "int64", "report samples whose prediction the candidate changes"),
         Output("selected_map", (), "str", "the candidate used"),
-        Output("log_odds_curve", ("method", "log_odds"), "float64", "log-odds of two classes after, by log-odds before"),
+        Output("log_odds_curve", ("recalibrator", "log_odds"), "float64", "log-odds of two classes after, by log-odds before"),
         Output("map_curve", ("log_probability",), "float64", "the selected map, if it is one curve", optional=True),
         Output("map_state", ("parameter",), "float64", "parameters of the selected map; coordinate: their names"),
-        Output("fit_h_loss", ("method",), "float64", "h-calibration loss of every method on the fit samples"),
+        Output("fit_h_loss", ("recalibrator",), "float64", "h-calibration loss of every method on the fit samples"),
         Output("event_probability", ("event",), "float32", "calibrated p of all (fit sample, class) pairs, ascending"),
         Output("event_gap", ("event",), "float32", "windowed gap of each event after calibration"),
         Output("event_probability_before", ("event",), "float32", "uncalibrated p of all pairs, ascending"),
@@ -162,7 +163,7 @@ class HCalibration(Method):
     def report(self, result: Result) -> Report:
         """What the objective changes beyond temperature and beyond cross-entropy."""
         best, goal = str(result["selected_map"].values), result.params.goal
-        reached = {name: float(result["fit_h_loss"].sel({"method": name})) for name in (MAIN, BASELINE)}
+        reached = {name: float(result["fit_h_loss"].sel(recalibrator=name)) for name in (MAIN, BASELINE)}
         notes = ["All fitting and selection used the fit samples only.",
                  "`cross_entropy` is the selected map under the same schedule and selector: only the objective differs."]
         if reached[MAIN] > reached[BASELINE]:
@@ -183,7 +184,7 @@ class HCalibration(Method):
                  y_label=SELECTORS[goal], caption="On the fit samples; the best epoch of the best map is used."),
             Line(title=f"Loss of {best}", y=("loss_history",), x="epoch", select=candidate,
                  y_label=f"h-calibration loss (x {LOSS_SCALE:g})", log_y=True),
-            Line(title="Learned maps", y=("log_odds_curve",), x="log_odds", by="method",
+            Line(title="Learned maps", y=("log_odds_curve",), x="log_odds", by="recalibrator",
                  x_label="log-odds of two classes before", y_label="after",
                  caption="The uncalibrated line is the identity; a smaller slope lowers confidence."),
             Scatter(title="Gap before calibration", x="event_probability_before", y="event_gap_before", log_x=True,

@@ -194,6 +194,7 @@ class DisCoPatch(Method):
 
     id = "detection.discopatch"
     title = "Notices blur and other subtle drift of images without labels: a discriminator reads patch statistics"
+    version = "2"
     paper = Paper(
         title="DisCoPatch: Taming Adversarially-driven Batch Statistics for Improved Out-of-Distribution Detection",
         authors="Caetano et al.",
@@ -260,9 +261,9 @@ class DisCoPatch(Method):
         Output("recon", ("picture", "channel", "patch_y", "patch_x"), "float32", "the VAE's reconstructions"),
         Output("generated", ("picture", "channel", "patch_y", "patch_x"), "float32", "the VAE's generations"),
         Output("parameter_count", ("network",), "int64", "parameters of VAE and discriminator"),
-        Output("baseline_score", ("method", "sample"), "float32", "MSP and energy of role `model`", optional=True),
-        Output("baseline_auroc", ("method", "shift"), "float64", "their AUROC", optional=True),
-        Output("baseline_fpr95_id", ("method", "shift"), "float64", "their FPR95", optional=True),
+        Output("baseline_score", ("detector", "sample"), "float32", "MSP and energy of role `model`", optional=True),
+        Output("baseline_auroc", ("detector", "shift"), "float64", "their AUROC", optional=True),
+        Output("baseline_fpr95_id", ("detector", "shift"), "float64", "their FPR95", optional=True),
     )
 
     def run(self, inputs: Inputs, params: Parameters, out: Out) -> None:

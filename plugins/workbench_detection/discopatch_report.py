@@ -93,13 +93,13 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
 
 def _table(result: Result) -> Table:
     metrics = ("auroc", "fpr95_id", "fpr95_ood", "aupr_out", "aupr_in")
-    baselines = [str(name) for name in result["baseline_auroc"]["method"].values] if "baseline_auroc" in result else []
+    baselines = [str(name) for name in result["baseline_auroc"]["detector"].values] if "baseline_auroc" in result else []
     source = result["source"].values
     rows = []
     for index, name in enumerate(_names(result)):
         interval = f"{float(result['auroc_low'][index]):.3f} to {float(result['auroc_high'][index]):.3f}"
         values = [round(float(result[metric][index]), 4) for metric in metrics]
-        beside = [round(float(result["baseline_auroc"].sel({"method": method})[index]), 4) for method in baselines]
+        beside = [round(float(result["baseline_auroc"].sel(detector=method)[index]), 4) for method in baselines]
         rows.append((name, int((source == name).sum()), values[0], interval, *values[1:], *beside))
     return Table(
         title="Detection by shift",
@@ -129,7 +129,7 @@ def _curves(result: Result) -> list[Any]:
                 caption="The same images, judged by MSP and energy of the given model.",
                 y=("baseline_auroc",),
                 x="shift",
-                by="method",
+                by="detector",
                 y_label="AUROC",
             )
         )

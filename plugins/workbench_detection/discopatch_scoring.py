@@ -261,7 +261,7 @@ def write_scores(scored: Scored, kinds: Sequence[ImageKind], resamples: int, out
     _write_severities(kinds, [row["auroc"] for row in table], out)
     _write_statistics(scored, out)
     if scored.baselines:
-        out.coordinate("method", list(scored.baselines))
+        out.coordinate("detector", list(scored.baselines))
         out.write("baseline_score", np.stack(list(scored.baselines.values())))
         for name, metric in (("baseline_auroc", auroc), ("baseline_fpr95_id", fpr95_id)):
             values = [

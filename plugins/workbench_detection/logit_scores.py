@@ -101,6 +101,7 @@ class LogitScores(Method):
 
     id = "detection.logit_scores"
     title = "MSP, max-logit, energy, entropy and GradNorm: what a classifier's own outputs say about foreign inputs"
+    version = "2"
     paper = Paper(
         title="Energy-based Out-of-distribution Detection",
         authors="Liu, Wang, Owens, Li",
@@ -122,22 +123,22 @@ class LogitScores(Method):
         ),
     }
     outputs = (
-        Output("score", ("method", "sample"), "float64", "in-distribution samples first; larger = more anomalous"),
+        Output("score", ("detector", "sample"), "float64", "in-distribution samples first; larger = more anomalous"),
         Output("anomalous", ("sample",), "bool", "True for the samples of role `ood`"),
-        *(Output(name, ("method",), "float64", f"{name}, see `metrics`") for name in DETECTION_METRICS),
+        *(Output(name, ("detector",), "float64", f"{name}, see `metrics`") for name in DETECTION_METRICS),
         *(
-            Output(f"{name}_{bound}", ("method",), "float64", f"{bound} end of the 95 % bootstrap interval of {name}")
+            Output(f"{name}_{bound}", ("detector",), "float64", f"{bound} end of the 95 % bootstrap interval of {name}")
             for name in DETECTION_METRICS
             for bound in ("low", "high")
         ),
         Output(
             "true_positive_rate",
-            ("method", "false_positive_rate"),
+            ("detector", "false_positive_rate"),
             "float64",
             "ROC: share of anomalous samples flagged when this share of normal ones is",
         ),
         Output("accuracy", (), "float64", "of the classifier on the in-distribution samples", optional=True),
-        Output("error_auroc", ("method",), "float64", "AUROC of finding the classifier's errors", optional=True),
+        Output("error_auroc", ("detector",), "float64", "AUROC of finding the classifier's errors", optional=True),
     )
 
     class Params(BaseParams):
@@ -181,7 +182,7 @@ class LogitScores(Method):
                 for name in out.track(names, "scoring")
             ]
         )
-        out.coordinate("method", names)
+        out.coordinate("detector", names)
         out.write("score", scores)
         out.write("anomalous", anomalous)
         judge(scores, anomalous, names, params.bootstrap, out)
@@ -194,7 +195,7 @@ class LogitScores(Method):
 
     def report(self, result: Result) -> Report:
         """Metrics with intervals, score histograms and ROC curves."""
-        names = [str(name) for name in result["auroc"]["method"].values]
+        names = [str(name) for name in result["auroc"]["detector"].values]
         best = names[int(np.argmax(result["auroc"].values))]
         metrics: list[Metric] = []
         for position, name in enumerate(names):
@@ -279,7 +280,7 @@ def _metric(result: Result, metric: str, position: int, name: str) -> Metric:
 
 def _summary(result: Result, best: str) -> str:
     anomalous = result["anomalous"].values
-    chosen = {"method": best}
+    chosen = {"detector": best}
     foreign, reached = int(anomalous.sum()), float(result["auroc"].sel(chosen))
     low, high = (float(result[f"auroc_{bound}"].sel(chosen)) for bound in ("low", "high"))
     if low <= 0.5:
@@ -296,7 +297,7 @@ def _summary(result: Result, best: str) -> str:
     if "error_auroc" not in result:
         return text
     errors = result["error_auroc"]
-    finder = str(errors["method"].values[int(np.argmax(errors.values))])
+    finder = str(errors["detector"].values[int(np.argmax(errors.values))])
     return f"{text} The classifier's own errors are found best by {TITLES[finder]} (AUROC {float(errors.max()):.3f})."
 
 
@@ -307,14 +308,14 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
             caption="The score with the largest AUROC.",
             values=("score",),
             by="anomalous",
-            select={"method": best},
+            select={"detector": best},
             x_label="score (larger = more anomalous)",
         ),
         Line(
             title="ROC",
             y=("true_positive_rate",),
             x="false_positive_rate",
-            by="method",
+            by="detector",
             x_label="in-distribution samples flagged",
             y_label="out-of-distribution samples found",
         ),
@@ -322,7 +323,7 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
             title="FPR95 of each score",
             caption="Out-of-distribution samples accepted when 95 % of the in-distribution ones are kept; lower is better.",
             y=("fpr95_id",),
-            x="method",
+            x="detector",
         ),
     ]
     views += [
@@ -330,7 +331,7 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
             title=f"Scores: {TITLES[name]}",
             values=("score",),
             by="anomalous",
-            select={"method": name},
+            select={"detector": name},
             x_label="score (larger = more anomalous)",
         )
         for name in names
@@ -342,7 +343,7 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
                 title="Foreign samples and own errors",
                 caption="AUROC of finding out-of-distribution samples, and of finding errors among the in-distribution ones.",
                 y=("auroc", "error_auroc"),
-                x="method",
+                x="detector",
                 y_label="AUROC",
             )
         )
@@ -352,9 +353,9 @@ def _views(names: Sequence[str], best: str, finds_errors: bool) -> list[Any]:
 def _table(result: Result, names: list[str]) -> Table:
     rows = []
     for name in names:
-        values = [round(float(result[metric].sel({"method": name})), 4) for metric in DETECTION_METRICS]
-        low, high = (float(result[f"auroc_{bound}"].sel({"method": name})) for bound in ("low", "high"))
-        errors = [round(float(result["error_auroc"].sel({"method": name})), 4)] if "error_auroc" in result else []
+        values = [round(float(result[metric].sel(detector=name)), 4) for metric in DETECTION_METRICS]
+        low, high = (float(result[f"auroc_{bound}"].sel(detector=name)) for bound in ("low", "high"))
+        errors = [round(float(result["error_auroc"].sel(detector=name)), 4)] if "error_auroc" in result else []
         rows.append((TITLES[name], values[0], f"{low:.3f} to {high:.3f}", *values[1:], *errors))
     found = ("finds errors (AUROC)",) if "error_auroc" in result else ()
     columns = ("score", "auroc", "95 % interval", *DETECTION_METRICS[1:], *found)

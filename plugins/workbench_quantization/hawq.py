@@ -196,6 +196,7 @@ class Hawq(Method):
 
     id = "quantization.hawq"
     title = "Which layers may go to 4 or 2 bits, judged by the curvature of the loss"
+    version = "2"
     paper = Paper(
         title="HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision",
         authors="Dong, Yao, Gholami, Mahoney and Keutzer",
@@ -270,8 +271,10 @@ class Hawq(Method):
         _array("budget_limit", (), "float64", "what a solution may cost, in the unit of the budget"),
         _array("other_parameter_count", (), "int64", "parameters that stay in full precision (biases, norms, ...)"),
         _array("hessian_products", (), "int64", "Hessian-vector products made"),
-        _array("finetuned_accuracy", ("method",), "float64", "after fine-tuning, on the report images", optional=True),
-        _array("accuracy_before", ("method",), "float64", "before fine-tuning", optional=True),
+        _array(
+            "finetuned_accuracy", ("finetuned_solution",), "float64", "on the report images, after fine-tuning", optional=True
+        ),
+        _array("accuracy_before", ("finetuned_solution",), "float64", "before fine-tuning", optional=True),
         _array("landscape", ("layer", "epsilon"), "float64", "loss along the top eigenvector", optional=True),
         _array(
             "landscape_plane",

@@ -363,7 +363,7 @@ def finetune_solutions(
                 out.write("input_range", _ranges(network.inputs, blocks))
             network.inputs.remove()
             _store(network.model, logit.float(), parts.held_out, out)
-    out.coordinate("method", [solution.name for solution in solutions])
+    out.coordinate("finetuned_solution", [solution.name for solution in solutions])
     out.write("finetuned_accuracy", np.array(after))
 
 

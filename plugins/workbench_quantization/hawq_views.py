@@ -92,7 +92,7 @@ def further_tables(facts: Facts) -> tuple[Table, ...]:
     tables = []
     if "finetuned_accuracy" in facts.result:
         after, before = facts.read("finetuned_accuracy"), facts.read("accuracy_before")
-        names = facts.result["finetuned_accuracy"]["method"].values
+        names = facts.result["finetuned_accuracy"]["finetuned_solution"].values
         tables.append(
             Table(
                 title="Fine-tuning",

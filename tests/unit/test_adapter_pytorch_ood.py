@@ -146,7 +146,7 @@ def test_a_detector_of_logits_agrees_with_the_baseline_of_the_same_formula(bench
     logits = {role: data[["logit", *(["label"] if role == "fit" else [])]].drop_vars("feature", errors="ignore")
               for role, data in sets.items()}  # fmt: skip
     run = bench.run(OodEnergy, **logits, bootstrap=100, progress=False)
-    chosen = {"method": "energy"}
+    chosen = {"detector": "energy"}
     assert np.allclose(own_score(run), run["score"].sel(chosen), rtol=1e-5)
     assert [float(run[f"auroc_gain{end}"].sel(chosen)) for end in ("", "_low", "_high")] == pytest.approx([0, 0, 0])
     assert "not told apart" in run.record.report["summary"] or "worse" in run.record.report["summary"]
@@ -193,7 +193,7 @@ def test_a_library_that_cannot_be_imported_makes_the_method_decline(bench, sets,
 
 def test_the_version_of_the_library_is_part_of_the_methods(bench, sets):
     version = importlib.metadata.version("pytorch-ood")
-    assert OodKNN.version == f"1+pytorch-ood-{version}"
+    assert OodKNN.version == f"2+pytorch-ood-{version}"
     assert type("Sub", (OodKNN,), {}).version == OodKNN.version  # not appended twice
     run = bench.run(OodKNN, **sets, k=7, bootstrap=100, progress=False)
     assert run.record.method_version == OodKNN.version  # and so of the key

@@ -87,7 +87,7 @@ def test_calibration_helps_where_logits_are_too_large(bench):
     run = bench.run(SklearnSigmoid, data=logits(2000, 4), **SMALL)
     assert run.metrics["ece_width_l1"] < 0.7 * run.metrics["ece_width_l1_uncalibrated"]
     assert run.metrics["negative_log_likelihood_change"] < 0
-    assert {str(name) for name in run["value"]["method"].values} == {"uncalibrated", "temperature", "sklearn_sigmoid"}
+    assert {str(name) for name in run["value"]["recalibrator"].values} == {"uncalibrated", "temperature", "sklearn_sigmoid"}
 
 
 @pytest.mark.parametrize("method", [SklearnIsotonic, SklearnLogistic])

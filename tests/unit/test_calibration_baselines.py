@@ -448,9 +448,9 @@ def test_every_method_improves_an_overconfident_classifier_and_reports_it(method
     data = xr.Dataset({"logit": (("sample", "class"), 2 * logit.numpy()), "label": ("sample", label.numpy())})
     out, result = record(method, {"data": data}, **FEW, **params)
     report = check_report(method, result)
-    name = str(result["value"]["method"].values[-1])
+    name = str(result["value"]["recalibrator"].values[-1])
     for metric in ("ece_width_l1", "brier_score"):
-        before, after = (float(result["value"].sel({"method": m, "metric": metric})) for m in ("uncalibrated", name))
+        before, after = (float(result["value"].sel(recalibrator=m, metric=metric)) for m in ("uncalibrated", name))
         assert after < 0.9 * before, metric
     assert out.arrays["probability"].sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert "goes from" in report.summary

@@ -29,7 +29,7 @@ def test_every_recalibrator_is_ranked_and_the_rule_names_one_of_the_best(shared_
     check_report(Baselines, result)
     value, change = (
         {str(m): {str(n): float(x) for n, x in zip(result[a]["metric"].values, row.values, strict=True)}
-         for m, row in zip(result[a]["method"].values, result[a], strict=True)}
+         for m, row in zip(result[a]["recalibrator"].values, result[a], strict=True)}
         for a in ("value", "change_upper")
     )  # fmt: skip
     # what the reference runs say of these files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pydantic
 import pytest
 import torch
+import xarray as xr
 from pydantic import Field
 from workbench import (
     DataRole,
@@ -179,6 +181,7 @@ class Unplain(BaseParams):
         ("outputs", {"outputs": ()}, ["declares no output"]),
         ("outputs", {"outputs": (Output("a b", ("x", "x"), "float31", ""),) * 2},
          ["twice", "not a plain name", "repeats a dim", "no description", "unknown dtype"]),
+        ("outputs", {"outputs": (Output("area", ("drop",), "float32", "an area"),)}, ["a dim 'drop'", "sel(drop=...)"]),
         ("glossary", {"outputs": (Output("label", ("class",), "float32", "a"),)}, ["has dims", "has dtype"]),
         ("glossary", {"inputs": {"data": DataRole("a", {"image": ("sample", "x", "y", "channel")})}}, ["asks for 'image'"]),
     ],
@@ -584,3 +587,12 @@ def test_every_rule_is_stated_checked_and_can_be_mended():
 
     assert set(RULES) == set(DECLARATIONS) | set(BEHAVIOUR)
     assert all(rule.says and rule.mend for rule in RULES.values())
+
+
+def test_the_glossary_has_no_dim_that_xarray_takes_for_an_argument():
+    from workbench.schema import DIMS
+    from workbench.testing.declarations import TAKEN
+
+    named = {name for f in (xr.DataArray.sel, xr.DataArray.isel) for name in inspect.signature(f).parameters}
+    assert named - {"self", "indexers_kwargs"} == TAKEN
+    assert not TAKEN & set(DIMS)

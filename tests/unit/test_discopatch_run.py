@@ -127,10 +127,10 @@ def test_the_classifiers_own_scores_are_shown_beside(run):
     index = result["source_index"].values[source == "ood"]
     pictures = torch.as_tensor(inputs["ood"]["image"].values[index]).float() / 255
     expected = SCORES["energy"](Brightness()(pictures), 1.0)
-    energies = result["baseline_score"].sel({"method": "energy"}).values
+    energies = result["baseline_score"].sel(detector="energy").values
     assert energies[source == "ood"] == pytest.approx(expected.numpy(), rel=1e-5)
     chosen = np.isin(source, ["id", "ood"])
-    found = float(result["baseline_auroc"].sel({"method": "energy"}).sel(shift="ood"))
+    found = float(result["baseline_auroc"].sel(detector="energy").sel(shift="ood"))
     assert found == auroc(energies[chosen], source[chosen] == "ood")
 
 

@@ -306,7 +306,7 @@ def test_it_calibrates_an_overconfident_classifier_without_touching_a_prediction
     out, result = run
     value = result["value"]
     for metric in ("ece_width_l1", "ks_error", "negative_log_likelihood", "brier_score"):
-        before, after = (float(value.sel({"method": name, "metric": metric})) for name in ("uncalibrated", "h_calibration"))
+        before, after = (float(value.sel(recalibrator=name, metric=metric)) for name in ("uncalibrated", "h_calibration"))
         assert after < (0.5 if metric == "ks_error" else 1) * before
     accuracy = value.sel(metric="accuracy").values
     assert (accuracy == accuracy[0]).all()
@@ -343,7 +343,7 @@ def test_the_summary_is_as_sure_of_a_difference_as_the_intervals_allow(run, othe
     """The error of temperature scaling is put at a given distance from 0.02, whose interval is 0.015 to 0.025."""
     out, result = run
     changed = copy.deepcopy(out)
-    methods, metrics = (list(result["value"][dim].values) for dim in ("method", "metric"))
+    methods, metrics = (list(result["value"][dim].values) for dim in ("recalibrator", "metric"))
     column = metrics.index("ece_width_l1")
     for name, value, (low, high) in (("h_calibration", 0.02, (0.015, 0.025)), ("temperature", other, interval)):
         for array, number in (("value", value), ("lower", low), ("upper", high)):
@@ -411,9 +411,9 @@ def test_on_vgg16_the_official_schedule_loses_to_temperature_and_one_that_watche
                            leave_one_class_out=False, resamples=100, chance_draws=20)  # fmt: skip
         table = result["value"]
         for metric in ("ece_width_l1", "negative_log_likelihood"):
-            found[watch, metric] = float(table.sel({"method": "h_calibration", "metric": metric}))
-            found["temperature", metric] = float(table.sel({"method": "temperature", "metric": metric}))
-        found[watch, "fit loss"] = float(result["fit_h_loss"].sel({"method": "h_calibration"}))
+            found[watch, metric] = float(table.sel(recalibrator="h_calibration", metric=metric))
+            found["temperature", metric] = float(table.sel(recalibrator="temperature", metric=metric))
+        found[watch, "fit loss"] = float(result["fit_h_loss"].sel(recalibrator="h_calibration"))
     assert found["loss", "fit loss"] < 0.9 * found["top_error", "fit loss"]
     assert found["loss", "ece_width_l1"] < found["temperature", "ece_width_l1"] < found["top_error", "ece_width_l1"]
     assert found["loss", "negative_log_likelihood"] < found["temperature", "negative_log_likelihood"]
@@ -432,9 +432,9 @@ def test_on_a_stored_classifier_it_beats_temperature_and_the_same_map_trained_wi
     _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), epochs=240,
                        leave_one_class_out=False, resamples=100, chance_draws=20)
     table = result["value"]
-    error = {str(name): float(table.sel({"method": name, "metric": "ece_width_l1"})) for name in table["method"].values}
+    error = table.sel(metric="ece_width_l1").to_series()
     assert error["h_calibration"] < 0.6 * min(error["temperature"], error["cross_entropy"])
     assert error["h_calibration"] < 0.4 * error["uncalibrated"]
     likelihood = table.sel({"metric": "negative_log_likelihood"})
-    assert float(likelihood.sel({"method": "h_calibration"})) < float(likelihood.sel({"method": "temperature"})) + 0.01
+    assert float(likelihood.sel(recalibrator="h_calibration")) < float(likelihood.sel(recalibrator="temperature")) + 0.01
     assert (result["changed_predictions"].values == 0).all()

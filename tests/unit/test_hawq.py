@@ -401,7 +401,7 @@ def test_fine_tuning_repairs_low_widths_and_leaves_weights_on_the_grid(
     report = check_report(Hawq, result)
     assert "after fine-tuning" in report.summary
     # Equals are compared: the uniform widths as fine-tuned, or marked where they were not.
-    uniform = f"; {data['method'].values[-1]} (" if mode == "joint" else "; uniform "
+    uniform = f"; {data['finetuned_solution'].values[-1]} (" if mode == "joint" else "; uniform "
     said = report.summary[report.summary.rindex(uniform) :]
     if mode == "joint":
         assert data["accuracy_before"].values[1] != data["finetuned_accuracy"].values[1]

@@ -99,18 +99,18 @@ def test_the_method_stores_scores_metrics_and_curves():
     data = dataset(normal.float(), label=label)
     out, result = record(LogitScores, {"data": data, "ood": dataset(foreign.float())}, bootstrap=200)
     names = ["msp", "max_logit", "energy", "entropy"]
-    assert result["score"]["method"].values.tolist() == names
+    assert result["score"]["detector"].values.tolist() == names
     assert result["score"].shape == (4, 200)
     assert result["anomalous"].values.tolist() == [False] * 120 + [True] * 80
     for name in names:
         score = logit_scores.SCORES[name](torch.cat([normal, foreign]).float().double(), 1.0).numpy()
-        assert np.array_equal(result["score"].sel({"method": name}).values, score)
+        assert np.array_equal(result["score"].sel(detector=name).values, score)
         for metric, value in detection_metrics(score, np.repeat([False, True], [120, 80])).items():
-            assert float(result[metric].sel({"method": name})) == value
-            low, high = (float(result[f"{metric}_{bound}"].sel({"method": name})) for bound in ("low", "high"))
+            assert float(result[metric].sel(detector=name)) == value
+            low, high = (float(result[f"{metric}_{bound}"].sel(detector=name)) for bound in ("low", "high"))
             assert low <= value <= high
         wrong = np.asarray(normal.argmax(1) != label)
-        found = float(result["error_auroc"].sel({"method": name}))
+        found = float(result["error_auroc"].sel(detector=name))
         assert found == pytest.approx(detection_metrics(score[:120], wrong)["auroc"])
     assert float(result["accuracy"]) == pytest.approx(float((normal.argmax(1) == label).double().mean()))
     assert out.arrays["true_positive_rate"][:, [0, -1]].max() == 1
@@ -140,9 +140,9 @@ def test_features_bring_grad_norm_and_no_labels_leave_errors_out():
     feature = torch.rand(30, 6, generator=generator)
     data, ood = dataset(logits(30), feature=feature), dataset(logits(30, seed=4), feature=2 * feature)
     _, result = record(LogitScores, {"data": data, "ood": ood}, bootstrap=100, temperature=3.0)
-    assert result["score"]["method"].values[-1] == "grad_norm"
+    assert result["score"]["detector"].values[-1] == "grad_norm"
     expected = logit_scores.grad_norm(logits(30), feature.double(), 3.0)
-    assert result["score"].sel({"method": "grad_norm"}).values[:30] == pytest.approx(expected.numpy())
+    assert result["score"].sel(detector="grad_norm").values[:30] == pytest.approx(expected.numpy())
     assert "error_auroc" not in result
     check_report(LogitScores, result)
 
@@ -200,8 +200,8 @@ def test_cifar_resnet20_reproduces_the_measured_table():
     data = dataset(outputs(clean), label=images["y_test"].astype(np.int64))
     _, result = record(LogitScores, {"data": data, "ood": dataset(outputs((clean[:600] + noise).clamp(0, 1)))})
     assert float(result["accuracy"]) == pytest.approx(0.9164, abs=5e-4)
-    found = {name: float(result["auroc"].sel({"method": name})) for name in ("msp", "max_logit", "energy")}
-    errors = {name: float(result["error_auroc"].sel({"method": name})) for name in found}
+    found = {name: float(result["auroc"].sel(detector=name)) for name in ("msp", "max_logit", "energy")}
+    errors = {name: float(result["error_auroc"].sel(detector=name)) for name in found}
     assert found == pytest.approx({"msp": 0.897, "max_logit": 0.881, "energy": 0.879}, abs=0.03)
     assert errors == pytest.approx({"msp": 0.921, "max_logit": 0.894, "energy": 0.891}, abs=0.005)
     assert max(errors, key=errors.get) == "msp"

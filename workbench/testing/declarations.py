@@ -235,6 +235,10 @@ def _roles(method: type[Method]) -> Iterator[str]:
             yield f"role {name!r} names the data role {role.data!r}, which does not exist"
 
 
+TAKEN = frozenset({"drop", "indexers", "method", "missing_dims", "tolerance"})
+"""Arguments of xarray's `sel` and `isel`: a dim of such a name cannot be selected by keyword."""
+
+
 def _outputs(method: type[Method]) -> Iterator[str]:
     names = [output.name for output in method.outputs]
     if not names:
@@ -248,6 +252,8 @@ def _outputs(method: type[Method]) -> Iterator[str]:
             yield f"output {output.name!r} repeats a dim: {output.dims}"
         if not all(dim == "..." or dim.isidentifier() for dim in output.dims):
             yield f"output {output.name!r} has a dim that is not a plain name: {output.dims}"
+        for dim in sorted(TAKEN & set(output.dims)):
+            yield f"output {output.name!r} has a dim {dim!r}, which `array.sel({dim}=...)` takes for something else"
         if not output.description.strip():
             yield f"output {output.name!r} has no description"
         if not _known_dtype(output.dtype):

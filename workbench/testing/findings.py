@@ -47,7 +47,7 @@ RULES: Mapping[str, Rule] = {
         'Write `inputs = {"data": DataRole("images and labels", {"image": ("sample", "channel", "y", "x")})}`.',
     ),
     "outputs": Rule(
-        "every output has a plain name, dims, a dtype and a description, and no name occurs twice",
+        "every output has a plain name, dims that xarray can select by, a dtype and a description; no name occurs twice",
         'Write `outputs = (Output("score", ("sample",), "float32", "larger = more anomalous"),)`.',
     ),
     "glossary": Rule(
