@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from workbench.errors import InputError
-from workbench.store import Store, index, index_refresh, index_tables
+from workbench.store import Store, entries, index, index_refresh, index_tables
 from workbench.store.query import compile_query
 
 from benchmarks.generated_store import generate
@@ -137,7 +137,7 @@ def test_what_sqlite_refuses_all_the_same_is_an_error_of_the_query(many):
 
 def test_a_bulk_build_that_broke_off_goes_on(many, tmp_path, monkeypatch):
     monkeypatch.setattr(index_refresh, "BULK", 10)
-    monkeypatch.setattr(index_refresh, "BATCH", 20)
+    monkeypatch.setattr(entries, "BATCH", 20)
     enter, entered = index_refresh.enter, []
 
     def failing(connection, entries):
@@ -167,6 +167,51 @@ def test_a_bulk_build_that_broke_off_goes_on(many, tmp_path, monkeypatch):
         ).fetchone()
     assert indices == len(index_tables._INDICES)
     assert facts == 0  # none twice
+
+
+def contents(file: Path) -> dict[str, list[tuple]]:
+    """What an index says of runs, without the numbers that depend on the order in which they were entered."""
+    with sqlite3.connect(file) as connection:
+        columns = "id, month, key, status, method, user, started, seconds, seed, study, record"
+        runs = f"SELECT {columns} FROM runs JOIN records USING (n)"
+        facts = "SELECT id, text, value FROM facts JOIN runs ON n = run JOIN names ON names.name = facts.name"
+        return {sql: sorted(connection.execute(sql).fetchall(), key=repr) for sql in (runs, facts)}
+
+
+@pytest.mark.parametrize("dies", ["never", "at once", "in the middle"])
+def test_helpers_read_what_one_process_reads(tmp_path, monkeypatch, dies):
+    """Also what is no record, and also if helpers die: then their work is done here."""
+    many = generate(tmp_path / "store", 300, seed=2)
+    damaged = sorted(Path(many.url, "runs").glob("*/*/zarr.json"))[::50]
+    for path in damaged:
+        path.write_text(path.read_text().replace('"seed":', '"seed":1'))
+    assert many.count() == 300 - len(damaged)
+    monkeypatch.setattr(entries, "MANY", 1)
+    monkeypatch.setattr(entries, "BATCH", 7)
+    monkeypatch.setattr(entries, "_processors", lambda: 3)
+    started: list[subprocess.Popen] = []
+    if dies == "at once":
+        monkeypatch.setattr(entries, "_HELPER", "raise SystemExit")
+    original = subprocess.Popen
+
+    def popen(*arguments, **options):
+        started.append(original(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(entries.subprocess, "Popen", popen)
+    enter, calls = index_refresh.enter, itertools.count()
+
+    def entered(connection, batch):
+        if dies == "in the middle" and next(calls) == 3:
+            started[0].kill()
+        enter(connection, batch)
+
+    monkeypatch.setattr(index_refresh, "enter", entered)
+    other = Store(many.url, index_folder=tmp_path / "other")
+    assert other.count() == 300 - len(damaged)
+    assert len(started) == 2
+    assert all(helper.poll() is not None for helper in started)
+    assert contents(other.index.path) == contents(many.index.path)
 
 
 def test_several_processes_build_one_index_at_once(many, tmp_path):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from workbench.errors import InputError
 from workbench.record import RunRecord
 from workbench.store.backend import Backend
+from workbench.store.entries import entry_of
 from workbench.store.index_refresh import refresh
 from workbench.store.index_tables import Annotation, create, enter, forget, is_whole
 from workbench.store.query import Condition, Order, compile_order
@@ -159,7 +160,8 @@ class Index:
         finds the record in the store.
         """
         with suppress(sqlite3.Error), self._lock, self._open() as connection:
-            enter(connection, [(record.to_json(), json.dumps(record.to_json(), separators=(",", ":")))])
+            value = record.to_json()
+            enter(connection, [entry_of(value, json.dumps(value, separators=(",", ":")))])
 
     def forget(self, run: str) -> None:
         """Take a run out at once (it was deleted); else as `put`."""

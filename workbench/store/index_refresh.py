@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
 from workbench.errors import StoreError
 from workbench.store.backend import Backend, documents_one_by_one
-from workbench.store.index_tables import Entry, drop_indices, enter, enter_annotation, forget, make_indices
-from workbench.store.records import RecordError, read_record_json
+from workbench.store.entries import Batch, RecordReader, read_batch
+from workbench.store.index_tables import drop_indices, enter, enter_annotation, forget, make_indices
 
 __all__ = ["refresh"]
 
 SETTLING = 2_000_000_000
 """Nanoseconds during which a folder that changed is listed again: file systems stamp with coarse clocks."""
 BULK = 300
-"""New runs of a month from which on the SQL indices are made afterwards."""
-BATCH = 500
-"""Records that are entered together."""
-
-Documents = Iterable[tuple[str, bytes | Exception]]
+"""New runs of a month from which on the SQL indices are made afterwards, if they are a good part of all runs."""
+GOOD_PART = 5
+"""One in so many: making the indices anew costs as much as keeping them up to date for so many runs more."""
 
 
 def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: bool) -> None:
@@ -34,10 +33,11 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
     known = dict(connection.execute("SELECT month, version FROM months").fetchall())
     present = backend.folders("runs")
     marked = [f"annotations/{month}" for month in backend.folders("annotations")]
-    for month in _due(present, known, everything):
-        if (version := _changed(backend, month, f"runs/{month}", known)) is not None:
-            version = version if _refresh_month(connection, backend, month) else ""
-            connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
+    with RecordReader(backend) as reader:
+        for month in _due(present, known, everything):
+            if (version := _changed(backend, month, f"runs/{month}", known)) is not None:
+                version = version if _refresh_month(connection, backend, reader, month) else ""
+                connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
     for folder in _due(marked, known, everything):
         if (version := _changed(backend, folder, folder, known)) is not None:
             _refresh_annotations(connection, backend, folder)
@@ -48,14 +48,10 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
     unfinished = connection.execute("SELECT month, id FROM runs WHERE status = 'running'").fetchall()
     for month in {month for month, _ in unfinished}:
         runs = [run for other, run in unfinished if other == month]
-        read = backend.documents if backend.remote else _one_by_one(backend)
-        _enter_all(connection, month, read(f"runs/{month}", runs, "/zarr.json"))
+        # Local ones one by one: they were listed some time ago, and what was a folder then may be a link now.
+        read = backend.documents if backend.remote else partial(documents_one_by_one, backend)
+        _enter_all(connection, [read_batch(month, read(f"runs/{month}", runs, "/zarr.json"))])
     make_indices(connection)  # a bulk build may have broken off
-
-
-def _one_by_one(backend: Backend) -> Callable[[str, list[str], str], Documents]:
-    """For runs that were listed some time ago: what was a folder then may be a link now."""
-    return lambda key, names, file: documents_one_by_one(backend, key, names, file)
 
 
 def _due(folders: list[str], known: dict[str, str], everything: bool) -> list[str]:
@@ -71,40 +67,29 @@ def _changed(backend: Backend, name: str, folder: str, known: dict[str, str]) ->
     return str(version) if settled else ""
 
 
-def _refresh_month(connection: sqlite3.Connection, backend: Backend, month: str) -> bool:
+def _refresh_month(connection: sqlite3.Connection, backend: Backend, reader: RecordReader, month: str) -> bool:
     """Bring one month up to date; false if something could not be read that may be readable later."""
     known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
     present = set(backend.folders(f"runs/{month}"))
     new = sorted(present - known)
-    if bulk := len(new) > BULK:
+    (entered,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    if bulk := len(new) > max(BULK, entered // GOOD_PART):
         drop_indices(connection)
-    readable = _enter_all(connection, month, backend.documents(f"runs/{month}", new, "/zarr.json"), bulk=bulk)
+    readable = _enter_all(connection, reader.batches(month, new), bulk=bulk)
     forget(connection, list(known - present))
     return readable
 
 
-def _enter_all(connection: sqlite3.Connection, month: str, documents: Documents, *, bulk: bool = False) -> bool:
-    """Enter records. What is no record is left out; what is wrong with it `verify` tells."""
+def _enter_all(connection: sqlite3.Connection, batches: Iterable[Batch], *, bulk: bool = False) -> bool:
+    """Enter records; false if something could not be read that may be readable later."""
     readable = True
-    entries: list[Entry] = []
-    for run, data in documents:
-        try:
-            if isinstance(data, Exception):
-                raise data
-            entries.append(read_record_json(data, month=month, run=run))
-        except RecordError:
-            forget(connection, [run])
-        except FileNotFoundError:
-            forget(connection, [run])
-            readable = False  # a run or copy that is just beginning
-        except (OSError, StoreError):
-            readable = False  # a disk or network that hiccups takes no known run away
-        if len(entries) == BATCH:
-            enter(connection, entries)
-            entries.clear()
-            if bulk:  # others may ask and write meanwhile, and the log stays short
-                connection.commit()
-    enter(connection, entries)
+    for entries, gone, readable_now in batches:
+        if gone:
+            forget(connection, gone)
+        enter(connection, entries)
+        readable = readable and readable_now
+        if bulk:  # others may ask and write meanwhile, and the log stays short
+            connection.commit()
     return readable
 
 

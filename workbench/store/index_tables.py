@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
-from workbench.record import report_metrics
-from workbench.store.query import COLUMNS
+from workbench.store.entries import Entry
 
 __all__ = [
     "Annotation",
-    "Entry",
     "create",
     "drop_indices",
     "enter",
@@ -57,9 +56,6 @@ _INDICES = {
     "annotations_run": "annotations (run, kind)",
     "annotations_kind": "annotations (kind, text)",
 }
-
-Entry = tuple[Mapping[str, Any], str]
-"""A record as JSON values and as JSON text."""
 
 
 @dataclass(frozen=True)
@@ -134,35 +130,30 @@ def enter(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
         return
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")  # numbers are given out below
-    numbers = forget(connection, [value["id"] for value, _ in entries])
+    numbers = forget(connection, [row[0] for row, *_ in entries])
     (last,) = connection.execute("SELECT coalesce(max(n), 0) FROM runs").fetchone()
     last = max(last, *numbers.values(), 0)
     (fact,) = connection.execute("SELECT coalesce(max(fact), 0) FROM facts").fetchone()
-    names = dict(connection.execute("SELECT text, name FROM names").fetchall())
-    known = len(names)
-    runs, records, facts = [], [], []
-    for value, text in entries:
-        first, run = fact + 1, numbers.get(value["id"])
-        if run is None:
-            run = last = last + 1
-        for name, content in _facts(value):
-            fact += 1
-            facts.append((fact, names.setdefault(name, len(names) + 1), content, run))
-        runs.append(_row(run, value, first, fact))
-        records.append((run, text))
-    connection.executemany("INSERT INTO names (text, name) VALUES (?, ?)", list(names.items())[known:])
+    known: dict[str, int] = dict(connection.execute("SELECT text, name FROM names").fetchall())
+    before = len(known)
+    spelled: dict[tuple[str, ...], list[int]] = {}
+    """Numbers of names that go together: runs of one method have the same."""
+    runs, records = [], []
+    facts: list[tuple[Any, ...]] = []
+    for row, text, names, values in entries:
+        number = numbers.get(row[0])
+        if number is None:
+            number = last = last + 1
+        if (name_numbers := spelled.get(names)) is None:
+            name_numbers = spelled[names] = [known.setdefault(name, len(known) + 1) for name in names]
+        first, fact = fact + 1, fact + len(values)
+        facts.extend(zip(range(first, fact + 1), name_numbers, values, repeat(number)))
+        runs.append((number, *row, first, fact))
+        records.append((number, text))
+    connection.executemany("INSERT INTO names (text, name) VALUES (?, ?)", list(known.items())[before:])
     connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * 17)})", runs)
     connection.executemany("INSERT INTO records VALUES (?, ?)", records)
     connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", facts)
-
-
-def _row(number: int, value: Mapping[str, Any], first: int, last: int) -> tuple[Any, ...]:
-    method, started = value["method"], value["started"]
-    return (
-        number, value["id"], started[:7], value["key"], value["status"], method, method.partition(".")[0], value["user"],
-        value["host"], value["device"], started, value.get("finished"), float(value.get("seconds", 0.0)),
-        max(0, min(value["seed"], 2**63 - 1)), value.get("study"), first, last,
-    )  # fmt: skip
 
 
 def forget(connection: sqlite3.Connection, runs: Sequence[str]) -> dict[str, int]:
@@ -176,23 +167,6 @@ def forget(connection: sqlite3.Connection, runs: Sequence[str]) -> dict[str, int
         connection.execute("DELETE FROM records WHERE n = ?", (number,))
         connection.execute("DELETE FROM facts WHERE fact BETWEEN ? AND ?", (first, last))
     return {run: number for run, number, *_ in found}
-
-
-def _facts(value: Mapping[str, Any]) -> Iterator[tuple[str, str | float | None]]:
-    """What can be asked for beside the columns of `runs`: metrics, parameters, inputs."""
-    for described in value["inputs"].values():
-        yield "input", str(described.get("label", ""))
-        for run in described.get("runs", ()):
-            yield "uses", run
-    metrics = {name.lower(): number for name, number in report_metrics(value.get("report")).items()}
-    for name, number in metrics.items():
-        if name not in COLUMNS:
-            yield name, number
-    for name, item in value["params"].items():
-        if isinstance(item, (int, float)) and not isinstance(item, bool):
-            yield f"params.{name.lower()}", float(item) if abs(item) < 1e300 else None
-        else:
-            yield f"params.{name.lower()}", item if isinstance(item, str) else json.dumps(item)
 
 
 # ---------------------------------------------------------------------------------------------------------- annotations

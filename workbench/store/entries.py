@@ -1,0 +1,220 @@
+"""What a run record is in the index, and how many records are read at once: by helper processes, where that pays.
+
+Reading, checking and taking apart a record is most of the work of a first build, and needs nothing but the record. So
+helpers do it for the process that writes the tables. They are plain children that get the names of runs and answer with
+rows; where none can be started, or one dies, the work is done here.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any, NamedTuple
+
+from workbench.errors import StoreError
+from workbench.record import report_metrics
+from workbench.store.backend import Backend, LocalBackend
+from workbench.store.query import COLUMNS
+from workbench.store.records import RecordError, read_record_json
+
+__all__ = ["Batch", "Entry", "RecordReader", "entry_of", "read_batch"]
+
+BATCH = 500
+"""Records that are read together and entered together."""
+MANY = 3000
+"""Records of a month from which on helpers are started (each takes a quarter of a second to begin)."""
+MOST_HELPERS = 3
+"""More of them would wait for the one that writes the tables."""
+_HELPER = "import sys; sys.path[:] = sys.argv[1:]; from workbench.store.entries import serve; serve()"
+
+Entry = tuple[tuple[Any, ...], str, tuple[str, ...], list[str | float | None]]
+"""Of one run: its columns of the table `runs` (first the id), the record as text, names and values of its facts."""
+
+
+class Batch(NamedTuple):
+    """What came of reading some records."""
+
+    entries: list[Entry]
+    gone: list[str]
+    """Runs without a record, and those whose record is none: what is wrong with it `verify` tells."""
+    readable: bool
+    """False if something could not be read that may be readable later."""
+
+
+# ------------------------------------------------------------------------------------------------------------ one record
+
+
+def entry_of(value: Mapping[str, Any], text: str) -> Entry:
+    """What the index keeps of a record.
+
+    Args:
+        value: the record as JSON values, checked.
+        text: the same as JSON text.
+    """
+    method, started = value["method"], value["started"]
+    row = (
+        value["id"], started[:7], value["key"], value["status"], method, method.partition(".")[0], value["user"],
+        value["host"], value["device"], started, value.get("finished"), float(value.get("seconds", 0.0)),
+        max(0, min(value["seed"], 2**63 - 1)), value.get("study"),
+    )  # fmt: skip
+    names: list[str] = []
+    values: list[str | float | None] = []
+    for described in value["inputs"].values():
+        names.append("input")
+        values.append(str(described.get("label", "")))
+        for run in described.get("runs", ()):
+            names.append("uses")
+            values.append(run)
+    metrics = {name.lower(): number for name, number in report_metrics(value.get("report")).items()}
+    for name, number in metrics.items():
+        if name not in COLUMNS:
+            names.append(name)
+            values.append(number)
+    for name, item in value["params"].items():
+        names.append(f"params.{name.lower()}")
+        if isinstance(item, (int, float)) and not isinstance(item, bool):
+            values.append(float(item) if abs(item) < 1e300 else None)
+        else:
+            values.append(item if isinstance(item, str) else json.dumps(item))
+    return row, text, tuple(names), values
+
+
+def read_batch(month: str, documents: Iterable[tuple[str, bytes | Exception]]) -> Batch:
+    """Check root documents of runs of one month and take them apart."""
+    entries: list[Entry] = []
+    gone: list[str] = []
+    readable = True
+    for run, data in documents:
+        try:
+            if isinstance(data, Exception):
+                raise data
+            entries.append(entry_of(*read_record_json(data, month=month, run=run)))
+        except RecordError:
+            gone.append(run)
+        except FileNotFoundError:
+            gone.append(run)
+            readable = False  # a run or copy that is just beginning
+        except (OSError, StoreError):
+            readable = False  # a disk or network that hiccups takes no known run away
+    return Batch(entries, gone, readable)
+
+
+# ---------------------------------------------------------------------------------------------------------- many records
+
+
+class RecordReader:
+    """Reads the records of runs, in helper processes where there are many. Use it in a `with` statement."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._helpers: list[subprocess.Popen[bytes]] = []
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> RecordReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        for helper in self._helpers:
+            _end(helper)
+
+    def batches(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
+        """Records of runs that were just listed in a month, a few hundred at a time, in order."""
+        if len(runs) < MANY or type(self._backend) is not LocalBackend:
+            yield from self._here(month, runs)
+            return
+        if self._threads is None:
+            self._start()
+        count = len(self._helpers)
+        if self._threads is None or not count:
+            yield from self._here(month, runs)
+            return
+        parts = [runs[start : start + BATCH] for start in range(0, len(runs), BATCH)]
+        ahead: list[Future[Batch]] = []
+        for part in parts:
+            if len(ahead) > count:  # so that results never pile up
+                yield ahead.pop(0).result()
+            ahead.append(self._threads.submit(self._by_helper, month, part))
+        for future in ahead:
+            yield future.result()
+
+    def _here(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
+        documents = iter(self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
+        for start in range(0, len(runs), BATCH):
+            yield read_batch(month, (next(documents) for _ in runs[start : start + BATCH]))
+
+    def _start(self) -> None:
+        # Isolated: nothing from the current folder or the environment is imported before the path is this process's.
+        command = [sys.executable, "-I", "-c", _HELPER, *sys.path]
+        for _ in range(min(MOST_HELPERS, _processors() - 1)):
+            try:
+                helper = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+            except OSError:
+                break
+            self._helpers.append(helper)
+        if self._helpers:
+            self._idle = list(self._helpers)
+            self._threads = ThreadPoolExecutor(len(self._helpers), thread_name_prefix="workbench-index")
+
+    def _by_helper(self, month: str, runs: Sequence[str]) -> Batch:
+        """One question to an idle helper (there are as many threads as helpers); without one, the work is done here."""
+        try:
+            helper = self._idle.pop()
+        except IndexError:
+            return read_batch(month, self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
+        try:
+            assert helper.stdin is not None
+            assert helper.stdout is not None
+            _send(helper.stdin, (self._backend.url, month, list(runs)))
+            batch = Batch(*_receive(helper.stdout))
+        except (OSError, EOFError, ValueError, TypeError):  # it died: not put back
+            return read_batch(month, self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
+        self._idle.append(helper)
+        return batch
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end(helper: subprocess.Popen[bytes]) -> None:
+    helper.kill()  # it writes nothing
+    helper.communicate()
+
+
+def serve() -> None:
+    """What a helper does: answer questions until there are no more."""
+    while True:
+        try:
+            root, month, runs = _receive(sys.stdin.buffer)
+        except (EOFError, KeyboardInterrupt):
+            return
+        documents = LocalBackend(root).documents(f"runs/{month}", runs, "/zarr.json")
+        _send(sys.stdout.buffer, tuple(read_batch(month, documents)))
+
+
+# Both ends are this program, so marshal is safe here, and several times as fast as pickle.
+
+
+def _send(stream: IO[bytes], value: Any) -> None:
+    data = marshal.dumps(value)
+    stream.write(len(data).to_bytes(8, "little"))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> Any:
+    size = stream.read(8)
+    data = stream.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
+    if not data:
+        raise EOFError
+    return marshal.loads(data)
