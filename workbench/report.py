@@ -145,7 +145,10 @@ class Histogram(_View):
 
 
 class Scatter(_View):
-    """Points of array `y` against array `x` over a shared dim; `color` and `label` name arrays or dims over it."""
+    """Points of array `y` against array `x` over a shared dim; `color` and `label` name arrays or dims over it.
+
+    `lower` and `upper` name arrays over the same dim that bound whiskers along y; where they are NaN a point has none.
+    """
 
     kind: Literal["scatter"] = "scatter"
     x: str
@@ -154,6 +157,8 @@ class Scatter(_View):
     label: str | None = None
     highlight: str | None = None
     """A boolean array: points to draw large."""
+    lower: str | None = None
+    upper: str | None = None
     x_label: str = ""
     y_label: str = ""
     log_x: bool = False

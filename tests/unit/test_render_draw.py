@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from workbench.render import interactive, palette, static
+from workbench.render.interactive_theme import PAPER, dark_figures
 from workbench.render.pixels import from_png, pixels, to_png
 from workbench.render.resolve import resolve
 from workbench.report import Bar, HeatMap, Histogram, ImageGrid, Line, ReliabilityDiagram, Scatter
@@ -86,9 +87,19 @@ def test_what_the_notebook_set_for_matplotlib_and_plotly_does_not_reach_a_report
         try:
             assert static.svg(plot) == before
             assert mpl.rcParams["font.size"] == 30
-            assert interactive.figure(plot).layout.paper_bgcolor == palette.CARD
+            assert interactive.figure(plot).layout.paper_bgcolor == PAPER
         finally:
             plotly.io.templates.default = dark
+
+
+def test_on_dark_pages_every_colour_of_ours_has_another_and_figures_of_others_keep_theirs():
+    style = dark_figures()
+    for light, dark in zip(palette.COLORS, palette.COLORS_ON_DARK, strict=True):
+        written = ", ".join(str(int(light[at : at + 2], 16)) for at in (1, 3, 5))
+        assert f'[style*="stroke: rgb({written})"] {{ stroke: {dark} !important; }}' in style
+    white = ", ".join(str(int(PAPER[at : at + 2], 16)) for at in (1, 3, 5))
+    assert all(f'[style*="rgb({white})"]' in rule for rule in style.splitlines())
+    assert PAPER not in ("#ffffff", palette.CARD), "a plain white is everybody's"
 
 
 def test_pyplot_is_not_imported_and_importing_the_package_imports_no_drawing_library():
@@ -249,6 +260,7 @@ def test_odd_values_are_drawn_without_complaint(values, log):
         HeatMap(title="t", z="m", x="x", y="y", log=log, annotate=True),
         HeatMap(title="t", z="m", x="x", y="y", log=log, diverging=True),
         Scatter(title="t", x="a", y="a", color="a", log_x=log, log_y=log, identity=True),
+        Scatter(title="t", x="a", y="a", lower="a", upper="a", log_x=log, log_y=log),
     ]
     if not log:
         views += [

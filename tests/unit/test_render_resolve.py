@@ -276,6 +276,18 @@ def test_many_points_are_sampled_and_highlighted_ones_are_kept():
     assert plot.caption == "A random sample of 4,000 of 10,000 points is drawn."
 
 
+def test_whiskers_of_points_reach_to_the_ends_of_their_intervals_and_follow_the_colours():
+    stored = result(
+        x=("sample", [1.0, 2, 3]), y=("sample", [1.0, 2, 3]), c=("sample", np.array(["p", "q", "p"])),
+        low=("sample", [0.5, np.nan, 2.9]), high=("sample", [1.25, np.nan, 3.5]),
+    )  # fmt: skip
+    one, other = resolve(Scatter(title="t", x="x", y="y", color="c", lower="low", upper="high"), stored).groups
+    np.testing.assert_allclose(one.whiskers, [[0.5, 0.1], [0.25, 0.5]])
+    np.testing.assert_array_equal(other.whiskers, [[0], [0]])
+    (half,) = resolve(Scatter(title="t", x="x", y="y", upper="high"), stored).groups
+    np.testing.assert_allclose(half.whiskers, [[0, 0, 0], [0.25, 0, 0.5]])
+
+
 def test_points_without_a_colour_value_are_a_group_of_their_own():
     stored = result(x=("sample", [1.0, 2, 3]), y=("sample", [1.0, 2, 3]), c=("sample", [0.5, np.nan, 0.7]))
     plot = resolve(Scatter(title="t", x="x", y="y", color="c"), stored)

@@ -149,7 +149,10 @@ class HistogramPlot(_Plot):
 
 @dataclass(frozen=True, eq=False)
 class PointGroup:
-    """Points of one colour or, where `color` holds numbers, of one colour scale. All arrays have shape (n,)."""
+    """Points of one colour or, where `color` holds numbers, of one colour scale. All arrays have shape (n,).
+
+    `whiskers` (2, n) are the lengths below and above each point, 0 where it has none.
+    """
 
     name: str
     x: Floats
@@ -157,6 +160,7 @@ class PointGroup:
     color: Floats | None = None
     labels: tuple[str, ...] = ()
     highlighted: NDArray[np.bool_] | None = None
+    whiskers: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.render.custom import resolve_custom, resolve_unknown
 from workbench.render.histogram import resolve_histogram
-from workbench.render.parts import GROUPS, above_zero, caption, first, group_name, positions, spread, value_label
+from workbench.render.parts import above_zero, caption, first, group_name, positions, spread, value_label
 from workbench.render.plots import (
     Axis,
     BarGroup,
@@ -22,10 +22,9 @@ from workbench.render.plots import (
     LinePlot,
     PicturePlot,
     Plot,
-    PointGroup,
-    ScatterPlot,
 )
-from workbench.render.reading import Reader, dim_labels, dim_texts, load, numbers, thin
+from workbench.render.points import resolve_scatter
+from workbench.render.reading import Reader, dim_texts, load, numbers, thin
 from workbench.render.reliability import resolve_reliability
 from workbench.render.texts import label_text, plain_name
 from workbench.report import (
@@ -56,8 +55,6 @@ CATEGORIES = 120
 """Most bars of one group."""
 CELLS = 400
 """Most rows and most columns of a heat map."""
-SCATTERED = 4_000
-"""Most points of a scatter plot."""
 PIXELS = 256
 """Most pixels along a side of a picture in a grid."""
 
@@ -78,7 +75,7 @@ def resolve(view: View, result: Result) -> Plot:
         Bar: _bar,
         HeatMap: _heat_map,
         Histogram: resolve_histogram,
-        Scatter: _scatter,
+        Scatter: resolve_scatter,
         ImageGrid: _image_grid,
         ReliabilityDiagram: resolve_reliability,
         FreeForm: _free_form,
@@ -226,113 +223,6 @@ def _cells_axis(array: xr.DataArray, dim: str) -> tuple[Axis, Floats]:
     if axis.categories or len(places) < 2 or ((steps > 0).all() and np.allclose(steps, steps[0])):
         return axis, places
     return Axis(axis.label, categories=dim_texts(array, dim)), np.arange(len(places), dtype=np.float64)
-
-
-def _scatter(view: Scatter, reader: Reader) -> ScatterPlot:
-    x_array, y_array = reader.array(view.x), reader.array(view.y)
-    shared = [str(dim) for dim in y_array.dims if dim in x_array.dims and y_array.sizes[dim] != 1]
-    dim = shared[0] if shared else str(next((dim for dim in y_array.dims if dim in x_array.dims), ""))
-    if not dim:
-        raise reader.error(
-            "x and y",
-            expected="arrays over a shared dim",
-            got=f"dims ({', '.join(map(str, x_array.dims))}) and ({', '.join(map(str, y_array.dims))})",
-        )
-    columns = {"x": reader.only(x_array, view.x, dim), "y": reader.only(y_array, view.y, dim)}
-    for role, name in (("color", view.color), ("label", view.label), ("highlight", view.highlight)):
-        if name:
-            columns[role] = _column(name, dim, y_array, reader)
-    size = y_array.sizes[dim]
-    marked = load(columns.pop("highlight")).astype(bool) if view.highlight else None
-    if size > SCATTERED:
-        columns, marked = _sample(columns, marked, dim, SCATTERED, reader)
-    x = above_zero(numbers(columns["x"], view.title), view.log_x, reader)
-    y = above_zero(numbers(columns["y"], view.title), view.log_y, reader)
-    labels = tuple(label_text(label) for label in load(columns["label"])) if view.label else ()
-    colors = load(columns["color"]) if view.color else None
-    shown = np.isfinite(x) & np.isfinite(y)
-    if not shown.all():
-        reader.notes.append(f"{int((~shown).sum()):,} points without a finite value on both axes are not drawn.")
-    groups, limits = _point_groups(view, x, y, labels, colors, marked, shown)
-    return ScatterPlot(
-        view.title,
-        caption(view.caption, reader),
-        Axis(value_label(view.x_label, (view.x,), columns["x"]), view.log_x),
-        Axis(value_label(view.y_label, (view.y,), columns["y"]), view.log_y),
-        groups,
-        plain_name(view.color) if view.color else "",
-        limits,
-        view.identity,
-        bool(labels) and len(x) <= 30,
-    )
-
-
-def _column(name: str, dim: str, array: xr.DataArray, reader: Reader) -> xr.DataArray:
-    """A stored array over `dim`, or the labels of `dim` itself."""
-    if reader.has(name):
-        return reader.only(reader.array(name), name, dim)
-    if name == dim:
-        import xarray as xr
-
-        labels = dim_labels(array, dim)
-        return xr.DataArray(np.arange(array.sizes[dim]) if labels is None else labels, dims=(dim,), name=dim)
-    return reader.array(name)  # raises: not stored
-
-
-def _sample(
-    columns: dict[str, xr.DataArray], marked: Any, dim: str, most: int, reader: Reader
-) -> tuple[dict[str, xr.DataArray], Any]:
-    """A fixed random sample of the points that keeps the highlighted ones."""
-    size = columns["x"].sizes[dim]
-    always = np.flatnonzero(marked)[:most] if marked is not None else np.array([], dtype=np.int64)
-    others = np.setdiff1d(np.arange(size), always, assume_unique=True)
-    drawn = np.random.default_rng(0).choice(others, min(len(others), most - len(always)), replace=False)
-    kept = np.sort(np.concatenate([always, drawn]))
-    reader.notes.append(f"A random sample of {len(kept):,} of {size:,} points is drawn.")
-    thinned = {role: column.isel({dim: kept}) for role, column in columns.items()}
-    return thinned, None if marked is None else marked[kept]
-
-
-def _point_groups(
-    view: Scatter, x: Floats, y: Floats, labels: tuple[str, ...], colors: Any, marked: Any, shown: Any
-) -> tuple[tuple[PointGroup, ...], tuple[float, float] | None]:
-    def group(name: str, member: Any, color: Floats | None = None) -> PointGroup:
-        kept = np.flatnonzero(member & shown)
-        return PointGroup(
-            name,
-            x[kept],
-            y[kept],
-            None if color is None else color[kept],
-            tuple(labels[index] for index in kept) if labels else (),
-            None if marked is None else marked[kept],
-        )
-
-    everything = np.ones(len(x), dtype=bool)
-    if colors is None:
-        return (group("", everything),), None
-    kind = colors.dtype.kind
-    distinct = list(dict.fromkeys(colors.tolist())) if kind not in "f" else []
-    if kind == "f" or (kind in "iu" and len(distinct) > 8):
-        values = colors.astype(np.float64)
-        finite = values[np.isfinite(values)]
-        if not finite.size:
-            return (group("", everything),), None
-        known = np.isfinite(values)
-        colored = group("", known, values)
-        others = () if known.all() else (group(f"no {plain_name(view.color or '')}", ~known),)
-        return (colored, *others), (float(finite.min()), float(finite.max()))
-    if kind in "biu":
-        distinct.sort()
-    name = plain_name(view.color or "")
-    texts = {value: (name if value else f"not {name}") if kind == "b" else label_text(value) for value in distinct}
-    distinct, rest = distinct[:GROUPS], distinct[GROUPS:]
-    groups = [group(texts[value], colors == value) for value in distinct]
-    if rest:
-        drawn = np.zeros(len(x), dtype=bool)
-        for value in distinct:
-            drawn |= colors == value
-        groups.append(group(f"{len(rest)} others", ~drawn))
-    return tuple(groups), None
 
 
 def _image_grid(view: ImageGrid, reader: Reader) -> ImageGridPlot:

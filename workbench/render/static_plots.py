@@ -224,6 +224,17 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
                 low, high = plot.color_limits
                 edge = palette.MUTED if edge == "none" else edge  # either end of the scale may be the page's own colour
                 color = {"c": group.color[members], "cmap": palette.SEQUENTIAL, "vmin": low, "vmax": high}
+            if group.whiskers is not None:
+                axes.errorbar(
+                    group.x[members],
+                    group.y[members],
+                    yerr=group.whiskers[:, members],
+                    fmt="none",
+                    ecolor=palette.MUTED,
+                    elinewidth=0.8,
+                    capsize=2,
+                    zorder=1,
+                )
             points = axes.scatter(
                 group.x[members],
                 group.y[members],
