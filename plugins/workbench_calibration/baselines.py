@@ -7,34 +7,34 @@ family, with the defaults there.
 
 Fitted on the fit samples and judged on others; the methods are ranked on the latter, which describes and must not be used
 to choose: with many methods the best of them looks better than it is. `suggested` therefore rests on held-out folds of the fit
-samples: the method with the fewest fitted numbers among those that are as good (`choice` states the rule). The report says so
-where the probabilities as they are do as well there.
+samples: the method with the fewest fitted numbers among those that are as good, which may be none at all: the probabilities are
+kept as they are unless something is better beyond noise (`choice` states the rule).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from workbench import Bar, InputError, Inputs, Method, Metric, Out, Output, Paper, Report, Result, Table
 from workbench.toolkit import kfold_indices
 
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
-from workbench_calibration.choice import CHOSEN, HeldOut, judge
+from workbench_calibration.choice import HeldOut, judge, suggestion
 from workbench_calibration.ensemble_temperature import fit_ensemble
-from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, EvaluationParams, evaluate
+from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, Calibrator, EvaluationParams, evaluate
 from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table, ranks
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
 from workbench_calibration.matrix_scaling import Kind, fit_matrix
 from workbench_calibration.recalibration import Fit
 from workbench_calibration.resampling import CLIP
-from workbench_calibration.samples import INPUTS, read_parts
+from workbench_calibration.samples import INPUTS, Samples, read_parts
 from workbench_calibration.spline import fit_spline
 from workbench_calibration.temperature import fit_temperature
 
@@ -64,19 +64,19 @@ def recalibrators(seed: int) -> dict[str, Fit]:
     """Every recalibrator with its defaults; `seed` is that of the folds by which matrix penalties are chosen."""
 
     def matrix(kind: Kind) -> Fit:
-        return lambda logit, label: fit_matrix(logit, label, kind=kind, off_diagonal=None, intercept=None, seed=seed)
+        return lambda samples: fit_matrix(samples, kind=kind, off_diagonal=None, intercept=None, seed=seed)
 
     return {
         "temperature": fit_temperature,
-        "ensemble_temperature": lambda logit, label: fit_ensemble(logit, label, loss="mse"),
+        "ensemble_temperature": lambda samples: fit_ensemble(samples, loss="mse"),
         "vector_scaling": fit_diagonal,
         "matrix_scaling": matrix("matrix"),
         "dirichlet": matrix("dirichlet"),
-        "isotonic_one_vs_rest": lambda logit, label: fit_isotonic(logit, label, "one_vs_rest"),
-        "isotonic_multi_class": lambda logit, label: fit_isotonic(logit, label, "multi_class"),
-        "histogram_binning": lambda logit, label: fit_histogram(logit, label, n_bins=HISTOGRAM_BINS, binning="width"),
-        "bbq": lambda logit, label: fit_bbq(logit, label, score="bdeu"),
-        "spline": lambda logit, label: fit_spline(logit, label, knots=SPLINE_KNOTS),
+        "isotonic_one_vs_rest": lambda samples: fit_isotonic(samples, "one_vs_rest"),
+        "isotonic_multi_class": lambda samples: fit_isotonic(samples, "multi_class"),
+        "histogram_binning": lambda samples: fit_histogram(samples, n_bins=HISTOGRAM_BINS, binning="width"),
+        "bbq": lambda samples: fit_bbq(samples, score="bdeu"),
+        "spline": lambda samples: fit_spline(samples, knots=SPLINE_KNOTS),
     }
 
 
@@ -84,21 +84,23 @@ FAST = ("temperature", "ensemble_temperature", "vector_scaling", "isotonic_one_v
         "histogram_binning", "bbq", "spline")
 
 
-def held_out(fit: Fit, logit: Tensor, label: Tensor, seed: int) -> HeldOut:
+def held_out(fit: Fit, samples: Samples, seed: int) -> HeldOut:
     """What a recalibrator gives each fold of the fit samples when it is fitted on the others."""
-    probability = torch.empty_like(logit)
-    for rest, fold in kfold_indices(label.cpu().numpy(), FOLDS, seed=seed):
-        probability[fold] = fit(logit[rest], label[rest])(logit[fold])
-    return judged(probability, label, 0)
+    found = np.empty((3, len(samples.label)))
+    for rest, fold in kfold_indices(samples.label.cpu().numpy(), FOLDS, seed=seed):
+        found[:, fold] = judged(fit(samples.subset(rest)), samples.subset(fold))
+    return HeldOut(*found, 0)
 
 
-def judged(probability: Tensor, label: Tensor, numbers: int) -> HeldOut:
-    """Likelihood, confidence and hit of each sample; p of the label is clipped as in the reports."""
-    own = probability.gather(1, label[:, None])[:, 0].clamp_min(CLIP)
-    confidence, best = probability.max(dim=1)
-    return HeldOut(
-        -torch.log(own).cpu().numpy(), confidence.cpu().numpy(), (best == label).double().cpu().numpy(), numbers
-    )
+def judged(calibrate: Calibrator, samples: Samples) -> np.ndarray:
+    """Likelihood, confidence and hit of each sample, (3, sample); p of the label is clipped as in the reports."""
+    found = []
+    for logit, label in samples.labelled_blocks():
+        probability = calibrate(logit)
+        own = probability.gather(1, label[:, None])[:, 0].clamp_min(CLIP)
+        confidence, best = probability.max(dim=1)
+        found.append(torch.stack([-torch.log(own), confidence, (best == label).double()]).cpu().numpy())
+    return np.concatenate(found, axis=1)
 
 
 class Baselines(Method):
@@ -128,7 +130,7 @@ class Baselines(Method):
         Output("accuracy_error", ("recalibrator",), "float64", "standard error of that, paired over samples"),
         Output("fitted_numbers", ("recalibrator",), "int64", "numbers that the method fits"),
         Output("reason", ("recalibrator",), "str", "why it is suggested or not"),
-        Output("suggested", (), "str", "method that the rule of `choice` names; `probability` is its"),
+        Output("suggested", (), "str", "method that the rule of `choice` names, or uncalibrated; `probability` is its"),
         Output("rank", ("recalibrator",), "float64", "average rank over the metrics of the report samples"),
     )
 
@@ -147,15 +149,14 @@ class Baselines(Method):
         if unknown or len(set(params.methods)) != len(params.methods):
             raise InputError("methods", expected=f"distinct names out of {tuple(fits)}", got=str(params.methods))
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
-        logit, label = parts.fit.logit, parts.fit.label
         # Nothing is fitted for the uncalibrated probabilities, so all fit samples are held out.
-        held = {UNCALIBRATED: judged(torch.softmax(logit, dim=1), label, 0)}
+        held = {UNCALIBRATED: HeldOut(*judged(lambda logit: torch.softmax(logit, dim=1), parts.fit), 0)}
         fitted: dict[str, Any] = {}
         for name in out.track(params.methods, "fitting"):
-            fitted[name] = fits[name](logit, label)
-            held[name] = replace(held_out(fits[name], logit, label, out.seed), numbers=fitted[name].numbers)
+            fitted[name] = fits[name](parts.fit)
+            held[name] = replace(held_out(fits[name], parts.fit, out.seed), numbers=fitted[name].numbers)
         verdicts = judge(held, uncalibrated=UNCALIBRATED, n_bins=params.n_bins, rng=out.rng("choice"))
-        suggested = next((name for name, one in verdicts.items() if one.reason == CHOSEN), params.methods[0])
+        suggested = suggestion({name: one.reason for name, one in verdicts.items()})
         values = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True).metrics
         for array, field in VERDICTS.items():
             out.write(array, [getattr(one, field) for one in verdicts.values()])
@@ -165,21 +166,14 @@ class Baselines(Method):
     def report(self, result: Result) -> Report:
         """The suggestion, the ranking, and every method's figures."""
         suggested, scores = str(result["suggested"].values), Scores(result)
-        reason = dict(zip(scores.methods, (str(one) for one in result["reason"].values), strict=True))
-        held = dict(zip(scores.methods, result["cross_validated"].values, strict=True))
-        needless = (
-            f" The uncalibrated probabilities are as good there ({float(held[UNCALIBRATED]):.4f}): none is needed."
-            if reason[UNCALIBRATED] == "needs no fit"
-            else ""
-        )
-        lowest = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: float(held[name]))
-        shown = [UNCALIBRATED, *dict.fromkeys([suggested, lowest, "temperature"])]
+        held = {name: float(value) for name, value in zip(scores.methods, result["cross_validated"].values, strict=True)}
+        best = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: held[name])
+        shown = dict.fromkeys([UNCALIBRATED, suggested, best, "temperature"])
         behind, error = (float(result[name].sel(recalibrator=suggested)) for name in ("behind", "behind_error"))
-        why = why_suggested(suggested, reason[suggested] == CHOSEN, behind <= error, lowest, float(held[lowest]))
         return evaluation_report(
             result,
             main=suggested,
-            summary=f"Of {len(scores.methods) - 1} recalibrators {why}: {float(held[suggested]):.4f}.{needless}",
+            summary=why_suggested(suggested, held, near=behind <= error),
             metrics=[Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
                             interval=scores.span("value", name, "ece_width_l1"))
                      for name in scores.methods if name not in (suggested, UNCALIBRATED)],
@@ -193,27 +187,39 @@ class Baselines(Method):
         )
 
 
-def why_suggested(suggested: str, by_rule: bool, near: bool, lowest: str, likelihood: float) -> str:
-    """What led to the suggestion, in words that hold for every branch of the rule.
+def why_suggested(suggested: str, held: Mapping[str, float], *, near: bool) -> str:
+    """What led to the suggestion, in a sentence that holds for every branch of the rule.
 
     Args:
-        suggested: the method shown.
-        by_rule: whether the rule named it.
-        near: whether its held-out likelihood is within a standard error of the lowest of all.
-        lowest: recalibrator of the lowest held-out negative log likelihood.
-        likelihood: that of `lowest`.
+        suggested: the method that the rule named.
+        held: held-out negative log likelihood of every method, of the uncalibrated probabilities too.
+        near: whether that of `suggested` is within a standard error of the lowest.
     """
     what = "cross-validated negative log likelihood of the fit samples"
-    if not by_rule:
-        return f"none keeps the accuracy on held-out folds of the fit samples; shown is {suggested}, its {what}"
+    tried = len(held) - 1
+    lowest = min(held, key=lambda name: held[name])
+    if suggested == UNCALIBRATED:
+        best = min((name for name in held if name != UNCALIBRATED), key=lambda name: held[name])
+        reason = (
+            f"nothing of the {tried} recalibrators tried is better beyond noise"
+            if near
+            else f"those of the {tried} recalibrators that are better lose accuracy"
+        )
+        return (
+            f"Keep the uncalibrated probabilities: {reason} (negative log likelihood {held[suggested]:.4f} on the fit samples; "
+            f"the best recalibrator, {best}, has {held[best]:.4f} on held-out folds of them)."
+        )
     if suggested == lowest:
-        return f"{suggested} has the lowest {what}"
+        return f"Of {tried} recalibrators {suggested} has the lowest {what}: {held[suggested]:.4f}."
     if near:
         return (
-            f"{suggested} fits the fewest numbers of those that the rule leaves: it keeps the accuracy, and its {what} is "
-            f"within a standard error of the lowest ({lowest}, {likelihood:.4f})"
+            f"Of {tried} recalibrators {suggested} fits the fewest numbers of those that the rule leaves: it keeps the accuracy, "
+            f"and its {what}, {held[suggested]:.4f}, is within a standard error of the lowest ({lowest}, {held[lowest]:.4f})."
         )
-    return f"{suggested} has the lowest {what} of those that keep the accuracy (lowest of all: {lowest}, {likelihood:.4f})"
+    return (
+        f"Of {tried} recalibrators {suggested} has the lowest {what} of those that keep the accuracy: {held[suggested]:.4f} "
+        f"(lowest of all: {lowest}, {held[lowest]:.4f})."
+    )
 
 
 def choice_table(result: Result, scores: Scores) -> Table:
@@ -236,7 +242,8 @@ def choice_table(result: Result, scores: Scores) -> Table:
         title="Which should I use?",
         columns=("method", "NLL", "behind the best", "ECE", "p", "accuracy change", "numbers fitted", "verdict"),
         rows=rows,
-        caption=f"Held-out folds of the {result['fit_index'].size} fit samples only. Kept are methods whose negative log "
+        caption=f"Held-out folds of the {result['fit_index'].size} fit samples only; the uncalibrated probabilities take part as "
+        "the method that fits nothing. Kept are methods whose negative log "
         "likelihood is within one standard error of the lowest and that lose no accuracy beyond one standard error; of these, "
         "those whose calibration error chance explains (p of 0.05 or more, if any); of these the one that fits the fewest "
         "numbers, since it needs the fewest samples.",

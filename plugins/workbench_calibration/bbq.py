@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from scipy.special import betaln, logsumexp, xlogy
 from torch import Tensor
@@ -25,9 +24,9 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.per_class import binned_hits, inner_edges, most_frequent, through
+from workbench_calibration.per_class import SortedEvents, class_columns, most_frequent, through
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 Score = Literal["bdeu", "bic"]
 NAME = "bbq"
@@ -77,19 +76,16 @@ def bin_numbers(samples: int) -> np.ndarray:
     return np.arange(max(1, math.floor(root / 10)), min(math.ceil(samples / 5), math.ceil(10 * root)) + 1)
 
 
-def score_binning(
-    probability: np.ndarray, occurred: np.ndarray, bins: int, score: Score
-) -> tuple[np.ndarray, np.ndarray, float]:
+def score_binning(events: SortedEvents, bins: int, score: Score) -> tuple[np.ndarray, np.ndarray, float]:
     """Inner edges, bin values and log score of one binning of equal mass.
 
     Args:
-        probability: of one class, (sample,).
-        occurred: 1. where the label is the class, else 0., (sample,).
+        events: probability of one class, and whether the label was the class.
         bins: number of bins B.
         score: how binnings are weighed.
     """
-    edge = inner_edges(probability, bins, "mass")
-    count, hits, middle = binned_hits(probability, occurred, edge)
+    edge = events.mass_edges(bins)
+    count, hits, middle = events.binned(edge)
     middle = np.clip(middle, 1e-6, 1 - 1e-6)
     if score == "bdeu":
         alpha, beta = PRIOR_STRENGTH / bins * middle, PRIOR_STRENGTH / bins * (1 - middle)
@@ -97,22 +93,22 @@ def score_binning(
         return edge, (hits + alpha) / (count + alpha + beta), log_score
     value = np.where(count > 0, hits / np.maximum(count, 1), middle)
     likelihood = float((xlogy(hits, value) + xlogy(count - hits, 1 - value)).sum())
-    return edge, value, likelihood - 0.5 * bins * math.log(len(probability))
+    return edge, value, likelihood - 0.5 * bins * math.log(len(events.score))
 
 
-def fit_bbq(logit: Tensor, label: Tensor, *, score: Score) -> BayesianBinningMap:
-    """All binnings of all classes with their weights.
+def fit_bbq(samples: Samples, *, score: Score) -> BayesianBinningMap:
+    """All binnings of all classes with their weights; a few classes at a time are held.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         score: how binnings are weighed.
     """
-    p, y = torch.softmax(logit, dim=1).cpu().numpy(), label.cpu().numpy()
-    numbers = bin_numbers(len(y))
+    label = samples.label.cpu().numpy()
+    numbers = bin_numbers(len(label))
     classes, weights = [], []
-    for k, column in enumerate(p.T):
-        scored = [score_binning(column, (y == k).astype(np.float64), int(bins), score) for bins in numbers]
+    for k, column in class_columns(samples):
+        events = SortedEvents.of(column, label == k)
+        scored = [score_binning(events, int(bins), score) for bins in numbers]
         logs = np.array([log_score for *_, log_score in scored])
         weight = np.exp(logs - logsumexp(logs))
         used = np.where(weight >= NEGLIGIBLE, weight, 0.0)
@@ -150,7 +146,7 @@ class BayesianBinning(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit on the fit rows and judge on the others."""
         _, fitted = recalibrate(
-            inputs, params, out, name=NAME, fit=lambda logit, label: fit_bbq(logit, label, score=params.score)
+            inputs, params, out, name=NAME, fit=lambda samples: fit_bbq(samples, score=params.score)
         )
         assert isinstance(fitted, BayesianBinningMap)
         out.coordinate("number_of_bins", fitted.bins)

@@ -1,12 +1,16 @@
-"""Which recalibrator to use: a rule that weighs likelihood, accuracy, calibration and the data a method needs.
+"""Which recalibrator to use, if any: a rule that weighs likelihood, accuracy, calibration and the data a method needs.
 
-The rule sees held-out folds of the fit samples only, never the report samples:
+The rule sees held-out folds of the fit samples only, never the report samples. The uncalibrated probabilities take part as
+the method that fits nothing:
 
 1. the negative log likelihood is within one standard error of the lowest (paired over samples; the one-standard-error rule of
    Breiman et al. 1984, Classification and Regression Trees);
 2. accuracy is not lost by more than one standard error against the uncalibrated probabilities;
 3. of those that are left, the ones whose calibration error chance can explain, if there are any;
 4. of these the one with the fewest fitted numbers, since it needs the fewest samples; equal numbers: the lower likelihood.
+   So the uncalibrated probabilities are kept unless something is better beyond noise.
+
+Where every method of a likelihood near the lowest loses accuracy, the lowest likelihood of those that keep it decides.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from workbench.toolkit import binned_calibration_error
 Float = NDArray[np.float64]
 SIGNIFICANT = 0.05
 CHOSEN = "use this one"
+KEPT = "keep them as they are"
+"""What the uncalibrated probabilities are told in place of `CHOSEN`."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,11 @@ def chance_p_value(one: HeldOut, n_bins: int, rng: np.random.Generator, draws: i
 def judge(
     held: Mapping[str, HeldOut], *, uncalibrated: str, n_bins: int, rng: np.random.Generator
 ) -> dict[str, Verdict]:
-    """The rule, by method; exactly one verdict has the reason `CHOSEN`, unless no recalibrator keeps the accuracy.
+    """The rule, by method; exactly one verdict has the reason `CHOSEN` or `KEPT`.
 
     Args:
         held: of every method, the uncalibrated probabilities among them (these fit nothing).
-        uncalibrated: their name. They are never chosen: their reason says whether a recalibrator is needed at all.
+        uncalibrated: their name.
         n_bins: of the calibration error.
         rng: of the draws behind its p-value.
     """
@@ -85,23 +91,26 @@ def judge(
     keeps = {name for name, fact in facts.items() if fact[4] >= -fact[5]}
     left = near & keeps
     honest = {name for name in left if facts[name][3] >= SIGNIFICANT}
-    pool = (honest or left) - {uncalibrated}
-    # Where the uncalibrated probabilities alone are left, or nothing is, the best that keeps the accuracy is named.
     order = {name: (one.numbers, float(one.likelihood.mean())) for name, one in held.items()}
-    fallback = sorted(keeps - {uncalibrated}, key=lambda name: order[name][1])[:1]
-    chosen = min(pool, key=lambda name: order[name]) if pool else (fallback[0] if fallback else "")
+    pool = honest or left
+    chosen = min(pool, key=lambda name: order[name]) if pool else min(keeps, key=lambda name: order[name][1])
 
     def reason(name: str) -> str:
         if name == chosen:
-            return CHOSEN
+            return KEPT if name == uncalibrated else CHOSEN
         if name not in near:
             return "likelihood clearly worse"
         if name not in keeps:
             return "loses accuracy"
         if honest and name not in honest:
             return "calibration error beyond chance"
-        return "needs no fit" if name == uncalibrated else "as good, but fits more"
+        return "as good, but fits more"
 
     return {
         name: Verdict(order[name][1], *fact, held[name].numbers, reason(name)) for name, fact in facts.items()
     }
+
+
+def suggestion(reasons: Mapping[str, str]) -> str:
+    """The method that a rule's reasons name."""
+    return next(name for name, reason in reasons.items() if reason in (CHOSEN, KEPT))

@@ -21,7 +21,7 @@ from workbench import Bar, Inputs, Method, Metric, Out, Output, Paper, Report, R
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 from workbench_calibration.temperature import fit_temperature
 
 NAME = "ensemble_temperature"
@@ -55,21 +55,23 @@ def components(logit: Tensor, temperature: float) -> Tensor:
     )
 
 
-def fit_ensemble(logit: Tensor, label: Tensor, *, loss: Literal["mse", "nll"]) -> EnsembleMap:
+def fit_ensemble(samples: Samples, *, loss: Literal["mse", "nll"]) -> EnsembleMap:
     """Temperature first, then the weights.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         loss: mean squared error of all probabilities, or negative log likelihood.
     """
-    temperature = fit_temperature(logit, label).temperature
-    parts = components(logit, temperature)
-    at_label = parts.gather(2, label.expand(3, -1)[..., None])[..., 0].cpu().numpy()
-    classes, samples = logit.shape[1], len(label)
+    temperature, classes = fit_temperature(samples).temperature, samples.classes
     # the squared error is quadratic in w: w' A w - 2 b' w + 1, per sample
-    flat = parts.reshape(3, -1)
-    square, cross = (flat @ flat.T).cpu().numpy() / samples, at_label.mean(axis=1)
+    square, own = np.zeros((3, 3)), []
+    for logit, label in samples.labelled_blocks():
+        parts = components(logit, temperature)
+        flat = parts.reshape(3, -1)
+        square += (flat @ flat.T).cpu().numpy() / len(samples.label)
+        own.append(parts.gather(2, label.expand(3, -1)[..., None])[..., 0].cpu().numpy())
+    at_label = np.concatenate(own, axis=1)
+    cross = at_label.mean(axis=1)
 
     def mse(w: np.ndarray) -> tuple[float, np.ndarray]:
         return float(w @ square @ w - 2 * cross @ w + 1) / classes, 2 * (square @ w - cross) / classes
@@ -120,7 +122,7 @@ class EnsembleTemperatureScaling(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit on the fit rows and judge on the others."""
         _, fitted = recalibrate(
-            inputs, params, out, name=NAME, fit=lambda logit, label: fit_ensemble(logit, label, loss=params.loss),
+            inputs, params, out, name=NAME, fit=lambda samples: fit_ensemble(samples, loss=params.loss),
             keeps_predictions=True,
         )
         assert isinstance(fitted, EnsembleMap)

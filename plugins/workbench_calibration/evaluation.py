@@ -22,10 +22,11 @@ from workbench_calibration.resampling import (
     CLIP,
     ERRORS,
     RESAMPLED,
+    ResampleCounts,
     ResampledScores,
     metric_interval,
     paired_difference,
-    resample_counts,
+    resampled_metrics,
 )
 from workbench_calibration.samples import PROBABILITY_FLOOR, Parts, Samples
 
@@ -127,7 +128,7 @@ def evaluate(
     """
     everyone: dict[str, Calibrator] = {UNCALIBRATED: lambda logit: torch.softmax(logit, dim=1), **calibrators}
     names, shape = tuple(everyone), (len(parts.report.label), parts.report.classes)
-    counts = resample_counts(shape[0], params.resamples, out.rng("bootstrap"))
+    counts = ResampleCounts(shape[0], params.resamples, out.rng("bootstrap"))
     out.coordinate("recalibrator", list(names))
     stored = {name: out.array(name, shape) for name in ("probability", "logit")}
     if keep_all:
@@ -183,11 +184,10 @@ def _write_tables(
 ) -> None:
     """The arrays over (method, metric)."""
     tables: dict[str, dict[str, dict[str, float]]] = {}
-    before: dict[str, np.ndarray] = {}
+    drawn = dict(zip(resampled, resampled_metrics(list(resampled.values())), strict=True))
     for name, value in metrics.items():
-        drawn = resampled[name].metrics()
-        before = before or drawn
-        tables[name] = _uncertainty(value, metrics[UNCALIBRATED], drawn, before, resampled[name].chance())
+        chance = resampled[name].chance()
+        tables[name] = _uncertainty(value, metrics[UNCALIBRATED], drawn[name], drawn[UNCALIBRATED], chance)
     out.coordinate("metric", list(metrics[UNCALIBRATED]))
     for column in SCORE_ARRAYS:
         out.write(column, np.array([list(tables[name][column].values()) for name in metrics]))

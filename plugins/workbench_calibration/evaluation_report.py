@@ -139,6 +139,11 @@ def class_views(main: str) -> tuple[HeatMap, HeatMap]:
 
 def _headline(result: Result, scores: Scores, main: str) -> str:
     before, after = (scores("value", name, "ece_width_l1") for name in (UNCALIBRATED, main))
+    if main == UNCALIBRATED:
+        return (
+            f"On {result['label'].size} samples not used for fitting their calibration error is {before:.4f} and their negative "
+            f"log likelihood {scores('value', main, 'negative_log_likelihood'):.4f}."
+        )
     likelihood = [scores("value", name, "negative_log_likelihood") for name in (UNCALIBRATED, main)]
     low, high = scores.span("change", main, "ece_width_l1")
     clear = "" if low > 0 or high < 0 else " (a change that sampling alone can explain)"
@@ -157,7 +162,7 @@ def _metrics(scores: Scores, main: str) -> list[Metric]:
     metrics = []
     for name in scores.metrics:
         metrics.append(_metric(scores, name, name, main))
-        if name in HEADLINE and name != "accuracy":
+        if name in HEADLINE and name != "accuracy" and main != UNCALIBRATED:
             metrics.append(_metric(scores, name, f"{name}_{UNCALIBRATED}", UNCALIBRATED))
             change = Metric(
                 name=f"{name}_change",

@@ -141,7 +141,7 @@ class HCalibration(Method):
         start = (len(params.maps) * params.epochs, (len(params.maps) + 1) * params.epochs)
         reference = fit_one(best, parts.fit, torch.nn.functional.nll_loss, params, out, *start)
         calibrators: dict[str, Calibrator] = {
-            TEMPERATURE: fit_temperature(parts.fit.logit, parts.fit.label),
+            TEMPERATURE: fit_temperature(parts.fit),
             BASELINE: reference,
             MAIN: traces[best],
             **_best_of_other_families(traces, eligible, best),

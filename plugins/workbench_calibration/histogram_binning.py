@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 from workbench import HeatMap, Inputs, Method, Out, Output, Paper, Report, Result
+from workbench.toolkit import ClassBins
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.per_class import binned_hits, inner_edges, through
+from workbench_calibration.per_class import SortedEvents, bin_middles, class_columns, probability_blocks, through
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 NAME = "histogram_binning"
 
@@ -52,24 +52,31 @@ class HistogramMap:
         return np.stack(columns, axis=1)
 
 
-def fit_histogram(logit: Tensor, label: Tensor, *, n_bins: int, binning: Literal["width", "mass"]) -> HistogramMap:
+def fit_histogram(samples: Samples, *, n_bins: int, binning: Literal["width", "mass"]) -> HistogramMap:
     """Class frequencies of the fit samples per class and bin.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         n_bins: bins per class.
         binning: equal width or equal mass.
     """
-    p, y = torch.softmax(logit, dim=1).cpu().numpy(), label.cpu().numpy()
-    edges, values, counts = [], [], []
-    for k, column in enumerate(p.T):
-        edge = inner_edges(column, n_bins, binning)
-        count, hits, middle = binned_hits(column, (y == k).astype(np.float64), edge)
-        edges.append(edge)
-        values.append(np.where(count > 0, hits / np.maximum(count, 1), middle))
-        counts.append(count)
-    return HistogramMap(np.stack(edges), np.stack(values), np.stack(counts))
+    if binning == "width":
+        bins = ClassBins(samples.classes, n_bins)
+        for _, p, y in probability_blocks(samples):
+            bins.add(p, y)
+        edge = np.tile(bins.upper[:-1], (samples.classes, 1))
+        count, hits = bins.count.astype(np.int64), bins.hit
+    else:
+        label = samples.label.cpu().numpy()
+        edges, counts, occurred = [], [], []
+        for k, column in class_columns(samples):
+            events = SortedEvents.of(column, label == k)
+            edges.append(events.mass_edges(n_bins))
+            inside, hit, _ = events.binned(edges[-1])
+            counts.append(inside)
+            occurred.append(hit)
+        edge, count, hits = np.stack(edges), np.stack(counts), np.stack(occurred)
+    return HistogramMap(edge, np.where(count > 0, hits / np.maximum(count, 1), bin_middles(edge)), count)
 
 
 class HistogramBinning(Method):
@@ -102,7 +109,7 @@ class HistogramBinning(Method):
         """Fit on the fit rows and judge on the others."""
         _, fitted = recalibrate(
             inputs, params, out, name=NAME,
-            fit=lambda logit, label: fit_histogram(logit, label, n_bins=params.map_bins, binning=params.binning),
+            fit=lambda samples: fit_histogram(samples, n_bins=params.map_bins, binning=params.binning),
         )
         assert isinstance(fitted, HistogramMap)
         out.write("bin_edge", fitted.edge)

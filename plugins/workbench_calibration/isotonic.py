@@ -5,8 +5,12 @@ adjacent violators algorithm per class on p_k against [label = k], rows renormal
 Kailkhura, Han (2020), Mix-n-Match, ICML, arXiv 2003.07329: a single curve through all pairs, plus a small multiple of p so
 that it is strictly increasing (`multi_class`); this keeps the order of classes.
 
-Faithful. Both give probabilities of exactly 0, whose labels dominate the negative log likelihood: the number of them and
-the bound they are counted with stand in the report.
+Faithful, and exact without sorting all probabilities: a level of the curve begins at the score of an event that occurred and
+ends before the next, so the fit needs these scores, and between them the number of the other events and their largest
+score. They are counted in a second pass over the samples, which may be larger than memory.
+
+Both variants give probabilities of exactly 0, whose labels dominate the negative log likelihood: the number of them and the
+bound they are counted with stand in the report.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
@@ -23,15 +26,17 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.per_class import most_frequent, through
+from workbench_calibration.per_class import most_frequent, probability_blocks, through
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 Variant = Literal["one_vs_rest", "multi_class"]
 NAME = "isotonic"
 STRICT = 1e-9
 """Multiple of p that makes the single curve strictly increasing."""
 GRID = np.linspace(0.0, 1.0, 201)
+TIE = 1e-15
+"""Scores nearer than this are equal, as scikit-learn has it: rounding must not order them."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,53 @@ class IsotonicMap:
         return through(self.values, logit)
 
 
-def fit_isotonic(logit: Tensor, label: Tensor, variant: Variant) -> IsotonicMap:
-    """Fit the curves by pooling adjacent violators; beyond the fitted range they are constant.
+class EventCounts:
+    """The events of one curve as far as isotonic regression needs them; see the head of this file."""
+
+    def __init__(self, occurred: np.ndarray) -> None:
+        """Scores of all events that occurred, in any order."""
+        distinct, times = np.unique(occurred, return_counts=True)
+        first = np.flatnonzero(np.diff(distinct, prepend=-1.0) >= TIE)
+        self.score, self.times = distinct[first], np.add.reduceat(times, first) if len(first) else times
+        # in front of the first of them, between them, behind the last
+        self.others = np.zeros(len(self.score) + 1, dtype=np.int64)
+        self.largest = np.zeros(len(self.score) + 1)
+
+    def add(self, score: np.ndarray) -> None:
+        """Scores of events that did not occur."""
+        interval = np.searchsorted(self.score, score + TIE, side="right")
+        self.others += np.bincount(interval, minlength=len(self.others))
+        np.maximum.at(self.largest, interval, score)
+        self.largest[1:] = np.maximum(self.largest[1:], self.score)  # those that tie with a score count as that score
+
+    def curve(self) -> IsotonicRegression:
+        """Pool adjacent violators; beyond the fitted range the curve is constant."""
+        some = self.others > 0
+        x = np.concatenate([self.score, self.largest[some]])
+        y = np.concatenate([np.ones(len(self.score)), np.zeros(int(some.sum()))])
+        weight = np.concatenate([self.times, self.others[some]]).astype(np.float64)
+        return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(x, y, sample_weight=weight)
+
+
+def fit_isotonic(samples: Samples, variant: Variant) -> IsotonicMap:
+    """Fit the curves in two passes over the samples.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         variant: one curve per class, or one for all classes.
     """
-    p = torch.softmax(logit, dim=1).cpu().numpy()
-    hit = np.eye(p.shape[1])[label.cpu().numpy()]
-    pairs = [(p.ravel(), hit.ravel())] if variant == "multi_class" else list(zip(p.T, hit.T, strict=True))
-    return IsotonicMap(
-        tuple(IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(x, y) for x, y in pairs)
-    )
+    own = np.concatenate([p[np.arange(len(y)), y] for _, p, y in probability_blocks(samples)])
+    label = samples.label.cpu().numpy()
+    single = variant == "multi_class"
+    counts = [EventCounts(own)] if single else [EventCounts(own[label == k]) for k in range(samples.classes)]
+    for _, p, y in probability_blocks(samples):
+        other = y[:, None] != np.arange(samples.classes)
+        if single:
+            counts[0].add(p[other])
+            continue
+        for one, column, inside in zip(counts, p.T, other.T, strict=True):
+            one.add(column[inside])
+    return IsotonicMap(tuple(one.curve() for one in counts))
 
 
 class Isotonic(Method):
@@ -99,7 +137,7 @@ class Isotonic(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit on the fit rows and judge on the others."""
         _, fitted = recalibrate(
-            inputs, params, out, name=NAME, fit=lambda logit, label: fit_isotonic(logit, label, params.variant),
+            inputs, params, out, name=NAME, fit=lambda samples: fit_isotonic(samples, params.variant),
             keeps_predictions=params.variant == "multi_class",
         )
         assert isinstance(fitted, IsotonicMap)

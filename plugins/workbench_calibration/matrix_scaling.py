@@ -28,7 +28,7 @@ from workbench_calibration.affine import AffineMap, fit_full
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 Kind = Literal["matrix", "dirichlet"]
 PENALTIES = tuple(10.0**power for power in range(5, -4, -1))
@@ -67,23 +67,23 @@ def scores(logit: Tensor, kind: Kind) -> Tensor:
     return torch.log(torch.softmax(logit, dim=1).clamp_min(LOG_FLOOR))
 
 
-def cross_validated(score: Tensor, label: Tensor, off_diagonal: float, intercept: float, seed: int,
+def cross_validated(samples: Samples, kind: Kind, off_diagonal: float, intercept: float, seed: int,
                     starts: dict[int, AffineMap]) -> float:
     """Mean negative log likelihood of held-out folds; `starts` carries each fold's last solution."""
     total = 0.0
-    for fold, (rest, held) in enumerate(kfold_indices(label.cpu().numpy(), FOLDS, seed=seed)):
+    for fold, (rest, held) in enumerate(kfold_indices(samples.label.cpu().numpy(), FOLDS, seed=seed)):
         starts[fold] = fit_full(
-            score[rest], label[rest], off_diagonal=off_diagonal, intercept=intercept, start=starts.get(fold),
-            tolerance=SEARCH_TOLERANCE,
+            samples.subset(rest), off_diagonal=off_diagonal, intercept=intercept, start=starts.get(fold),
+            scores=lambda logit: scores(logit, kind), tolerance=SEARCH_TOLERANCE,
         )
-        p = starts[fold](score[held])
-        total -= float(torch.log(p.gather(1, label[held, None]).clamp_min(LOG_FLOOR)).sum())
-    return total / len(label)
+        for logit, label in samples.subset(held).labelled_blocks():
+            p = starts[fold](scores(logit, kind))
+            total -= float(torch.log(p.gather(1, label[:, None]).clamp_min(LOG_FLOOR)).sum())
+    return total / len(samples.label)
 
 
 def fit_matrix(
-    logit: Tensor,
-    label: Tensor,
+    samples: Samples,
     *,
     kind: Kind,
     off_diagonal: float | None,
@@ -94,15 +94,13 @@ def fit_matrix(
     """Fit W and b, with penalties that are given or (None) chosen by cross-validation on these samples.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         kind: what W multiplies.
         off_diagonal: lambda.
         intercept: mu.
         seed: of the folds.
         progress: called after every cross-validation.
     """
-    score = scores(logit, kind)
     search = np.full((2, len(PENALTIES)), np.nan)
     chosen = [off_diagonal, intercept]
     for which in (0, 1):
@@ -113,13 +111,15 @@ def fit_matrix(
             given = (intercept, chosen[0])[which]  # the other penalty, or None while neither is known
             other = penalty if given is None else given
             pair = (penalty, other) if which == 0 else (other, penalty)
-            search[which, index] = cross_validated(score, label, *pair, seed, starts)
+            search[which, index] = cross_validated(samples, kind, *pair, seed, starts)
             progress()
             if index - int(np.nanargmin(search[which])) >= WORSE_IN_A_ROW:
                 break
         chosen[which] = PENALTIES[int(np.nanargmin(search[which]))]
     first, second = float(chosen[0] or 0), float(chosen[1] or 0)
-    fitted = fit_full(score, label, off_diagonal=first, intercept=second)
+    fitted = fit_full(
+        samples, off_diagonal=first, intercept=second, scores=lambda logit: scores(logit, kind)
+    )
     return MatrixFit(fitted, kind, first, second, search)
 
 
@@ -149,8 +149,8 @@ _OUTPUTS = (
 
 
 def _run(kind: Kind, name: str, inputs: Inputs, params: _MatrixParams, out: Out) -> None:
-    def fit(logit: Tensor, label: Tensor) -> MatrixFit:
-        return fit_matrix(logit, label, kind=kind, off_diagonal=params.odir_lambda, intercept=params.odir_mu,
+    def fit(samples: Samples) -> MatrixFit:
+        return fit_matrix(samples, kind=kind, off_diagonal=params.odir_lambda, intercept=params.odir_mu,
                           seed=out.seed, progress=lambda: out.progress(0, 2, "choosing penalties"))
 
     _, fitted = recalibrate(inputs, params, out, name=name, fit=fit)

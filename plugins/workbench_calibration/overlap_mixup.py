@@ -75,6 +75,7 @@ from workbench_calibration.overlap_training import (
     paper_code_temperature,
     train_every_mode,
 )
+from workbench_calibration.samples import Samples
 from workbench_calibration.temperature import fit_temperature
 
 STAGES = ("raw", "ts", "ts_paper_code")
@@ -211,7 +212,7 @@ def write_references(params: Params, out: Out) -> None:
         for _ in range(REFERENCE_DRAWS):
             train, held, test = (problem.draw(REFERENCE_PER_CLASS, rng) for _ in range(3))
             logit = torch.from_numpy(nearest_label_logits(train, held.point, k))
-            temperature = fit_temperature(logit, torch.from_numpy(held.label)).temperature
+            temperature = fit_temperature(Samples.of(logit, torch.from_numpy(held.label))).temperature
             nearest = special.softmax(nearest_label_logits(train, test.point, k) / temperature, axis=1)
             table[0, column] += mean_divergence(test.posterior, nearest) / REFERENCE_DRAWS
             average = local_average(train, test.point, k)
@@ -235,7 +236,7 @@ def write_scores(
     for m, mode in enumerate(modes):
         for seed in seeds:
             fit_logit = torch.as_tensor(trained[f"{mode}_{seed}"]["calibration_logit"]).double()
-            temperature[1, m, seed] = fit_temperature(fit_logit, calibration).temperature
+            temperature[1, m, seed] = fit_temperature(Samples.of(fit_logit, calibration)).temperature
             temperature[2, m, seed] = paper_code_temperature(fit_logit, calibration)
             hits = torch.as_tensor(trained[f"{mode}_{seed}"]["train_logit"]).argmax(1) == train
             train_accuracy[m, seed] = float(hits.double().mean())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
 from workbench import Inputs, Out
 
 from workbench_calibration.evaluation import Calibrator, EvaluationParams, evaluate
-from workbench_calibration.samples import Parts, read_parts
+from workbench_calibration.samples import Parts, Samples, read_parts
 from workbench_calibration.temperature import NAME as TEMPERATURE
 from workbench_calibration.temperature import fit_temperature
 
-Fit = Callable[[Tensor, Tensor], Calibrator]
-"""Logits float64 (sample, class) and labels int64 (sample,) of the fit rows to a calibrator."""
+Fit = Callable[[Samples], Calibrator]
+"""Logits and labels of the fit rows, which may be larger than memory, to a calibrator."""
 
 
 def recalibrate(
@@ -25,15 +24,15 @@ def recalibrate(
         inputs: of the run, the family's roles.
         params: of the run.
         out: of the run.
-        name: label of the recalibrator on dim `method`.
+        name: label of the recalibrator on dim `recalibrator`.
         fit: of the recalibrator; it sees the fit rows only.
         keeps_predictions: whether it must not change any prediction, which is then checked.
     """
     parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
     out.progress(0, 2, f"fitting {name}")
-    calibrator = fit(parts.fit.logit, parts.fit.label)
+    calibrator = fit(parts.fit)
     out.progress(1, 2, "scoring")
-    reference = fit_temperature(parts.fit.logit, parts.fit.label)
+    reference = fit_temperature(parts.fit)
     evaluated = evaluate(out, parts, {TEMPERATURE: reference, name: calibrator}, main=name, params=params)
     if keeps_predictions:
         evaluated.require_kept_predictions(name)

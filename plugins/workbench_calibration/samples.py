@@ -4,8 +4,8 @@ Every method of the family works on stored logits (or probabilities) and labels 
 of `data` are reported on; without it `data` is cut into two disjoint stratified parts. What a method has to select (a
 penalty, an epoch, one of several maps) it selects within the fit part.
 
-Logits are read lazily: what is too large to keep goes by in blocks. `calibration.temperature` never needs more than a block;
-the other recalibrators take their fit rows into memory, and every method is judged on blocks of the report rows.
+Logits are read lazily: what is too large to keep goes by in blocks, for the fit as for the judgement. What a recalibrator
+keeps of every sample are a few numbers, not its logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from workbench.toolkit import split_indices, to_tensor
 
 PROBABILITY_FLOOR = 1e-30
 """Probabilities below this count as this (and rows are renormalised) before a logarithm is taken."""
-IN_MEMORY_ENTRIES = 64_000_000
-"""Up to so many logits (512 MB in float64) are kept in memory; more are read anew whenever they are needed."""
+IN_MEMORY_ENTRIES = 8_000_000
+"""Up to so many logits (64 MB in float64) are kept in memory; more are read anew whenever they are needed."""
 BLOCK_ENTRIES = 1_000_000
 """Logits worked on at a time (8 MB)."""
 
@@ -45,6 +45,43 @@ INPUTS = {
     ),
 }
 """The roles of every method of the family."""
+
+
+class Rows(Protocol):
+    """Where the logits of samples are read from."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def small(self) -> bool:
+        """Whether they may be kept in memory."""
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Rows (ascending indices) as logits (row, class), float32 if they were stored so, else float64."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Logits (sample, class) that lie in memory as they are."""
+
+    logit: Tensor
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.logit.shape[1]
+
+    @property
+    def small(self) -> bool:
+        """Whether a float64 copy may be kept."""
+        return self.logit.numel() <= IN_MEMORY_ENTRIES
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Rows (ascending indices) of the logits."""
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        return self.logit[first:last] if last - first == len(rows) else self.logit[torch.as_tensor(rows)]
 
 
 class Scores:
@@ -70,6 +107,9 @@ class Scores:
         self.name = "logit" if "logit" in names else "probability"
         self._array = dataset[self.name]
         self.samples, self.classes = self._array.shape[0], max(self._array.shape[1], 2)
+        self.small = self.samples * self.classes <= IN_MEMORY_ENTRIES
+        narrow = self.name == "logit" and self._array.dtype.itemsize <= 4
+        self.dtype = torch.float32 if narrow else torch.float64
         self.raised = -1 if self.name == "logit" else 0
         self._kept: Tensor | None = None
         if self.samples < 4 or self._array.shape[1] < 1:
@@ -78,20 +118,18 @@ class Scores:
             )
 
     def scan(self) -> Iterator[tuple[slice, Tensor]]:
-        """Every row once, block by block, float64 (sample, class): checks them, counts what is raised, keeps what fits."""
-        kept = []
-        small = self.samples * self.classes <= IN_MEMORY_ENTRIES
+        """Every row once, block by block: checks them, counts what is raised, keeps what fits."""
+        kept = torch.empty((self.samples, self.classes), dtype=self.dtype, device=self.device) if self.small else None
         for rows in row_blocks(self.samples, self.classes):
             logit, raised = self._convert(self._array[rows])
             self.raised += raised
-            if small:
-                kept.append(logit)
+            if kept is not None:
+                kept[rows] = logit
             yield rows, logit
-        if small:
-            self._kept = torch.cat(kept)
+        self._kept = kept
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """Rows (ascending indices) as float64 logits (row, class)."""
+        """Rows (ascending indices) as logits (row, class), float32 if they were stored so, else float64."""
         if self._kept is not None:
             return self._kept[torch.as_tensor(rows, device=self.device)]
         first, last = int(rows[0]), int(rows[-1]) + 1
@@ -99,7 +137,7 @@ class Scores:
         return span if last - first == len(rows) else span[torch.as_tensor(rows - first, device=self.device)]
 
     def _convert(self, array: Any) -> tuple[Tensor, int]:
-        values, raised = to_tensor(array, device=self.device, dtype=torch.float64), 0
+        values, raised = to_tensor(array, device=self.device, dtype=self.dtype), 0
         if self.name == "probability":
             values, raised = log_probability(values, self.role)
         elif values.shape[1] == 1:
@@ -113,13 +151,21 @@ class Scores:
 class Samples:
     """Rows of a data set: `label` int64 (sample,), `index` of each row in its role, and their logits.
 
-    `logit` is all of them, float64 (sample, class); `blocks` gives them piece by piece, read anew each time if they are
-    too many to keep.
+    `blocks` gives the logits piece by piece, read anew each time if they are too many to keep; `logit` is all of them.
     """
 
-    scores: Scores
+    scores: Rows
     label: Tensor
     index: np.ndarray
+
+    @classmethod
+    def of(cls, logit: Tensor, label: Tensor) -> Samples:
+        """All rows of logits (sample, class) and labels int64 (sample,) that lie in memory."""
+        return cls(InMemory(logit), label, np.arange(len(label)))
+
+    def subset(self, rows: np.ndarray) -> Samples:
+        """Some of these samples, by ascending positions."""
+        return Samples(self.scores, self.label[torch.as_tensor(rows, device=self.label.device)], self.index[rows])
 
     @property
     def classes(self) -> int:
@@ -128,16 +174,22 @@ class Samples:
 
     @cached_property
     def logit(self) -> Tensor:
-        """All logits, float64 (sample, class)."""
-        return self.scores.read(self.index)
+        """All logits, float64 (sample, class), in memory."""
+        return self.scores.read(self.index).double()
+
+    def stored_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (row, class) as they were stored, float32 or float64, and labels, block by block."""
+        for rows in row_blocks(len(self.index), self.classes):
+            yield self.scores.read(self.index[rows]), self.label[rows]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Positions within these samples and their logits, float64 (row, class)."""
+        kept = self.logit if self.scores.small else None
         for rows in row_blocks(len(self.index), self.classes):
-            yield rows, self.scores.read(self.index[rows])
+            yield rows, self.scores.read(self.index[rows]).double() if kept is None else kept[rows]
 
     def labelled_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and labels, block by block."""
+        """Logits, float64 (row, class), and labels, block by block."""
         return ((logit, self.label[rows]) for rows, logit in self.blocks())
 
 
@@ -175,8 +227,7 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
     fit_scores, fit_label, fit_rows = read_samples("fit", inputs["fit"], device, hashed=True)
     if fit_scores.classes != scores.classes:
         raise InputError("fit", expected=f"{scores.classes} classes as in data", got=f"{fit_scores.classes}")
-    known = set(fit_rows)
-    shared = sum(row in known for row in rows)
+    shared = int(np.isin(rows, fit_rows).sum())
     if shared == len(label):
         raise InputError(
             "fit",
@@ -192,8 +243,8 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
 
 def read_samples(
     role: str, dataset: Any, device: torch.device, *, hashed: bool = False
-) -> tuple[Scores, Tensor, list[int]]:
-    """Checked logits and int64 labels (sample,) of a role, and with `hashed` a hash of each row and its label."""
+) -> tuple[Scores, Tensor, np.ndarray]:
+    """Checked logits and int64 labels (sample,) of a role, and with `hashed` a hash int64 of each row and its label."""
     scores = Scores(role, dataset, device)
     label = to_tensor(dataset["label"], device=device, dtype=torch.int64)
     if label.min() < 0 or label.max() >= scores.classes:
@@ -202,11 +253,11 @@ def read_samples(
             expected=f"classes 0 to {scores.classes - 1}",
             got=f"{int(label.min())} to {int(label.max())}",
         )
-    hashes: list[int] = []
+    hashes = np.empty(len(label) if hashed else 0, dtype=np.int64)
     for rows, logit in scores.scan():
         if hashed:
-            table = np.concatenate([logit.cpu().numpy(), label[rows].cpu().numpy()[:, None].astype(np.float64)], axis=1)
-            hashes += [hash(row.tobytes()) for row in table]
+            table = torch.cat([logit.double(), label[rows, None].double()], dim=1).cpu().numpy()
+            hashes[rows] = [hash(row.tobytes()) for row in table]
     return scores, label, hashes
 
 

@@ -25,7 +25,7 @@ from workbench.toolkit import binned_calibration_error, kolmogorov_smirnov_error
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS
+from workbench_calibration.samples import INPUTS, Samples
 
 NAME = "spline"
 GRID = np.linspace(0.0, 1.0, 201)
@@ -62,16 +62,21 @@ class SplineMap:
         return torch.as_tensor(result, device=logit.device)
 
 
-def fit_spline(logit: Tensor, label: Tensor, *, knots: int) -> SplineMap:
+def top_scores(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Largest probability of each sample and whether its class is the label (0. or 1.), both (sample,)."""
+    found = [torch.softmax(logit, dim=1).max(dim=1) for _, logit in samples.blocks()]
+    score, best = (torch.cat(one) for one in zip(*found, strict=True))
+    return score.cpu().numpy(), (best == samples.label).double().cpu().numpy()
+
+
+def fit_spline(samples: Samples, *, knots: int) -> SplineMap:
     """Least-squares natural cubic spline of the cumulated gap.
 
     Args:
-        logit: float64 (sample, class).
-        label: int64 (sample,).
+        samples: logits and labels.
         knots: equally spaced on 0..1, ends included.
     """
-    confidence, best = torch.softmax(logit, dim=1).max(dim=1)
-    score, hit = confidence.cpu().numpy(), (best == label).cpu().numpy().astype(np.float64)
+    score, hit = top_scores(samples)
     order = np.argsort(score, kind="stable")
     score, hit = score[order], hit[order]
     u = np.linspace(0.0, 1.0, len(score))
@@ -115,12 +120,11 @@ class SplineCalibration(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Fit on the fit rows and judge on the others."""
         parts, fitted = recalibrate(
-            inputs, params, out, name=NAME, fit=lambda logit, label: fit_spline(logit, label, knots=params.knots)
+            inputs, params, out, name=NAME, fit=lambda samples: fit_spline(samples, knots=params.knots)
         )
         assert isinstance(fitted, SplineMap)
-        found = [torch.softmax(logit, dim=1).max(dim=1) for _, logit in parts.report.blocks()]
-        confidence, best = (torch.cat(one) for one in zip(*found, strict=True))
-        score, hit = fitted.top(confidence.cpu().numpy()), (best == parts.report.label).cpu().numpy()
+        confidence, hit = top_scores(parts.report)
+        score = fitted.top(confidence)
         out.write("top_score", score)
         out.write("top_score_ece_width_l1", binned_calibration_error(score, hit, n_bins=params.n_bins))
         out.write("top_score_ks_error", kolmogorov_smirnov_error(score, hit))

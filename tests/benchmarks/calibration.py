@@ -125,19 +125,20 @@ def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed
     from sklearn.metrics import accuracy_score, log_loss
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    from workbench_calibration.resampling import ResampledScores, resample_counts
+    from workbench_calibration.resampling import ResampleCounts, ResampledScores
 
     p, classes = softmax(logit), logit.shape[1]
     started = time.perf_counter()
-    counts = resample_counts(len(label), resamples, np.random.default_rng(0))
+    counts = ResampleCounts(len(label), resamples, np.random.default_rng(0))
     scores = ResampledScores(*p.shape, 15, counts, 0, np.random.default_rng(1))
     for rows in np.array_split(np.arange(len(p)), max(p.size // 1_000_000, 1)):
         scores.add(p[rows].astype(np.float64), label[rows])
     ours = scores.metrics()
     seconds = time.perf_counter() - started
     started = time.perf_counter()
+    _, drawn = next(counts.groups())
     for draw in range(timed):
-        rows = np.repeat(np.arange(len(label)), counts[draw])
+        rows = np.repeat(np.arange(len(label)), drawn[draw])
         q, y = p[rows], label[rows]
         ece = float(multiclass_calibration_error(torch.from_numpy(q), torch.from_numpy(y), classes, n_bins=15))
         nll = log_loss(y, q.astype(np.float64), labels=np.arange(classes))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -19,15 +19,14 @@ from workbench_calibration import samples as samples_module
 from workbench_calibration.evaluation import Evaluated
 from workbench_calibration.resampling import (
     RESAMPLED,
+    ResampleCounts,
     ResampledScores,
     metric_interval,
-    resample_counts,
 )
-from workbench_calibration.samples import log_probability, read_parts
+from workbench_calibration.samples import Samples, log_probability, read_parts
 from workbench_calibration.temperature import (
     TemperatureScaling,
     fit_temperature,
-    in_blocks,
     likelihood_curve,
     moments,
     scaled_likelihood,
@@ -58,7 +57,7 @@ def tensors(*arrays):
 
 def test_the_gradient_vanishes_at_the_fitted_temperature_and_the_likelihood_is_lowest_there():
     logit, label = tensors(*overconfident())
-    fitted = fit_temperature(logit, label)
+    fitted = fit_temperature(Samples.of(logit, label))
     assert abs(fitted.gradient) < 1e-7
     best = scaled_likelihood(logit, label, fitted.temperature)
     assert all(scaled_likelihood(logit, label, float(t)) > best for t in fitted.temperature * np.array([0.98, 1.02]))
@@ -71,7 +70,7 @@ def test_scikit_learn_finds_the_same_temperature():
     model = LogisticRegression(C=1e4, max_iter=500).fit(x[:60], y[:60])  # few samples: overconfident
     theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature", ensemble=False, cv=2)
     theirs.fit(x[60:], y[60:])
-    ours = fit_temperature(*tensors(model.decision_function(x[60:]), y[60:]))
+    ours = fit_temperature(Samples.of(*tensors(model.decision_function(x[60:]), y[60:])))
     assert ours.temperature > 1.5
     expected = theirs.predict_proba(x[60:])
     assert ours(torch.as_tensor(model.decision_function(x[60:]))).numpy() == pytest.approx(expected, abs=1e-4)
@@ -80,12 +79,12 @@ def test_scikit_learn_finds_the_same_temperature():
 def test_the_true_temperature_is_found_and_lies_in_its_interval_as_often_as_it_should():
     covered, width = 0, []
     for seed in range(200):
-        fitted = fit_temperature(*tensors(*overconfident(300, 4, seed=seed)))
+        fitted = fit_temperature(Samples.of(*tensors(*overconfident(300, 4, seed=seed))))
         covered += fitted.lower <= 2.0 <= fitted.upper
         width.append(fitted.upper - fitted.lower)
     assert 180 <= covered <= 199  # 190 expected
     assert 0.1 < np.mean(width) < 2
-    assert fit_temperature(*tensors(*overconfident(50_000, 4))).temperature == pytest.approx(2.0, rel=0.02)
+    assert fit_temperature(Samples.of(*tensors(*overconfident(50_000, 4)))).temperature == pytest.approx(2.0, rel=0.02)
 
 
 def test_samples_that_are_all_right_end_at_the_bound_and_the_report_says_so():
@@ -202,11 +201,24 @@ def test_a_run_in_blocks_that_are_read_anew_is_the_run_in_memory(monkeypatch, na
 
 def test_many_logits_are_fitted_from_a_sketch_and_reach_the_same_optimum(monkeypatch):
     logit, label = tensors(*overconfident(3000, 5))
-    expected = fit_temperature(logit, label)
+    expected = fit_temperature(Samples.of(logit, label))
     monkeypatch.setattr("workbench_calibration.temperature.SKETCH_ENTRIES", 500)
-    found = fit_temperature(logit, label)
+    found = fit_temperature(Samples.of(logit, label))
     assert found.temperature == pytest.approx(expected.temperature, rel=1e-12)
-    assert (found.lower, found.upper) == pytest.approx((expected.lower, expected.upper), rel=1e-9)
+    # the ends come from the derivatives at the last point but one
+    assert (found.lower, found.upper) == pytest.approx((expected.lower, expected.upper), rel=1e-5)
+
+
+def test_single_precision_costs_less_than_a_millionth_of_the_temperature():
+    """Against the root of the slope in double precision, which scipy finds by bisection."""
+    logit, label = overconfident(20_000, 50)
+    single, label = torch.as_tensor(logit, dtype=torch.float32), torch.as_tensor(label)
+    found = fit_temperature(Samples.of(single, label))
+    double = Samples.of(single.double(), label)
+    root = optimize.brentq(lambda b: moments(double, b).slope, 0.1, 2, xtol=1e-13)
+    assert found.temperature == pytest.approx(1 / root, rel=1e-6)
+    assert abs(found.temperature * root - 1) < 1e-3 * (found.upper - found.lower)
+    assert fit_temperature(double).temperature == pytest.approx(1 / root, rel=1e-10)
 
 
 def test_the_likelihood_its_slope_and_curvature_are_those_of_automatic_differentiation():
@@ -214,12 +226,15 @@ def test_the_likelihood_its_slope_and_curvature_are_those_of_automatic_different
     b = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     loss = torch.nn.functional.cross_entropy(logit * b, label)
     (slope,) = torch.autograd.grad(loss, b, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope, b)
-    found = moments(in_blocks(logit, label), 0.7)
-    assert (found.likelihood, found.slope, found.curvature) == pytest.approx(
-        (float(loss.detach()), float(slope.detach()), float(curvature)), rel=1e-9
+    (curvature,) = torch.autograd.grad(slope, b, create_graph=True)
+    (third,) = torch.autograd.grad(curvature, b)
+    found = moments(Samples.of(logit, label), 0.7)
+    assert (found.likelihood, found.slope, found.curvature, found.third) == pytest.approx(
+        [float(value.detach()) for value in (loss, slope, curvature, third)], rel=1e-9
     )
-    curve = likelihood_curve(in_blocks(logit, label), np.array([1 / 0.7]))
+    squares = (torch.softmax(logit * 0.7, 1) * logit).sum(1) - logit.gather(1, label[:, None])[:, 0]
+    assert found.square == pytest.approx(float((squares**2).mean()), rel=1e-9)
+    curve = likelihood_curve(Samples.of(logit, label), np.array([1 / 0.7]))
     assert curve == pytest.approx([found.likelihood])
 
 
@@ -227,11 +242,31 @@ def test_the_likelihood_its_slope_and_curvature_are_those_of_automatic_different
 
 
 def resampled(p, label, n_bins=15, *, counts=None, draws=2, blocks=1, seed=0):
-    counts = np.ones((1, len(p)), dtype=np.uint16) if counts is None else counts
+    counts = counts or ResampleCounts(len(p), 1, np.random.default_rng(0))
     scores = ResampledScores(*p.shape, n_bins, counts, draws, np.random.default_rng(seed))
     for rows in np.array_split(np.arange(len(p)), blocks):
         scores.add(p[rows], label[rows])
     return scores
+
+
+def test_counts_of_a_resample_are_those_of_drawing_with_replacement_in_any_part_of_the_table():
+    """Tiles and groups are only how the table is made: its parts agree, and its moments are the multinomial ones."""
+    samples, resamples = 2500, 400
+    counts = ResampleCounts(samples, resamples, np.random.default_rng(0))
+    table = np.concatenate([part for _, part in counts.groups()])
+    assert table.shape == (resamples, samples)
+    assert (table.sum(axis=1) == samples).all()
+    for rows in (slice(0, 2500), slice(1000, 1100), slice(2047, 2500), slice(5, 6)):
+        assert np.array_equal(counts.of_samples(rows), table[:, rows])
+    assert table.mean(axis=0) == pytest.approx(1, abs=5 / np.sqrt(resamples))
+    assert table.var() == pytest.approx(1 - 1 / samples, rel=0.01)
+    shares = np.bincount(table.ravel(), minlength=4)[:4] / table.size
+    assert shares == pytest.approx(stats.binom.pmf(range(4), samples, 1 / samples), abs=0.002)
+    # the number that falls into a part of the samples varies as it must, across a border of tiles as within one
+    for part in (slice(0, 1250), slice(900, 1200)):
+        share = (part.stop - part.start) / samples
+        drawn = table[:, part].sum(axis=1)
+        assert drawn.var() == pytest.approx(samples * share * (1 - share), rel=4 * np.sqrt(2 / resamples))
 
 
 @pytest.mark.parametrize("blocks", [1, 7])
@@ -240,10 +275,9 @@ def test_resampled_metrics_are_the_toolkits_on_the_rows_drawn(n_bins, blocks):
     logit, label = overconfident(120, 4)
     p = np.round(softmax(logit, axis=1), 2)
     p = p / p.sum(axis=1, keepdims=True)  # ties, zeros and bin edges
-    counts = resample_counts(120, 12, np.random.default_rng(0))
-    assert (counts.sum(axis=1) == 120).all()
+    counts = ResampleCounts(120, 20, np.random.default_rng(0))
     drawn = resampled(p, label, n_bins, counts=counts, blocks=blocks).metrics()
-    for row, count in enumerate(counts):
+    for row, count in enumerate(counts.of_samples(slice(0, 120))):
         rows = np.repeat(np.arange(120), count)
         expected = calibration_metrics(p[rows], label[rows], n_bins=n_bins)
         for name in RESAMPLED:
@@ -276,7 +310,7 @@ def test_chance_metrics_have_the_known_means():
 def test_intervals_of_means_stay_in_their_range_and_errors_are_cut_at_zero():
     """197 of 200 right: a reflected interval would end above 1."""
     p, label = np.full((200, 2), [0.01, 0.99]), np.repeat([1, 0], [197, 3])
-    drawn = resampled(p, label, counts=resample_counts(200, 4000, np.random.default_rng(0))).metrics()
+    drawn = resampled(p, label, counts=ResampleCounts(200, 4000, np.random.default_rng(0))).metrics()
     value = calibration_metrics(p, label)
     low, high = metric_interval("accuracy", value["accuracy"], drawn["accuracy"])
     # binomial quantiles of 200 draws at 0.985, an independent closed form
@@ -300,7 +334,7 @@ def test_reflected_intervals_cover_the_true_calibration_error_and_percentiles_do
     for trial in range(300):
         rows = slice(1000 * trial, 1000 * trial + 1000)
         p = softmax(logit[rows], axis=1)
-        drawn = resampled(p, label[rows], counts=resample_counts(1000, 300, rng)).metrics()["ece_width_l1"]
+        drawn = resampled(p, label[rows], counts=ResampleCounts(1000, 300, rng)).metrics()["ece_width_l1"]
         value = expected_calibration_error(p, label[rows])
         low, high = metric_interval("ece_width_l1", value, drawn)
         reflected += low <= truth <= high
@@ -340,7 +374,7 @@ def test_temperature_scaling_of_stored_classifiers_is_that_of_the_reference_tabl
     with np.load(DATA / f"{file}.npz") as stored:
         p, y = stored["predictions"].astype(np.float64), stored["ground_truth"].reshape(-1).astype(np.int64)
     logit, label = log_probability(torch.as_tensor(p))[0], torch.as_tensor(y)
-    fitted = fit_temperature(logit[::2], label[::2])
+    fitted = fit_temperature(Samples.of(logit[::2], label[::2]))
     assert fitted.temperature == pytest.approx(temperature, abs=6e-6)
     values = calibration_metrics(fitted(logit[1::2]).numpy(), y[1::2])
     names = ("ece_width_l1", "ks_error", "negative_log_likelihood", "brier_score")

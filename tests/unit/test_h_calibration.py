@@ -19,6 +19,7 @@ from workbench_calibration.h_calibration import HCalibration
 from workbench_calibration.h_loss import event_gap, h_calibration_loss, kmeans_1d, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, MonotoneNetwork, PiecewiseLinear, clenshaw_curtis, make_map
 from workbench_calibration.h_training import fit_map
+from workbench_calibration.samples import Samples
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
 
@@ -276,7 +277,7 @@ def test_the_loop_finds_the_likelihood_optimum_and_returns_the_best_epoch():
         Temperature(), logit, label, torch.nn.functional.nll_loss, goal="proper", epochs=150, lr=2e-2, batch=200,
         lr_patience=10, stop_patience=150, generator=torch.Generator().manual_seed(0),
     )
-    assert 1 / float(trace.map.scale.detach()) == pytest.approx(fit_temperature(logit, label).temperature, rel=1e-3)
+    assert 1 / float(trace.map.scale.detach()) == pytest.approx(fit_temperature(Samples.of(logit, label)).temperature, rel=1e-3)
     assert trace.selector == min(trace.selectors) == trace.selectors[trace.selected_epoch]
     p = trace(logit)
     assert float(-p[torch.arange(400), label].log().mean()) == pytest.approx(trace.selector)

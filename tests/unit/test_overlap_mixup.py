@@ -34,6 +34,7 @@ from workbench_calibration.overlap_training import (
     paper_code_temperature,
     train_every_mode,
 )
+from workbench_calibration.samples import Samples
 from workbench_calibration.temperature import fit_temperature
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
@@ -190,7 +191,7 @@ def test_the_papers_steps_end_far_from_the_optimum_on_stored_classifiers(file, o
     with np.load(DATA / f"{file}.npz") as stored:
         p, y = stored["predictions"].astype(np.float64), stored["ground_truth"].reshape(-1).astype(np.int64)
     logit, label = torch.log(torch.as_tensor(p).clamp_min(1e-30)), torch.as_tensor(y)
-    assert fit_temperature(logit, label).temperature == pytest.approx(optimum, abs=0.06)
+    assert fit_temperature(Samples.of(logit, label)).temperature == pytest.approx(optimum, abs=0.06)
     assert paper_code_temperature(logit, label) == pytest.approx(1.08, abs=0.04)
 
 
