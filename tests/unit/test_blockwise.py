@@ -16,9 +16,9 @@ import xarray as xr
 from pydantic import Field
 from workbench import BlockwiseMethod, DataRole, Metric, Output, Params, Report
 from workbench.errors import OutputError, RunFailedError
+from workbench.store.array_writer import NumpySource
 from workbench.store.blocks import BlockWriter
 from workbench.store.layout import LARGEST_SHARD, layout_of, plan_blocks
-from workbench.store.writer import NumpySource
 
 from unit.recording_out import record
 from unit.store_cases import record as new_record

@@ -143,7 +143,7 @@ def test_streamed_regions_arrive_whatever_their_order(tmp_path, order):
         starts.reverse()
     elif order == "shuffled":
         np.random.default_rng(1).shuffle(starts)
-    from workbench.store.writer import NumpySource
+    from workbench.store.array_writer import NumpySource
 
     for start in starts:
         stop = min(start + step, 700)
@@ -168,7 +168,7 @@ def test_a_dim_has_one_length_and_an_array_is_written_once(tmp_path):
 
 
 def test_unwritten_regions_are_found(tmp_path):
-    from workbench.store.writer import NumpySource
+    from workbench.store.array_writer import NumpySource
 
     writer = Store(tmp_path / "store").begin(record())
     array = writer.declare("score", (10,), np.dtype("float32"), ("sample",))

@@ -26,7 +26,7 @@ import numpy as np
 from pathlib import Path
 from unit.store_cases import record
 from workbench.store import Store
-from workbench.store.writer import NumpySource
+from workbench.store.array_writer import NumpySource
 store = Store({store!r}, index_folder=Path({index!r}))
 values = np.arange(400 * 512 * 64, dtype=np.float32).reshape(400, 512, 64)  # 52 MB: streams
 small = np.arange(1000.0)

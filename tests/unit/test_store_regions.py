@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from workbench.store.array_writer import NumpySource
 from workbench.store.coverage import Coverage
-from workbench.store.writer import NumpySource
 
 from unit.store_cases import new_store, record
 

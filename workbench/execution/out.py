@@ -19,9 +19,10 @@ from workbench.execution.device import seed_everything, stream_seed
 from workbench.execution.progress import CancelToken
 from workbench.execution.transfer import TensorSource, pinned_allocator
 from workbench.method import BlockwiseMethod, Inputs, Method, Output
+from workbench.store.array_writer import ArrayWriter
 from workbench.store.blocks import BlockWriter
 from workbench.store.layout import ArrayLayout
-from workbench.store.writer import ArrayWriter, RunWriter, run_folder
+from workbench.store.writer import RunWriter, run_folder
 
 __all__ = ["RunOut"]
 

@@ -150,7 +150,9 @@ def plan_blocks(shape: Sequence[int], dtype: np.dtype[Any], rows: int) -> ArrayL
     item = tuple(part * math.ceil(size / part) for size, part in zip(shape[1:], chunk[1:], strict=True))
     size = chunk[0] * math.prod(item) * dtype.itemsize
     if size > LARGEST_SHARD:
-        raise OutputError(f"an array of {size / 2**20:.0f} MiB per item; at most {LARGEST_SHARD >> 20} are written in blocks")
+        raise OutputError(
+            f"an array of {size / 2**20:.0f} MiB per item; at most {LARGEST_SHARD >> 20} are written in blocks"
+        )
     # Blocks of an awkward number of rows (a large prime) end in many small files, never in one that readers refuse.
     inside = math.prod(whole // part for whole, part in zip(item, chunk[1:], strict=True))
     affordable = max(1, min(SHARD_BYTES // max(1, size), MOST_INNER // inside))

@@ -7,7 +7,6 @@ run), so that sorting and counting 100,000 runs take milliseconds. All other cel
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,16 @@ from workbench.record import RunRecord
 from workbench.store.liveness import observed_status
 from workbench.store.observing import interrupted, unfinished
 from workbench.store.query import Condition, compile_query
+from workbench.store.table_columns import (
+    CATEGORIES,
+    Columns,
+    first_cells,
+    pairs,
+    ranks_of,
+    read_columns,
+    several_of,
+    with_those_above,
+)
 
 if TYPE_CHECKING:
     from workbench.store.backend import Backend
@@ -26,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FACETS", "Question", "Row", "RunTable"]
 
-CATEGORIES = ("status", "family", "method", "user", "host", "device", "study")
-"""Columns with few different values, kept as codes."""
 FACETS = ("status", "family", "method", "subject", "user", "study", "tag")
 """What runs are counted by; a subject is an input that is no run, by its label."""
 MOST_SUBJECTS = 500
@@ -69,29 +76,13 @@ class Row:
     """Of a failed run: the first line of what went wrong."""
 
 
-@dataclass
-class _Columns:
-    """What is held of all runs, by ascending run number."""
-
-    number: np.ndarray
-    recent: np.ndarray
-    """Positions, newest run first."""
-    code: dict[str, np.ndarray]
-    word: dict[str, list[str]]
-    value: dict[str, np.ndarray]
-    several: dict[str, tuple[np.ndarray, np.ndarray, list[str]]]
-    """Per facet with several values a run (tag, study, subject): position, code, words."""
-    order: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
-    """Positions in the orders that were asked for."""
-
-
 class RunTable:
     """The table over one store. Its methods may be called from any thread."""
 
     def __init__(self, index: Index, backend: Backend, user: str) -> None:
         self._index, self._backend, self._user = index, backend, user
         self._lock = threading.RLock()
-        self._columns: _Columns | None = None
+        self._columns: Columns | None = None
         self._seen: object = None
 
     # --- keeping up -------------------------------------------------------------------------------------------------
@@ -195,7 +186,7 @@ class RunTable:
         sql, values = self._condition(question)
         wanted = np.ones(len(columns.number), bool)
         if sql != "1":
-            numbers = self._index.ask(f"SELECT n FROM runs WHERE {sql}", values, look=False, read=_first_cells)
+            numbers = self._index.ask(f"SELECT n FROM runs WHERE {sql}", values, look=False, read=first_cells)
             wanted[:] = False
             wanted[self._positions(numbers)[0]] = True
         return wanted
@@ -233,18 +224,18 @@ class RunTable:
         if name in columns.value:
             return columns.value[name]
         if name in CATEGORIES:
-            ranks = np.append(_ranks(columns.word[name]), np.nan)  # code -1: none
+            ranks = np.append(ranks_of(columns.word[name]), np.nan)  # code -1: none
             keys: np.ndarray = ranks[columns.code[name]]
             return keys
         if name == "tag":
             place, codes, words = columns.several["tag"]
             keys = np.full(len(columns.number), np.nan)
-            np.fmin.at(keys, place, _ranks(words)[codes])
+            np.fmin.at(keys, place, ranks_of(words)[codes])
             return keys
         if name in PLAIN:
             return self._text_keys(self._index.ask(f"SELECT n, {name} FROM runs", look=False))
         numbers = self._index.ask(
-            f"SELECT run, value FROM facts WHERE name = {_NAME} AND value < ''", [name], look=False, read=_pairs
+            f"SELECT run, value FROM facts WHERE name = {_NAME} AND value < ''", [name], look=False, read=pairs
         )
         if not len(numbers):
             texts = f"SELECT run, substr(value, 1, ?) FROM facts WHERE name = {_NAME} AND value >= ''"
@@ -274,7 +265,7 @@ class RunTable:
         known = held[places] == numbers if len(held) else np.zeros(len(numbers), bool)
         return places[known], known
 
-    def _fresh(self) -> _Columns:
+    def _fresh(self) -> Columns:
         """The columns, read anew if runs came or went since, by this process too (it enters its runs without a look)."""
         ((count, last),) = self._index.ask("SELECT count(*), max(n) FROM runs", look=False)
         held = self._columns
@@ -285,15 +276,15 @@ class RunTable:
             self._columns = None
         return self._held()
 
-    def _held(self) -> _Columns:
+    def _held(self) -> Columns:
         if self._columns is None:
             self._columns = self._load()
         return self._columns
 
-    def _load(self) -> _Columns:
+    def _load(self) -> Columns:
         names = ", ".join(CATEGORIES)
-        columns: _Columns = self._index.ask(
-            f"SELECT n, started, seed, seconds, {names} FROM runs", look=False, read=_read_columns
+        columns: Columns = self._index.ask(
+            f"SELECT n, started, seed, seconds, {names} FROM runs", look=False, read=read_columns
         )
         for n, status in self._running().items():
             if status != "running" and (place := np.searchsorted(columns.number, n)) < len(columns.number):
@@ -309,17 +300,17 @@ class RunTable:
         groups: dict[str, dict[str, list[np.ndarray]]] = {"tag": {}, "study": {}}
         for kind, text, n in said:
             said_of, _ = self._places(columns.number, np.array([n]))
-            for word in _with_those_above(text) if kind == "study" else [text]:
+            for word in with_those_above(text) if kind == "study" else [text]:
                 groups[kind].setdefault(word, []).append(said_of)
         for code, own in enumerate(columns.word["study"]):
             places = np.nonzero(columns.code["study"] == code)[0]
-            for word in _with_those_above(own):
+            for word in with_those_above(own):
                 groups["study"].setdefault(word, []).append(places)
         groups["subject"] = {
             label: [self._places(columns.number, np.array(numbers))[0]] for label, numbers in self._subjects().items()
         }
         for name, found in groups.items():
-            columns.several[name] = _several(found)
+            columns.several[name] = several_of(found)
         return columns
 
     def _subjects(self) -> dict[str, list[int]]:
@@ -432,68 +423,3 @@ def _row(n: int, values: dict[str, Any], record: str | None, backend: Backend) -
             first = f"{read.failure.get('type', '')}: {read.failure.get('message', '')}".strip(": ")
             failure = first.partition("\n")[0][:LONGEST]
     return Row(n, values.pop("id"), status, values | {"status": status}, progress, failure)
-
-
-def _first_cells(cursor: sqlite3.Cursor) -> np.ndarray:
-    return np.fromiter((row[0] for row in cursor), dtype=np.int64)
-
-
-def _pairs(cursor: sqlite3.Cursor) -> np.ndarray:
-    return np.fromiter(cursor, dtype=[("run", np.int64), ("value", np.float64)])
-
-
-def _read_columns(cursor: sqlite3.Cursor) -> _Columns:
-    """Take rows in one by one: as python objects 100,000 of them would be a hundred megabytes."""
-    from array import array
-
-    numbers, seeds, seconds, combined, started = array("q"), array("q"), array("d"), array("q"), bytearray()
-    combinations: dict[tuple[str | None, ...], int] = {}
-    for row in cursor:
-        numbers.append(row[0])
-        started += str(row[1]).encode("ascii", "replace")[:24].ljust(24)
-        seeds.append(row[2])
-        seconds.append(row[3])
-        combined.append(combinations.setdefault(row[4:], len(combinations)))
-    number = np.frombuffer(numbers, dtype=np.int64)
-    by_number = np.argsort(number)
-    number = number[by_number]
-    moments = np.frombuffer(bytes(started), dtype="S24")[by_number]
-    which = np.frombuffer(combined, dtype=np.int64)[by_number]
-    code, word = {}, {}
-    table = zip(*combinations, strict=True) if combinations else [()] * len(CATEGORIES)
-    for name, texts in zip(CATEGORIES, table, strict=True):
-        word[name] = list(dict.fromkeys(text for text in texts if text is not None))
-        place = {text: index for index, text in enumerate(word[name])} | {None: -1}
-        code[name] = np.array([place[text] for text in texts], dtype=np.int32)[which]
-    return _Columns(
-        number=number,
-        recent=np.lexsort((number, moments))[::-1],
-        code=code,
-        word=word,
-        value={
-            "seed": np.frombuffer(seeds, dtype=np.int64)[by_number].astype(np.float64),
-            "seconds": np.frombuffer(seconds, dtype=np.float64)[by_number],
-        },
-        several={},
-    )
-
-
-def _several(groups: Mapping[str, Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Positions and codes from the positions of each word; a run counts once for a word, however often it has it."""
-    words = sorted(groups)
-    each = [np.unique(np.concatenate(groups[word])) for word in words]
-    none = np.empty(0, dtype=np.int64)
-    codes = [np.full(len(places), code) for code, places in enumerate(each)]
-    return np.concatenate([none, *each]), np.concatenate([none, *codes]), words
-
-
-def _with_those_above(study: str) -> list[str]:
-    parts = study.split("/")
-    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _ranks(words: Sequence[str]) -> np.ndarray:
-    """The rank of each word in alphabetical order."""
-    ranks = np.empty(len(words))
-    ranks[sorted(range(len(words)), key=lambda place: words[place].casefold())] = np.arange(len(words))
-    return ranks

@@ -22,7 +22,7 @@ import pytest
 
 from workbench.errors import IntegrityError, StoreError
 from workbench.record import RunRecord, new_run_id, now
-from workbench.store import Store, writer
+from workbench.store import Store, array_writer
 from workbench.store.maintenance import find_garbage
 
 __all__ = ["StoreContract"]
@@ -184,13 +184,13 @@ class StoreContract:
         self, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Written region by region, read slice by slice."""
-        monkeypatch.setattr(writer, "BUFFERED_BYTES", 2**20)
+        monkeypatch.setattr(array_writer, "BUFFERED_BYTES", 2**20)
         values = np.random.default_rng(0).integers(0, 255, (90, 3, 128, 128), dtype=np.uint8)
         run = store.begin(_record())
         array = run.declare("image", values.shape, values.dtype, ("sample", "channel", "y", "x"))
         for start in (60, 0, 30):
             region = (slice(start, start + 30), *(slice(0, size) for size in values.shape[1:]))
-            array.write(region, writer.NumpySource(values[start : start + 30]))
+            array.write(region, array_writer.NumpySource(values[start : start + 30]))
         done = run.complete()
         image = other.run(done.id)["image"]
         np.testing.assert_array_equal(image[41].values, values[41])
