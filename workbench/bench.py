@@ -537,8 +537,11 @@ class Workbench:
         Returns:
             a Dataset over `group` (a label that says the method and the parameters that differ) with, for every metric,
             the mean (NAME), the standard deviation with n - 1 (NAME_std), the interval (NAME_lower, NAME_upper) and the
-            number of runs that have the metric (NAME_n); NaN where there are too few. Coordinates: `method`, one per
-            parameter or input that differs, `runs` (their ids) and `seeds`, both separated by spaces.
+            number of independent repetitions that have the metric (NAME_n); NaN where there are too few. Coordinates:
+            `method`, one per parameter or input that differs, `runs` (their ids) and `seeds`, both separated by spaces, and
+            `replicates`, what counts as a repetition: `seed`, each run; or, where runs come from earlier runs with several
+            seeds, the role behind which those are (`model`): runs from the same one are averaged first, so that five
+            evaluations of one trained model do not pass for five trainings.
 
         Raises:
             InputError: no run is complete, or a level outside (0, 1).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import InputError, RunNotFoundError
@@ -127,6 +127,8 @@ class _Identity:
 
     group: str
     seeds: tuple[int, ...]
+    makers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Seeds of each run it was made from, by the roles that lead there: `model`, `model/data`."""
 
 
 class _Lineage:
@@ -149,6 +151,7 @@ class _Lineage:
             return known
         self._known[record.id] = None  # a forged record may name itself as its input
         seeds = [record.seed]
+        makers: dict[str, tuple[int, ...]] = {}
         inputs: dict[str, list[str]] = {}
         for role, entry in record.inputs.items():
             maker = _maker(entry)
@@ -156,6 +159,7 @@ class _Lineage:
             if maker is not None and parent is not None:
                 inputs[role] = [entry["label"].replace(maker, "", 1), parent.group]
                 seeds += parent.seeds
+                makers |= {role: parent.seeds, **{f"{role}/{path}": found for path, found in parent.makers.items()}}
             else:
                 # What has no digest is equal to nothing, not even to itself in another run.
                 inputs[role] = [entry.get("digest") or record.id]
@@ -169,8 +173,8 @@ class _Lineage:
                 "inputs": inputs,
             }
         )
-        self._known[record.id] = _Identity(group, tuple(seeds))
-        return _Identity(group, tuple(seeds))
+        self._known[record.id] = found = _Identity(group, tuple(seeds), makers)
+        return found
 
     def _parent(self, run: str, left: int) -> _Identity | None:
         if run in self._known:
@@ -210,9 +214,8 @@ def aggregate_runs(runs: Sequence[Comparable], find: Callable[[str], RunRecord],
     groups: dict[str, dict[tuple[int, ...], RunRecord]] = {}
     for record in sorted(complete, key=lambda record: (record.started, record.id)):
         identity = lineage.identity(record)
-        groups.setdefault(identity.group, {})[identity.seeds] = (
-            record  # computed again with all seeds the same: no repetition
-        )
+        # Computed again with all seeds the same: no repetition.
+        groups.setdefault(identity.group, {})[identity.seeds] = record
     members = [[group[seeds] for seeds in sorted(group)] for group in groups.values()]
     first = [group[0] for group in members]
     columns = differing(first)
@@ -228,6 +231,8 @@ def aggregate_runs(runs: Sequence[Comparable], find: Callable[[str], RunRecord],
     coords |= {name: ("group", values) for name, values in columns.items()}
     coords["runs"] = ("group", [" ".join(record.id for record in group) for group in members])
     coords["seeds"] = ("group", [_spelled_seeds(list(group)) for group in groups.values()])
+    independent = [_independent([lineage.identity(record) for record in group]) for group in members]
+    coords["replicates"] = ("group", [path or "seed" for path, _ in independent])
     metrics = [
         {m["name"]: m for m in (record.report or {}).get("metrics", ())} for group in members for record in group
     ]
@@ -239,8 +244,14 @@ def aggregate_runs(runs: Sequence[Comparable], find: Callable[[str], RunRecord],
         }
         column = f"metric_{name}" if name in coords else name
         values = [
-            np.array([record.metrics[name] for record in group if name in record.metrics], dtype=np.float64)
-            for group in members
+            _means(
+                [
+                    (unit, record.metrics[name])
+                    for record, unit in zip(group, units, strict=True)
+                    if name in record.metrics
+                ]
+            )
+            for group, (_, units) in zip(members, independent, strict=True)
         ]
         summary = np.array([_summary(sample, level) for sample in values]).T
         data[column] = ("group", summary[0], attributes)
@@ -248,6 +259,41 @@ def aggregate_runs(runs: Sequence[Comparable], find: Callable[[str], RunRecord],
             data[f"{column}_{part}"] = ("group", numbers)
         data[f"{column}_n"] = ("group", np.array([len(sample) for sample in values], dtype=np.int64))
     return xr.Dataset(data, coords=coords, attrs={"level": level})
+
+
+def _independent(identities: Sequence[_Identity]) -> tuple[str, list[tuple[int, ...]]]:
+    """What makes runs of a group independent repetitions, and for each run which of the repetitions it belongs to.
+
+    Runs that were made from the same earlier run (five evaluations of one trained network) share its luck: they say how much
+    evaluations scatter, not how much training does. So where earlier runs differ in seed, those are the repetitions, the
+    earliest that differ; of several that differ independently of each other (two networks on three sampled data sets) the
+    fewest, because no more are independent. Where no earlier run differs, each run is one.
+
+    Returns:
+        the roles that lead to the earlier runs that count (`model`, `model/data`), empty for the runs themselves; and the
+        seeds that name the repetition, one per run.
+    """
+    differ = {
+        path: len(found)
+        for path in identities[0].makers
+        if len(found := {identity.makers[path] for identity in identities}) > 1
+    }
+    earliest = [path for path in differ if not any(other.startswith(f"{path}/") for other in differ)]
+    if not earliest:
+        return "", [identity.seeds for identity in identities]
+    chosen = min(earliest, key=lambda path: (differ[path], path))
+    return chosen, [identity.makers[chosen] for identity in identities]
+
+
+def _means(values: Sequence[tuple[tuple[int, ...], float]]) -> Any:
+    """One number for each repetition: the mean over its runs."""
+    import numpy as np
+
+    found: dict[tuple[int, ...], list[float]] = {}
+    for unit, value in values:
+        found.setdefault(unit, []).append(value)
+    with np.errstate(invalid="ignore"):  # infinite values: the mean says so
+        return np.array([np.mean(numbers) for numbers in found.values()], dtype=np.float64)
 
 
 def _summary(sample: Any, level: float) -> tuple[float, float, float, float]:

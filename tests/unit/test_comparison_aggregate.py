@@ -102,6 +102,56 @@ def test_evaluations_of_models_trained_with_several_seeds_are_repetitions(bench)
     assert found["seeds"].values.tolist()[:2] == ["0/0 0/1 0/2"] * 2
 
 
+def test_evaluations_of_one_trained_model_are_one_repetition_of_its_training(bench):
+    generator = np.random.default_rng(0)
+    trained = [finished(bench, seed, params={"bits": 4}) for seed in range(3)]
+    values = generator.random((3, 5))
+    values[:, 0] += 10.0  # an unbalanced group shows the order of averaging
+    evaluations = [
+        [
+            finished(bench, seed, {"accuracy": float(value)}, params={}, inputs={"data": of_run(run)})
+            for seed, value in enumerate(row[: 5 - number])
+        ]
+        for number, (run, row) in enumerate(zip(trained, values, strict=True))
+    ]
+    found = bench.aggregate([run for row in evaluations for run in row])
+    means = [row[: 5 - number].mean() for number, row in enumerate(values)]
+    expected = stats.ttest_1samp(means, 0.0).confidence_interval(0.95)
+    got = [found[f"accuracy{part}"].item() for part in ("", "_std", "_lower", "_upper")]
+    np.testing.assert_allclose(got, [np.mean(means), stats.tstd(means), *expected], rtol=1e-12)
+    assert (found["accuracy_n"].item(), found["replicates"].item()) == (3, "data")
+    assert len(found["runs"].item().split()) == 12
+    one = bench.aggregate(evaluations[0])
+    assert (one["accuracy_n"].item(), one["replicates"].item()) == (5, "seed")
+    np.testing.assert_allclose(one["accuracy_std"].item(), stats.tstd(values[0]), rtol=1e-12)
+
+
+def test_the_earliest_runs_that_differ_are_the_repetitions(bench):
+    """Train twice, quantise each with two seeds, evaluate each with two: two independent repetitions, not eight."""
+    evaluations = []
+    for train in range(2):
+        trained = finished(bench, train, method="sample.train")
+        for quantise in range(2):
+            quantised = finished(bench, quantise, method="sample.quantise", inputs={"model": of_run(trained)})
+            evaluations += [finished(bench, seed, inputs={"model": of_run(quantised)}) for seed in range(2)]
+    found = bench.aggregate(evaluations)
+    assert (found["accuracy_n"].item(), found["replicates"].item()) == (2, "model/model")
+
+
+def test_of_earlier_runs_that_differ_independently_the_fewest_count(bench):
+    networks = [finished(bench, seed, method="sample.train") for seed in range(2)]
+    samples = [finished(bench, seed, method="sample.data") for seed in range(3)]
+
+    def evaluated(pairs):
+        runs = [finished(bench, inputs={"model": of_run(a), "data": of_run(b)}) for a, b in pairs]
+        found = bench.aggregate(runs)
+        return found["accuracy_n"].item(), found["replicates"].item()
+
+    assert evaluated([(a, b) for a in networks for b in samples]) == (2, "model")
+    assert evaluated(zip(networks, samples[:2], strict=True)) == (2, "data")
+    assert evaluated([(networks[0], b) for b in samples]) == (3, "data")
+
+
 def test_what_was_derived_by_hand_or_whose_maker_is_gone_counts_by_content(bench):
     makers = [finished(bench, seed) for seed in range(2)]
     derived = [finished(bench, seed, inputs={"data": of_run(run, label="2 arrays")}) for seed, run in enumerate(makers)]
