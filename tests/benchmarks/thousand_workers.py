@@ -9,9 +9,10 @@ can show: operations a second of the file system's metadata server, and millisec
 
 Two designs are compared:
 
-- `index`: each worker keeps the index as people do. Before every run it lists the month's folder, which has changed, and reads
+- `index`: each worker keeps the index as people do (so it was once). Before every run it lists the month's folder, which has changed, and reads
   the record of every run that others finished since its last look. All workers together read every record 1,000 times.
-- `key files`: a worker looks up one small file named after the key, and a run leaves one when it completes.
+- `key files`: a worker looks into the folder named after the key, where every run with that key has left an empty file
+  (so it is now: `workbench.store.keys`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def simulate(
         while begun < count:
             moment, what, worker = heapq.heappop(events)
             if what == "computed":
-                files = costs.files + (design == "key files")
+                files = costs.files + 2 * (design == "key files")  # a folder and a file more
                 heapq.heappush(events, (metadata.serve(moment, files / costs.metadata), "free", worker))
                 continue
             begun += 1

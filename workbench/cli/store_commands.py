@@ -128,10 +128,15 @@ def copy_command(ctx: click.Context, target: str, where: str, with_inputs: bool)
 
 @store_group.command("index")
 @click.option("--publish", is_flag=True, help="Write the snapshot with which any web server can hand out the store.")
+@click.option("--keys", is_flag=True, help="Let runs of a store of before be found by their keys without the index.")
 @click.pass_context
-def index_command(ctx: click.Context, publish: bool) -> None:
+def index_command(ctx: click.Context, publish: bool, keys: bool) -> None:
     """Bring this user's index up to date and say where it lies; with --publish write a snapshot into the store."""
     store = _store(ctx)
+    if keys:
+        from workbench.store.keys import mark_all
+
+        click.echo(f"{mark_all(store)} runs of {store.url} are found by their keys from now on")
     if publish:
         from workbench.store.publishing import publish as write_snapshot
 

@@ -14,6 +14,7 @@ from workbench.errors import IntegrityError, RunNotFoundError, StoreError
 from workbench.store.annotations import annotated_run
 from workbench.store.backend import DOCUMENT_LIMIT, read_document
 from workbench.store.chunks import LARGEST_FILE
+from workbench.store.keys import mark
 from workbench.store.records import parse_json, read_record, run_files
 from workbench.store.verify import verify_content
 from workbench.store.writer import run_folder
@@ -112,6 +113,7 @@ def _copy_run(source: Store, target: Store, run: StoredRun) -> Copied:
         first = problems[0]
         raise IntegrityError(run.id, first.array, first.region or "all", f"{first.problem} (in {source.url})")
     target.backend.write(f"{folder}/zarr.json", data)
+    mark(target.backend, record)
     target.index.put(record)
     return Copied(run.id, "copied", moved + len(data))
 

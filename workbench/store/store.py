@@ -16,6 +16,7 @@ from workbench.record import FORMAT_VERSION, RunRecord, now
 from workbench.store.annotations import Annotations
 from workbench.store.backend import Backend, backend_for, read_document
 from workbench.store.index import Index
+from workbench.store.keys import mark, marked, unmark
 from workbench.store.observing import interrupted
 from workbench.store.query import Condition, compile_order, compile_query
 from workbench.store.reading import StoredRun
@@ -55,6 +56,8 @@ class Store:
         self.backend: Backend = backend_for(url) if isinstance(url, str | os.PathLike) else url
         self._given, self._index_folder = url, index_folder
         self.url = self.backend.url
+        self._has_keys = True
+        """Whether every run can be found by its key without the index: see `workbench.store.keys`."""
         self._initialized = self._check_marker()
         self.index = Index(self.backend, index_folder)
         self.annotations = Annotations(self.backend, self.index, current_user, self.prepare)
@@ -77,6 +80,8 @@ class Store:
                 f"this is workbench {__version__}, which reads up to version {FORMAT_VERSION}. "
                 "Upgrade with: pip install --upgrade vision-workbench"
             )
+        # A published store is read through what was published, and that is the index.
+        self._has_keys = marker.get("keys") is True and self.backend.writable
         return True
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -88,7 +93,12 @@ class Store:
             StoreError: the store cannot be written.
         """
         self.prepare()
-        return RunWriter(self.backend, record)
+        writer = RunWriter(self.backend, record)
+        try:
+            mark(self.backend, record)
+        except OSError as error:
+            raise StoreError(f"the store {self.url} cannot be written: {error.strerror or error}") from error
+        return writer
 
     def prepare(self) -> None:
         """Make the place a store, if it is not one yet.
@@ -102,9 +112,15 @@ class Store:
             )
         if not self._initialized:
             self.backend.check_writable()
-            marker = {"format_version": FORMAT_VERSION, "created_by": __version__, "created": now()}
+            marker = {"format_version": FORMAT_VERSION, "created_by": __version__, "created": now(), "keys": True}
             self.backend.write(MARKER, json.dumps(marker, indent=1).encode())
-            self._initialized = True
+            self._initialized = self._has_keys = True
+
+    def says_keys(self) -> None:
+        """Write into the store's marker that all runs can be found by their keys (`workbench.store.keys.mark_all`)."""
+        marker = parse_json(read_document(self.backend, MARKER))
+        self.backend.write(MARKER, json.dumps(marker | {"keys": True}, indent=1).encode())
+        self._has_keys = True
 
     def delete(self, run_id: str, *, force: bool = False) -> None:
         """Remove a run for good.
@@ -129,8 +145,11 @@ class Store:
         """Remove a run's folder: its record first, so that the run is gone in one step, whatever happens after it."""
         if not self.backend.writable:
             raise StoreError(f"the store {self.url} is published read-only")
+        record = next(iter(self.index.select(("id = ?", [run_id]))), None) if run_id else None
         self.backend.delete_object(f"{folder}/zarr.json")
         self.backend.delete(folder)
+        if record is not None:
+            unmark(self.backend, record)
         if run_id:
             self.index.forget(run_id)
 
@@ -138,6 +157,8 @@ class Store:
 
     def find(self, key: str) -> StoredRun | None:
         """The newest complete run with this key, or None."""
+        if self._has_keys:
+            return next((run for run in self.runs_with_key(key) if run.record.status == "complete"), None)
         record = self.index.complete_run(key)
         if record is None or self.backend.size(f"{run_folder(record)}/zarr.json") is None:
             return None
@@ -201,10 +222,10 @@ class Store:
         """
         end, pause = time.monotonic() + timeout, 0.05
         while True:
-            if (found := self.find(key)) is not None:
+            runs = self.runs_with_key(key)
+            if (found := next((run for run in runs if run.record.status == "complete"), None)) is not None:
                 return found
-            others = (StoredRun(self.backend, record) for record in self.index.running_with_key(key))
-            alive = next((run for run in others if run.status == "running"), None)
+            alive = next((run for run in runs if run.status == "running"), None)
             if alive is None or time.monotonic() >= end:
                 return None
             poll(alive)
@@ -235,7 +256,8 @@ class Store:
 
     def runs_with_key(self, key: str) -> list[StoredRun]:
         """All runs with a key, whatever became of them, newest first."""
-        return [StoredRun(self.backend, record) for record in self.index.runs_with_key(key)]
+        records = marked(self.backend, key) if self._has_keys else self.index.runs_with_key(key)
+        return [StoredRun(self.backend, record) for record in records]
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

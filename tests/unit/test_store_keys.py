@@ -1,0 +1,186 @@
+"""Runs are found by their key without the index, and what the marks say is never believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from workbench.cli import main
+from workbench.errors import StoreError
+from workbench.store import Store
+from workbench.store.copying import copy_runs
+from workbench.store.keys import marked
+from workbench.store.maintenance import find_garbage, remove_garbage
+
+from unit.store_cases import add, folder_of, new_store
+
+KEY = "4c" * 32
+
+
+def marks(store: Store) -> list[str]:
+    return sorted(path.relative_to(store.url).as_posix() for path in Path(store.url).glob("keys/*/*/*"))
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return new_store(tmp_path)
+
+
+@pytest.fixture
+def no_index(store, monkeypatch) -> Store:
+    """The store, with an index that nobody may ask."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the index was asked")
+
+    for name in ("select", "ask", "complete_run", "runs_with_key", "_ask"):
+        monkeypatch.setattr(store.index, name, refuse)
+    return store
+
+
+def test_a_run_is_found_by_its_key_without_the_index(store, no_index):
+    first, second = (add(store, key=KEY, started=f"2026-01-0{day}T10:00:00.000Z") for day in (1, 2))
+    add(store, key="f" * 64)
+    assert no_index.find(KEY).id == second
+    assert [run.id for run in no_index.runs_with_key(KEY)] == [second, first]
+    assert no_index.find("0" * 64) is None
+    assert no_index.wait_for(KEY, 10.0, print).id == second
+
+
+def test_a_look_costs_one_folder_and_the_records_of_that_key(store, monkeypatch):
+    for number in range(1, 31):
+        add(store, key=f"{number:064x}")
+    wanted = add(store, key=KEY)
+    calls = []
+    for name in ("names", "folders", "read", "size", "files"):
+        original = getattr(store.backend, name)
+        monkeypatch.setattr(
+            store.backend,
+            name,
+            lambda *given, original=original, name=name: (calls.append((name, given[0])), original(*given))[1],
+        )
+    assert store.find(KEY).id == wanted
+    month = f"runs/{store.find(KEY).record.month}/{wanted}/zarr.json"
+    assert calls[:2] == [("names", f"keys/4c/{KEY}"), ("read", month)]
+    assert len(calls) == 4  # two looks
+    calls.clear()
+    assert store.find("0" * 64) is None
+    assert calls == [("names", f"keys/00/{'0' * 64}")]
+
+
+def test_somebody_who_is_computing_it_is_found_and_waited_for(store, no_index):
+    writer = store.begin(store_record(KEY))
+    seen = []
+
+    def poll(run):
+        seen.append(run.id)
+        writer.complete()
+
+    assert no_index.wait_for(KEY, 60.0, poll).id == writer.record.id
+    assert seen == [writer.record.id]
+
+
+def store_record(key: str):
+    from unit.store_cases import record
+
+    return record(key=key)
+
+
+def test_marks_that_lie_are_not_believed(store, tmp_path):
+    """Of a run with another key, of none, out of the store, damaged: a colleague's or an enemy's, all the same."""
+    other = add(store, key="f" * 64)
+    damaged = add(store, key=KEY)
+    path = folder_of(store, damaged) / "zarr.json"
+    path.write_text(path.read_text().replace('"seed":0', '"seed":1'))
+    folder = Path(store.url, "keys", "4c", KEY)
+    month = store.run(other).record.month
+    for name in (
+        f"{month}.{other}",
+        f"{month}.nobody",
+        "x",
+        "..",
+        "2026-01...",
+        f"{month}.a b",
+        "ü.ü",
+        "." * 200,
+        f"{month}.",
+    ):
+        if name != "..":
+            (folder / name).write_bytes(b"not read")
+    (folder / f"{month}.folder").mkdir()
+    os.symlink("/etc/passwd", folder / f"{month}.link")
+    os.mkfifo(folder / f"{month}.pipe")
+    assert marked(store.backend, KEY) == []
+    assert store.find(KEY) is None
+    true = add(store, key=KEY)
+    assert store.find(KEY).id == true
+    # A folder of marks that leads elsewhere is none.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere)
+    assert store.find(KEY) is None
+
+
+@pytest.mark.parametrize("key", [None, "../../x", "a/b", "", "x" * 201])
+def test_keys_that_are_no_names_are_not_marked(store, key):
+    run = add(store, key=key)
+    assert marks(store) == []
+    assert store.run(run).record.key == key
+    assert store.find(key or "") is None
+
+
+def test_a_store_of_before_is_found_through_the_index_until_its_runs_are_marked(store, tmp_path, capsys):
+    run = add(store, key=KEY)
+    shutil.rmtree(Path(store.url, "keys"))
+    marker = Path(store.url, "workbench.json")
+    before = {name: value for name, value in json.loads(marker.read_text()).items() if name != "keys"}
+    marker.write_text(json.dumps(before))
+    old = Store(store.url, index_folder=tmp_path / "old")
+    assert old.find(KEY).id == run
+    assert old.wait_for(KEY, 1.0, print).id == run
+    late = add(old, key="e" * 64)
+    assert old.find("e" * 64).id == late
+    assert main(["--store", store.url, "store", "index", "--keys"]) == 0
+    assert "2 runs of" in capsys.readouterr().out
+    assert json.loads(marker.read_text()) == before | {"keys": True}
+    new = Store(store.url, index_folder=tmp_path / "new")
+    assert [run.id for run in marked(new.backend, KEY)] == [run]
+    assert new.find(KEY).id == run
+    assert not new.index.path.exists()
+
+
+def test_deleting_and_tidying_up_take_marks_back(store):
+    kept, deleted = add(store, key=KEY), add(store, key=KEY)
+    failed = store.begin(store_record(KEY))
+    store.index.put(failed.fail())
+    assert len(marks(store)) == 3
+    store.delete(deleted)
+    for item in list(find_garbage(store, 0.0)):
+        remove_garbage(store, item)
+    assert [name.partition(".")[2] for name in marks(store)] == [kept]
+    assert store.find(KEY).id == kept
+
+
+def test_copied_runs_are_found_by_their_key(store, tmp_path):
+    run = add(store, key=KEY)
+    target = new_store(tmp_path / "target")
+    copy_runs(store, target)
+    assert [found.id for found in target.runs_with_key(KEY)] == [run]
+    assert marks(target) == marks(store)
+
+
+def test_a_run_that_cannot_be_marked_does_not_begin(store, monkeypatch):
+    add(store, key=KEY)
+    original = store.backend.write_new_chunk
+
+    def full(key, data):
+        if key.startswith("keys/"):
+            raise OSError(28, "No space left on device")
+        original(key, data)
+
+    monkeypatch.setattr(store.backend, "write_new_chunk", full)
+    with pytest.raises(StoreError, match="cannot be written: No space left"):
+        store.begin(store_record("a" * 64))
