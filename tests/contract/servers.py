@@ -1,14 +1,20 @@
-"""Servers that the tests start: S3 (moto), a proxy that counts and disturbs requests, a web server that knows ranges."""
+"""Servers that the tests start: S3 (moto), Azure (Azurite), a proxy that counts and disturbs requests, a web server."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import http.client
 import re
+import socket
+import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -31,6 +37,42 @@ def s3_server() -> Iterator[str]:
         yield endpoint
     finally:
         server.stop()
+
+
+AZURITE_ACCOUNT = "devstoreaccount1"
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""The account that every Azurite has; no secret."""
+
+
+@contextmanager
+def azure_server(command: str) -> Iterator[str]:
+    """Azurite, Microsoft's emulator of Azure's blob storage, with an empty container `bench`; gives its blob endpoint."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck"]
+    server = subprocess.Popen([command, *options, "--disableTelemetry"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        lines = iter(server.stdout.readline, "")
+        assert any("successfully listen" in line for line in lines), f"{command} did not start"
+        endpoint = f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+        _make_container(endpoint, "bench")
+        yield endpoint
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _make_container(endpoint: str, name: str) -> None:
+    """What obstore has no call for. Signed as Microsoft's "Authorize with Shared Key" says."""
+    headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
+    resource = f"/{AZURITE_ACCOUNT}/{AZURITE_ACCOUNT}/{name}\nrestype:container"
+    text = "PUT" + 12 * "\n" + "".join(f"{key}:{value}\n" for key, value in headers.items()) + resource
+    digest = hmac.new(base64.b64decode(AZURITE_KEY), text.encode(), hashlib.sha256).digest()
+    headers["Authorization"] = f"SharedKey {AZURITE_ACCOUNT}:{base64.b64encode(digest).decode()}"
+    address = f"{endpoint}/{name}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
 
 
 class _Server:
@@ -80,8 +122,10 @@ class _ProxyHandler(_Quiet):
         connection = http.client.HTTPConnection(proxy.target, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            if name.lower() not in ("connection", "content-length"):
+            if name.lower() not in ("connection", "content-length", *proxy.replaced):
                 connection.putheader(name, value)
+        for name, value in proxy.replaced.items():
+            connection.putheader(name, value)
         if body or self.command in ("PUT", "POST"):
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body or None)
@@ -115,6 +159,8 @@ class CountingProxy(_Server):
     def __init__(self, target: str) -> None:
         self.target = urlparse(target).netloc
         self.fault, self.every, self.count, self.disturbed, self.sent = "", 3, 0, 0, 0
+        self.replaced: dict[str, str] = {}
+        """Headers (in lower case) that every request gets instead of its own."""
 
 
 class _FolderHandler(_Quiet):

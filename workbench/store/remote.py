@@ -28,6 +28,9 @@ RETRIES: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=5), "base": 2},
 }
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+GOOGLE_ACCOUNT = "GOOGLE_SERVICE_ACCOUNT_KEY"
+"""Its JSON may name a server of one's own as `gcs_base_url`."""
 CLIENT: dict[str, Any] = {"timeout": "120s", "connect_timeout": "10s"}
 
 
@@ -118,10 +121,8 @@ class _TooLarge(Exception):
 
 def _plain_endpoint() -> bool:
     """Whether the environment names an endpoint without TLS (a server of one's own)."""
-    return any(
-        os.environ.get(name, "").startswith("http://")
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
-    )
+    endpoints = [os.environ.get(name, "") for name in ENDPOINTS]
+    return any(text.startswith("http://") for text in endpoints) or '"http://' in os.environ.get(GOOGLE_ACCOUNT, "")
 
 
 def _first_line(error: BaseException) -> str:
