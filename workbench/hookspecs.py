@@ -60,6 +60,8 @@ def workbench_models() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empt
 
     Arguments called `n_classes` and `channels` are filled in from the data where the user gives none; one called
     `weights` receives the path after `@`. Every factory also understands `mean`, `std` and `seed` in `name(...)`.
+    A factory that changes a network made by another one takes it as `network`; a stored model of it has
+    `factory_arguments={"network": {"factory": NAME, "arguments": {...}}, ...}` and is built again from the inside out.
     """
 
 

@@ -175,17 +175,7 @@ def load_state(
         raise InputError("into", expected=f"a network for {what}, which no registered factory built", got="none", hint=hint)
     if into is None:
         with _initial_weights(0):
-            if factory.partition(":")[0] in HUBS:
-                into = build_hub(factory, stored_arguments(factory, arguments, argument), pretrained=False)
-            elif factory in factories:
-                if "weights" in arguments:  # load_model never stores it: the state has the weights
-                    raise InputError(argument, expected="a stored architecture without a file of weights", got="weights")
-                into = _call(factories[factory], factory, arguments, argument)
-            else:
-                known = ", ".join(sorted(factories)) or "none"
-                raise InputError(
-                    argument, expected=f"a registered factory ({known})", got=f"{factory!r} for {what}", hint=hint
-                )
+            into = _stored_architecture(factory, arguments, factories, argument, what)
         what += f" (built by {factory!r} and perhaps changed afterwards: then pass into=)"
     network: nn.Module = into.network if isinstance(into, Model) else into
     dtypes = metadata.get("dtypes") or {}
@@ -203,3 +193,30 @@ def load_state(
     )
     fit_weights(model, state, source=what, argument=argument)
     return model.eval()
+
+
+def _stored_architecture(
+    factory: str, arguments: Mapping[str, Any], factories: Factories, argument: str, what: str
+) -> nn.Module:
+    """The network that the metadata of a stored model name, as yet without its state.
+
+    A factory that changes another one's network takes it as `network`; the metadata then name that one in its place:
+    `{"network": {"factory": "resnet20", "arguments": {"n_classes": 10}}, ...}`.
+    """
+    if factory.partition(":")[0] in HUBS:
+        return build_hub(factory, stored_arguments(factory, arguments, argument), pretrained=False)
+    if factory not in factories:
+        known = ", ".join(sorted(factories)) or "none"
+        raise InputError(
+            argument,
+            expected=f"a registered factory ({known})",
+            got=f"{factory!r} for {what}",
+            hint="Pass the network to load it into: into=my_network.",
+        )
+    if "weights" in arguments:  # load_model never stores it: the state has the weights
+        raise InputError(argument, expected="a stored architecture without a file of weights", got="weights")
+    inner = arguments.get("network")
+    if isinstance(inner, Mapping) and set(inner) == {"factory", "arguments"}:
+        built = _stored_architecture(str(inner["factory"]), dict(inner["arguments"]), factories, argument, what)
+        arguments = {**arguments, "network": built}
+    return _call(factories[factory], factory, arguments, argument)
