@@ -28,10 +28,11 @@ from workbench_calibration.bbq import fit_bbq
 from workbench_calibration.choice import HeldOut, judge, suggestion
 from workbench_calibration.ensemble_temperature import fit_ensemble
 from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, Calibrator, EvaluationParams, evaluate
-from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table, ranks
+from workbench_calibration.evaluation_report import Scores, evaluation_report
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
 from workbench_calibration.matrix_scaling import Kind, fit_matrix
+from workbench_calibration.ranking import RANKED, rank_methods
 from workbench_calibration.recalibration import Fit
 from workbench_calibration.resampling import CLIP
 from workbench_calibration.samples import INPUTS, Samples, read_parts
@@ -131,7 +132,12 @@ class Baselines(Method):
         Output("fitted_numbers", ("recalibrator",), "int64", "numbers that the method fits"),
         Output("reason", ("recalibrator",), "str", "why it is suggested or not"),
         Output("suggested", (), "str", "method that the rule of `choice` names, or uncalibrated; `probability` is its"),
-        Output("rank", ("recalibrator",), "float64", "average rank over the metrics of the report samples"),
+        Output("metric_rank", ("recalibrator", "ranked_metric"), "float64", "rank on the report samples; 1 is best"),
+        Output("metric_rank_best", ("recalibrator", "ranked_metric"), "float64", "1 + number of methods clearly better"),
+        Output("metric_rank_worst", ("recalibrator", "ranked_metric"), "float64", "methods less those clearly worse"),
+        Output("rank", ("recalibrator",), "float64", "mean of `metric_rank` over the metrics"),
+        Output("rank_best", ("recalibrator",), "float64", "mean of `metric_rank_best` over the metrics"),
+        Output("rank_worst", ("recalibrator",), "float64", "mean of `metric_rank_worst` over the metrics"),
     )
 
     class Params(EvaluationParams):
@@ -157,18 +163,22 @@ class Baselines(Method):
             held[name] = replace(held_out(fits[name], parts.fit, out.seed), numbers=fitted[name].numbers)
         verdicts = judge(held, uncalibrated=UNCALIBRATED, n_bins=params.n_bins, rng=out.rng("choice"))
         suggested = suggestion({name: one.reason for name, one in verdicts.items()})
-        values = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True).metrics
+        evaluated = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True)
+        ranked = rank_methods(evaluated.metrics, evaluated.resampled)
         for array, field in VERDICTS.items():
             out.write(array, [getattr(one, field) for one in verdicts.values()])
         out.write("suggested", suggested)
-        out.write("rank", ranks(values).mean(axis=1))
+        out.coordinate("ranked_metric", list(RANKED))
+        for suffix, table in (("", ranked.rank), ("_best", ranked.best), ("_worst", ranked.worst)):
+            out.write(f"metric_rank{suffix}", table)
+            out.write(f"rank{suffix}", table.mean(axis=1))
 
     def report(self, result: Result) -> Report:
         """The suggestion, the ranking, and every method's figures."""
         suggested, scores = str(result["suggested"].values), Scores(result)
         held = {name: float(value) for name, value in zip(scores.methods, result["cross_validated"].values, strict=True)}
         best = min((name for name in scores.methods if name != UNCALIBRATED), key=lambda name: held[name])
-        shown = dict.fromkeys([UNCALIBRATED, suggested, best, "temperature"])
+        shown = list(dict.fromkeys([UNCALIBRATED, suggested, "temperature", best]))[:3]
         behind, error = (float(result[name].sel(recalibrator=suggested)) for name in ("behind", "behind_error"))
         return evaluation_report(
             result,
@@ -177,10 +187,13 @@ class Baselines(Method):
             metrics=[Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
                             interval=scores.span("value", name, "ece_width_l1"))
                      for name in scores.methods if name not in (suggested, UNCALIBRATED)],
-            tables=(choice_table(result, scores), comparison_table(scores), rank_table(scores)),
+            first=(choice_table(result, scores), rank_table(result, scores)),
+            tables=(comparison_table(scores),),
             views=(
                 *(before_after(metric, title) for metric, title in BEFORE_AFTER),
-                Bar(title="Average rank on the report samples", y=("rank",), x="recalibrator", y_label="average rank (1 = best)"),
+                Bar(title="Average rank on the report samples", y=("rank",), x="recalibrator", lower="rank_best",
+                    upper="rank_worst", y_label="average rank (1 = best)",
+                    caption=f"Over {len(RANKED)} metrics; whiskers: means of the best and worst ranks that chance leaves."),
             ),
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
             shown=[name for name in shown if name in scores.methods],
@@ -247,6 +260,28 @@ def choice_table(result: Result, scores: Scores) -> Table:
         "likelihood is within one standard error of the lowest and that lose no accuracy beyond one standard error; of these, "
         "those whose calibration error chance explains (p of 0.05 or more, if any); of these the one that fits the fewest "
         "numbers, since it needs the fewest samples.",
+    )
+
+
+def rank_table(result: Result, scores: Scores) -> Table:
+    """Ranks on the report samples with the range that chance leaves, best on average first."""
+    column = {name: result[name].values for name in ("metric_rank", "metric_rank_best", "metric_rank_worst")}
+    average = result["rank"].values
+
+    def cell(method: int, metric: int) -> str:
+        rank, low, high = (float(values[method, metric]) for values in column.values())
+        return f"{rank:g} ({low:g} to {high:g})"
+
+    rows = tuple(
+        (scores.methods[m], round(float(average[m]), 2), *(cell(m, metric) for metric in range(len(RANKED))))
+        for m in np.argsort(average, kind="stable")
+    )
+    return Table(
+        title="Ranking",
+        columns=("method", "average rank", "NLL", "Brier score", "ECE", "ECE, equal mass", "KS", "classwise ECE"),
+        rows=rows,
+        caption="Report samples; 1 is best. In brackets the ranks that chance leaves: a method counts as better or worse only "
+        "if the 95 % interval of the paired difference leaves out 0. The calibration errors measure nearly the same thing.",
     )
 
 

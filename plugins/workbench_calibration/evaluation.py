@@ -92,10 +92,14 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate` found: per method the metrics of the report samples, and how many predictions it changed."""
+    """What `evaluate` found: per method the metrics of the report samples and how many predictions it changed.
+
+    `resampled` are the metrics that have intervals, of each bootstrap resample (resample,); it is the same for all methods.
+    """
 
     metrics: dict[str, dict[str, float]]
     changed: dict[str, int]
+    resampled: dict[str, dict[str, np.ndarray]]
 
     def require_kept_predictions(self, name: str) -> None:
         """Raise if a map that must keep the order of classes changed a most probable class: then accuracy would change."""
@@ -157,7 +161,8 @@ def evaluate(
                 stored["logit"][rows] = torch.log(probability.clamp_min(PROBABILITY_FLOOR)).float()
                 prediction[rows] = p.argmax(axis=1)
     metrics = {name: one.metrics() for name, one in scores.items()}
-    _write_tables(out, metrics, resampled)
+    drawn = dict(zip(resampled, resampled_metrics(list(resampled.values())), strict=True))
+    _write_tables(out, metrics, drawn, {name: one.chance() for name, one in resampled.items()})
     _write_diagrams(out, scores, params.n_bins, np.bincount(label, minlength=shape[1]))
     out.write("changed_predictions", np.array(list(changed.values())))
     out.write("fit_negative_log_likelihood", np.array([_fit_likelihood(parts.fit, one) for one in everyone.values()]))
@@ -167,7 +172,7 @@ def evaluate(
     out.write("prediction", prediction)
     out.write("raised", parts.raised)
     out.write("shared", parts.shared)
-    return Evaluated(metrics, changed)
+    return Evaluated(metrics, changed, drawn)
 
 
 def _fit_likelihood(fit: Samples, calibrate: Calibrator) -> float:
@@ -180,14 +185,16 @@ def _fit_likelihood(fit: Samples, calibrate: Calibrator) -> float:
 
 
 def _write_tables(
-    out: Out, metrics: Mapping[str, Mapping[str, float]], resampled: Mapping[str, ResampledScores]
+    out: Out,
+    metrics: Mapping[str, Mapping[str, float]],
+    drawn: Mapping[str, Mapping[str, np.ndarray]],
+    chance: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """The arrays over (method, metric)."""
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    drawn = dict(zip(resampled, resampled_metrics(list(resampled.values())), strict=True))
-    for name, value in metrics.items():
-        chance = resampled[name].chance()
-        tables[name] = _uncertainty(value, metrics[UNCALIBRATED], drawn[name], drawn[UNCALIBRATED], chance)
+    tables = {
+        name: _uncertainty(value, metrics[UNCALIBRATED], drawn[name], drawn[UNCALIBRATED], chance[name])
+        for name, value in metrics.items()
+    }
     out.coordinate("metric", list(metrics[UNCALIBRATED]))
     for column in SCORE_ARRAYS:
         out.write(column, np.array([list(tables[name][column].values()) for name in metrics]))

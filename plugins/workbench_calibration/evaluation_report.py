@@ -50,6 +50,7 @@ def evaluation_report(
     *,
     main: str,
     summary: str,
+    first: Sequence[Table] = (),
     tables: Sequence[Table] = (),
     views: Sequence[Any] = (),
     metrics: Sequence[Metric] = (),
@@ -62,7 +63,8 @@ def evaluation_report(
         result: of a run that ended with `evaluate`.
         main: the method's own label on dim `method`.
         summary: the method's sentence; one about the metrics follows it.
-        tables: after the table of metrics.
+        first: tables before the table of metrics.
+        tables: after it.
         views: after the reliability diagrams.
         metrics: after those of the evaluation.
         notes: before the family's caveats.
@@ -72,7 +74,7 @@ def evaluation_report(
     return Report(
         summary=f"{summary} {_headline(result, scores, main)}",
         metrics=(*_metrics(scores, main), *metrics),
-        tables=(_metric_table(scores), *tables, _class_table(result, main), _order_table(result, scores)),
+        tables=(*first, _metric_table(scores), *tables, _class_table(result, main), _order_table(result, scores)),
         views=(
             reliability_view(result, scores, shown or scores.methods),
             confidence_view(shown or scores.methods),

@@ -40,8 +40,8 @@ TILE = 1024
 """Samples whose counts are drawn together."""
 GROUP = 16
 """Resamples whose counts are drawn together."""
-SOME_COUNTS = 1_000_000
-"""Counts of whole resamples worked on at a time (8 MB in float64)."""
+SOME_COUNTS = 250_000
+"""Counts of whole resamples worked on at a time (2 MB in float64)."""
 
 
 class ResampleCounts:
@@ -201,16 +201,16 @@ class ResampledScores:
         """
         samples, classes = len(self.hit), len(self.bins.count)
         excess = (self.confidence - self.hit)[self.order]
+        total = self._total[resamples]
         some = max(1, SOME_COUNTS // samples)
-        ordered = [
-            _ordered_errors(counts[start : start + some, self.order], excess, self.n_bins)
-            for start in range(0, len(counts), some)
-        ]
-        mass, ks = (np.concatenate(parts) for parts in zip(*ordered, strict=True))
-        cell = (classwise.T @ counts.T.astype(np.float64)).reshape(classes, self.n_bins, len(counts))
-        cell[:, 0] += self._total[resamples].T
-        error = np.abs(cell, out=cell).sum(axis=(0, 1)) / samples / classes
-        return {"ece_mass_l1": mass, "ks_error": ks, "classwise_ece_width_mean": error}
+        found = np.empty((3, len(counts)))
+        for start in range(0, len(counts), some):
+            here = slice(start, start + some)
+            found[:2, here] = _ordered_errors(counts[here, self.order], excess, self.n_bins)
+            cell = (classwise.T @ counts[here].T.astype(np.float64)).reshape(classes, self.n_bins, -1)
+            cell[:, 0] += total[here].T
+            found[2, here] = np.abs(cell, out=cell).sum(axis=(0, 1)) / samples / classes
+        return dict(zip(("ece_mass_l1", "ks_error", "classwise_ece_width_mean"), found, strict=True))
 
     def chance(self) -> dict[str, Float]:
         """The metrics if the probabilities were true, for each set of drawn labels, arrays (draw,)."""

@@ -1,12 +1,14 @@
 """Calibrating 50,000 logits of 1,000 classes: the product against scikit-learn, netcal and torchmetrics in the same run.
 
-    python tests/benchmarks/calibration.py [--samples 50000] [--classes 1000] [--rounds 3] [--part fit|metrics|bootstrap|memory]
+    python tests/benchmarks/calibration.py [--samples 50000] [--classes 1000] [--rounds 3] [--limit 384]
+        [--part fit|metrics|bootstrap|memory]
 
 `fit`: temperature. `metrics`: every metric of a calibration report against the peers' accuracy, likelihood, Brier score, ECE
 (norms 1, 2, maximum) and ACE alone. `bootstrap`: 1,000 replicates of eight metrics with intervals against as many
 resampled calls of a peer's ECE, likelihood and accuracy (timed on a few replicates, multiplied). Each part first checks that the
-results are equal. `memory`: a run of calibration.temperature on four times as many logits that an earlier run stored, in a
-process of its own; what counts is the peak memory beyond that of a tiny run, against the size of the logits in float64.
+results are equal. `memory`: runs of calibration.temperature on as many and on four times as many logits that an earlier run
+stored, each in a process of its own that may allocate `--limit` MiB beyond what a tiny run needs, and no more; what counts is
+that they end, and by how much the peak grows from the one to the other.
 """
 
 from __future__ import annotations
@@ -57,26 +59,34 @@ def fit(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
     from netcal.scaling import TemperatureScaling
     from sklearn.calibration import _TemperatureScaling
 
-    from workbench_calibration.temperature import fit_temperature
+    from workbench_calibration.samples import Samples
+    from workbench_calibration.temperature import fit_temperature, scaled_likelihood
 
     z, y, p = torch.from_numpy(logit), torch.from_numpy(label), softmax(logit)
 
     def workbench() -> float:
-        return fit_temperature(z, y).temperature
+        return fit_temperature(Samples.of(z, y)).temperature
 
     def sklearn() -> float:
         return 1 / float(_TemperatureScaling().fit(logit.astype(np.float64), label).beta_)
 
-    def netcal() -> float:
+    def netcal(probability: np.ndarray) -> float:
         scaler = TemperatureScaling()
-        scaler.fit(p, label, random_state=0)
+        scaler.fit(probability, label, random_state=0)
         return 1 / float(np.ravel(scaler.temperature)[0])
 
     found: dict[str, float] = {}
-    calls = {"workbench": workbench, "scikit-learn": sklearn, "netcal": netcal}
+    # in single precision netcal differentiates by differences too small to see and stays where it starts, at T = 1
+    calls = {
+        "workbench": workbench,
+        "scikit-learn": sklearn,
+        "netcal": lambda: netcal(p),
+        "netcal, double precision": lambda: netcal(p.astype(np.float64)),
+    }
     peers = {name: (lambda n=name, c=call: found.update({n: c()})) for name, call in calls.items()}
     seconds = take_turns(peers, rounds=rounds, warmup=0)
-    print("temperature", {name: round(value, 6) for name, value in found.items()})
+    for name, value in found.items():
+        print(f"{name:34} T = {value:.6f}, negative log likelihood {scaled_likelihood(z.double(), y, value):.9f}")
     assert abs(found["workbench"] / found["scikit-learn"] - 1) < 1e-5
     print_table("Fitting a temperature", seconds, reference="workbench")
 
@@ -150,22 +160,22 @@ def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed
           f"3 metrics {peer:.0f} s ({timed} replicates, multiplied); ratio {peer / seconds:.0f}")
 
 
-def memory(samples: int, classes: int, keep: int | None = None) -> dict[str, float]:
+def memory(samples: int, classes: int, limit: int) -> dict[str, float]:
     """Calibrate the stored logits of a run in a process of its own; sizes in MiB.
 
     Args:
         samples: of the run.
         classes: of the run.
-        keep: how many logits may be kept in memory; the family's own limit unless given.
+        limit: how much the process may allocate beyond what a tiny run needs, in MiB.
     """
     with tempfile.TemporaryDirectory() as folder:
         host = Host(found=[])
         host.register(StoredLogits)
         run = workbench.open(folder, host=host).run(StoredLogits.id, samples=samples, classes=classes, progress=False)
-        command = [sys.executable, __file__, "--child", folder, run.id, str(keep or 0)]
+        command = [sys.executable, __file__, "--child", folder, run.id, str(limit)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found | {"logits": samples * classes * 8 / 2**20}
+    return found | {"logits": samples * classes * 4 / 2**20}
 
 
 class StoredLogits(Method):
@@ -195,25 +205,24 @@ class StoredLogits(Method):
         return Report(summary="Stored.")
 
 
-def child(folder: str, run: str, keep: str) -> None:
+def child(folder: str, run: str, limit: str) -> None:
     """`calibration.temperature` on the stored logits; what counts is the memory beyond what a tiny run needs."""
-    from workbench_calibration import samples
-
-    samples.IN_MEMORY_ENTRIES = int(keep) or samples.IN_MEMORY_ENTRIES
     bench = workbench.open(folder)
-    few = {"resamples": 200, "chance_draws": 50, "progress": False}
     logit, label = made_up(2000, 10)
     tiny = {"logit": (("sample", "class"), logit), "label": ("sample", label)}
-    bench.run("calibration.temperature", data=xr.Dataset(tiny), **few)
-    before, started = peak(), time.perf_counter()
-    done = bench.run("calibration.temperature", data=bench[run], **few)
-    facts = {"extra": peak() - before, "seconds": time.perf_counter() - started}
+    bench.run("calibration.temperature", data=xr.Dataset(tiny), progress=False)
+    allowed = status("VmData") + int(limit) * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    before, started = status("VmHWM"), time.perf_counter()
+    done = bench.run("calibration.temperature", data=bench[run], progress=False)
+    facts = {"extra": (status("VmHWM") - before) / 2**20, "seconds": time.perf_counter() - started}
     print(json.dumps(facts | {"temperature": float(done["temperature"])}))
 
 
-def peak() -> float:
-    """Largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def status(name: str) -> int:
+    """A size of this process in bytes: VmData, what it has allocated, or VmHWM, the largest that was resident so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def main() -> None:
@@ -223,13 +232,16 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=["fit", "metrics", "bootstrap", "memory"])
+    parser.add_argument("--limit", type=int, default=384)
     parser.add_argument("--child", nargs=3)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
     if arguments.part in (None, "memory"):
-        print("out of core:", {name: round(value, 3) for name, value in memory(4 * arguments.samples, arguments.classes).items()})
+        for samples in (arguments.samples, 4 * arguments.samples):
+            found = memory(samples, arguments.classes, arguments.limit)
+            print(f"out of core, {samples} samples:", {name: round(value, 3) for name, value in found.items()})
     if arguments.part == "memory":
         return
     logit, label = made_up(arguments.samples, arguments.classes)

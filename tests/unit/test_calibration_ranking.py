@@ -1,4 +1,4 @@
-"""Claims about all recalibrators on the stored outputs of published classifiers: fit on even rows, judged on odd ones."""
+"""Ranks, and claims about all recalibrators on stored outputs of published classifiers: fit on even rows, judged on odd ones."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import xarray as xr
 from unit.recording_out import check_report, record
 from workbench_calibration.baselines import FAST, Baselines
 from workbench_calibration.choice import suggestion
+from workbench_calibration.ranking import RANKED, rank_methods
 
 FILES = ("lenet-5-cifar-10", "vgg16-cifar-10", "densenet-bc-100-cifar-100", "wideresnet-16-4-cifar-100")
 
@@ -19,6 +20,32 @@ def parts(shared_data, file):
         role: xr.Dataset({"probability": (("sample", "class"), p[rows]), "label": ("sample", y[rows])})
         for role, rows in (("fit", slice(0, None, 2)), ("data", slice(1, None, 2)))
     }
+
+
+def test_ranks_come_with_the_range_that_paired_comparisons_leave():
+    """One method clearly better than two that differ by noise, which the same resamples hold."""
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal(500)
+    noise = {"best": 0.001, "one": 0.1, "other": 0.1}
+    value = {"best": 0.5, "one": 0.6, "other": 0.61}
+    resampled = {
+        name: {metric: value[name] + shared + noise[name] * rng.standard_normal(500) for metric in RANKED} for name in value
+    }  # fmt: skip
+    # a shift that all methods share cancels in differences of the same resamples
+    for name in ("one", "other"):
+        assert np.quantile(resampled[name]["ks_error"], 0.025) < value["best"]
+    found = rank_methods({name: dict.fromkeys(RANKED, x) for name, x in value.items()}, resampled)
+    assert found.rank[:, 0].tolist() == [1, 2, 3]
+    ranges = list(zip(found.best[:, 0].tolist(), found.worst[:, 0].tolist(), strict=True))
+    assert ranges == [(1, 3), (1, 3), (1, 3)]  # 0.1 away at a noise of 0.1: open
+    sharper = {n: {m: value[n] + 0.2 * (d - value[n]) for m, d in row.items()} for n, row in resampled.items()}
+    found = rank_methods({name: dict.fromkeys(RANKED, x) for name, x in value.items()}, sharper)
+    ranges = list(zip(found.best[:, 0].tolist(), found.worst[:, 0].tolist(), strict=True))
+    assert ranges == [(1, 1), (2, 3), (2, 3)]
+    # equal methods share their rank and leave each other open
+    twice = {"a": dict.fromkeys(RANKED, 0.5), "b": dict.fromkeys(RANKED, 0.5)}
+    found = rank_methods(twice, dict.fromkeys(twice, resampled["one"]))
+    assert (found.rank[0, 0], found.best[0, 0], found.worst[0, 0]) == (1.5, 1, 2)
 
 
 @pytest.mark.slow
@@ -46,3 +73,9 @@ def test_every_recalibrator_is_ranked_and_the_rule_names_one_of_the_best(shared_
     rank = dict(zip(value, result["rank"].values, strict=True))
     assert rank[suggested] <= np.median(list(rank.values()))
     assert rank[suggested] < rank["uncalibrated"]
+    # intervals of the ranks: temperature scaling clearly beats the probabilities as they are in likelihood
+    best, worst = (result[f"metric_rank_{end}"].sel(ranked_metric="negative_log_likelihood") for end in ("best", "worst"))
+    assert int(best.sel(recalibrator="uncalibrated")) > 1
+    assert int(worst.sel(recalibrator="temperature")) < len(FAST) + 1
+    assert (result["metric_rank_best"] <= result["metric_rank"]).all()
+    assert (result["metric_rank"] <= result["metric_rank_worst"]).all()
