@@ -106,12 +106,12 @@ def multilayer_perceptron(inputs: int, width: int, features: int) -> nn.Module:
 
 
 def embedding_network(model: nn.Module, features: int) -> nn.Module:
-    """A copy of a classifier that ends in an embedding: a new last linear layer of so many outputs.
+    """A copy of a classifier in single precision that ends in an embedding: a new last linear layer of so many outputs.
 
     Raises:
         InputError: the model has no linear layer, or its last one does not make its output.
     """
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model).float()
     name = last_linear(copied)
     head = find_layer(copied, name)
     parent_name, _, leaf = name.rpartition(".")

@@ -225,6 +225,14 @@ def test_pictures_train_an_architecture_and_are_judged_apart(split):
         assert out.arrays["feature"][number] == pytest.approx(embedded.numpy(), abs=1e-5)
 
 
+def test_a_model_in_double_precision_is_trained_in_single():
+    inputs = {"data": pictures(), "model": small_cnn(6, width=4).double()}
+    settings = {**QUICK, "seeds": 1, "epochs": 1}
+    double, _ = record(ThresholdConsistency, inputs, initialization="given", **settings)
+    single, _ = record(ThresholdConsistency, inputs | {"model": inputs["model"].float()}, initialization="given", **settings)
+    assert np.array_equal(double.arrays["feature"], single.arrays["feature"])
+
+
 def test_given_weights_are_kept_where_they_shall_be():
     data, model = pictures(), small_cnn(6, width=4)
     kept = {}
