@@ -102,7 +102,8 @@ def main() -> None:
         print(f"first build of {count} runs: {seconds:.1f} s, {count / seconds:.0f} runs/s, ", end="")
         print(f"{store.index.path.stat().st_size / 2**20:.0f} MiB on disk, ", end="")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{peak / 1024:.0f} MiB of memory at most ({before / 1024:.0f} before)")
+        helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        print(f"{peak / 1024:.0f} MiB of memory at most ({before / 1024:.0f} before), {helper / 1024:.0f} in a helper")
         queries = {
             "query, first page of 50": lambda: store.runs(QUERY, limit=50),
             "the same, sorted by a metric": lambda: store.runs(QUERY, order="-accuracy", limit=50),

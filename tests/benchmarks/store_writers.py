@@ -67,7 +67,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         alone = throughput(Path(place), 1, arguments.runs)
         together = throughput(Path(place), arguments.processes, arguments.runs)
-    print(f"1 process: {alone:.0f} runs/s; {arguments.processes} processes: {together:.0f} runs/s ({together / alone:.2f} x)")
+    print(
+        f"1 process: {alone:.0f} runs/s; {arguments.processes} processes: {together:.0f} runs/s ({together / alone:.2f} x)"
+    )
 
 
 if __name__ == "__main__":
