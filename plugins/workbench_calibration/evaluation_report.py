@@ -14,8 +14,8 @@ from workbench_calibration.evaluation import SCORE_ARRAYS, UNCALIBRATED
 from workbench_calibration.resampling import CLIP, ERRORS
 from workbench_calibration.samples import PROBABILITY_FLOOR
 
-HIGHER = ("accuracy", "confidence_auroc")
-NEUTRAL = ("overconfidence", "mean_entropy")
+HIGHER = ("accuracy", "confidence_auroc", "brier_top_resolution_mass")
+NEUTRAL = ("overconfidence", "mean_entropy", "brier_top_uncertainty")
 SIGNED = ("ece_mass_debiased", "squared_ce_mass_debiased")
 """Best at 0 and negative by chance: neither less nor more is better."""
 HEADLINE = ("ece_width_l1", "ece_mass_l1", "ks_error", "classwise_ece_width_mean", "negative_log_likelihood",
@@ -24,6 +24,9 @@ DESCRIPTIONS = {
     "accuracy": "share of samples whose most probable class is the label",
     "negative_log_likelihood": f"mean -log p of the label, nats; p below {CLIP:g} counts as that",
     "brier_score": "mean over samples of sum_k (p_k - y_k)^2, 0..2",
+    "brier_top_reliability_mass": "Murphy's part of the top label's Brier score that calibration could mend, bins of equal count",
+    "brier_top_resolution_mass": "the part that the confidence wins by telling hits from misses",
+    "brier_top_uncertainty": "what the error rate alone gives; reliability - resolution + this = score at the bins' means",
     "ece_width_l1": "top-label calibration error, bins of equal width, weighted mean |accuracy - confidence|",
     "ece_width_l2": "the same, quadratic mean of the gaps",
     "ece_width_max": "largest gap of a bin of equal width (MCE)",

@@ -120,14 +120,14 @@ def metrics(logit: np.ndarray, label: np.ndarray, rounds: int) -> None:
     ours: dict[str, float] = {}
     theirs: dict[str, float] = {}
     peers = {
-        "workbench, 21 metrics": lambda: ours.update(calibration_metrics(p, label)),
+        "workbench, 24 metrics": lambda: ours.update(calibration_metrics(p, label)),
         "peers, 7 metrics": lambda: theirs.update(peer_metrics(p, label)),
     }
     seconds = take_turns(peers, rounds=rounds, warmup=0)
     for name, value in theirs.items():
         assert abs(ours[name] - value) < 2e-5, (name, ours[name], value)
     print(f"equal: {', '.join(theirs)}; the product gives {len(ours)} metrics, the peers {len(theirs)}")
-    print_table("Metrics", seconds, reference="workbench, 21 metrics")
+    print_table("Metrics", seconds, reference="workbench, 24 metrics")
 
 
 def bootstrap(logit: np.ndarray, label: np.ndarray, resamples: int = 1000, timed: int = 2) -> None:

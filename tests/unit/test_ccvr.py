@@ -377,13 +377,14 @@ def test_claim_ccvr_repairs_most_of_what_skew_costs_on_digits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["fedprox", "moon"])
+@pytest.mark.parametrize("base", [{"base": "fedprox"}, {"base": "moon"}, {"base": "fedavgm", "server_momentum": 0.5}])
 def test_claim_ccvr_gains_on_top_of_other_federated_training(base):
     """The paper's second claim, at concentration 0.05 on digits, three seeds: as with plain averaging.
 
-    FedAvgM is left out: with a server momentum of 0.9 ten rounds are too few for it (gains of 0.018, 0.028 and 0.000).
+    FedAvgM itself mends what skew costs, the more the stronger its momentum: at 0.1, 0.5 and 0.9 the federated accuracy is
+    0.844, 0.925 and 0.935, and CCVR gains 0.092, 0.030 and 0.015. At 0.9 the claim of two points does not hold here.
     """
-    out, result = record(CCVR, digits(), base=base, concentrations=(0.05,), seeds=3, test_fraction=497 / 1797)
+    out, result = record(CCVR, digits(), **base, concentrations=(0.05,), seeds=3, test_fraction=497 / 1797)
     accuracy = out.data["accuracy"].sel(concentration=0.05)
     gain = accuracy.sel(stage="ccvr") - accuracy.sel(stage="before")
     assert float(gain.mean()) >= 0.02

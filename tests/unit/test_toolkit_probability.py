@@ -162,6 +162,13 @@ def test_float32_and_float64_agree_and_values_of_all_metrics_are_consistent():
     assert metrics["confidence_auroc"] == pytest.approx(confidence_auroc(P, Y))
     assert metrics["aurc"] == pytest.approx(area_under_risk_coverage_curve(P, Y))
     assert metrics["mean_entropy"] == pytest.approx(mean_entropy(P)) == pytest.approx(-(P * np.log(P)).sum() / len(P))
+    assert metrics["brier_top_uncertainty"] == pytest.approx(metrics["accuracy"] * (1 - metrics["accuracy"]))
+    confidence, hit = P.max(1), (P.argmax(1) == Y).astype(float)
+    parts = np.array_split(np.argsort(confidence, kind="stable"), 15)
+    at_means = sum(((confidence[rows].mean() - hit[rows]) ** 2).sum() for rows in parts) / len(Y)
+    assert at_means == pytest.approx(
+        metrics["brier_top_reliability_mass"] - metrics["brier_top_resolution_mass"] + metrics["brier_top_uncertainty"]
+    )
     assert metrics["ece_width_l1"] <= metrics["ece_width_l2"] <= metrics["ece_width_max"]
     assert metrics["classwise_ece_width_sum"] == pytest.approx(7 * metrics["classwise_ece_width_mean"])
     bins = reliability_diagram(P, Y)

@@ -102,16 +102,23 @@ class CalibrationScores:
         return reliability.reliability_bins(*self.events()[:2], n_bins=self.n_bins, binning=binning, level=level)
 
     def metrics(self) -> dict[str, float]:
-        """Every metric by name. `width` and `mass` name the binning, `l1` / `l2` / `max` the norm."""
+        """Every metric by name. `width` and `mass` name the binning, `l1` / `l2` / `max` the norm.
+
+        `brier_top_*` are Murphy's parts of the binary Brier score of the top label, `brier_score` is that of all classes.
+        """
         confidence, hit, own = self.events()
         assert self.classes is not None
         assert self._above is not None
         events, samples, per_class = (confidence, hit), len(hit), self.classes.errors()
         width = self.reliability_bins()
+        murphy = reliability.murphy_parts(*events, n_bins=self.n_bins)
         return {
             "accuracy": float(hit.mean()),
             "negative_log_likelihood": float(-np.log(np.maximum(own, self.clip)).mean()),
             "brier_score": self._brier / samples,
+            "brier_top_reliability_mass": murphy.reliability,
+            "brier_top_resolution_mass": murphy.resolution,
+            "brier_top_uncertainty": murphy.uncertainty,
             "ece_width_l1": reliability.combine_gaps(width.gap, width.share, 1),
             "ece_width_l2": reliability.combine_gaps(width.gap, width.share, 2),
             "ece_width_max": reliability.combine_gaps(width.gap, width.share, "max"),
