@@ -15,6 +15,9 @@ also trained with cross-entropy under the same schedule and selector: what diffe
 The official code halves the learning rate and stops by the top-label calibration error of the fit samples, not by its own loss
 (`watch="top_error"`, the default). Where that error rests while the loss still falls the map stays unfinished and can be worse
 than a temperature; the report says so. `watch="loss"` lets it finish.
+
+Needs the fit samples in memory, in double precision, since training goes over them hundreds of times; the report samples are
+read in blocks. The loss sorts all pairs of sample and class: 5,000 samples of 100 classes are quick, a million are not.
 """
 
 from __future__ import annotations

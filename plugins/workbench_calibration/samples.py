@@ -5,7 +5,7 @@ of `data` are reported on; without it `data` is cut into two disjoint stratified
 penalty, an epoch, one of several maps) it selects within the fit part.
 
 Logits are read lazily: what is too large to keep goes by in blocks, for the fit as for the judgement. What a recalibrator
-keeps of every sample are a few numbers, not its logits.
+keeps of every sample are a few numbers, not its logits (only `calibration.h_calibration` trains on them in memory).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Temperature scaling and the evaluation that every recalibrator shares."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,29 @@ def test_resampled_metrics_are_the_toolkits_on_the_rows_drawn(n_bins, blocks):
         expected = calibration_metrics(p[rows], label[rows], n_bins=n_bins)
         for name in RESAMPLED:
             assert drawn[name][row] == pytest.approx(expected[name], abs=1e-12), name
+
+
+def test_what_resampling_keeps_of_a_sample_does_not_grow_with_classes_resamples_or_draws(monkeypatch):
+    """Peak memory as Python's allocator counts it, which numpy tells of its arrays: what a further sample costs."""
+    monkeypatch.setattr("workbench_calibration.resampling.SOME_COUNTS", 5_000)
+    rng = np.random.default_rng(0)
+
+    def peak(samples, classes=100, resamples=300, draws=64):
+        tracemalloc.start()
+        scores = ResampledScores(
+            samples, classes, 15, ResampleCounts(samples, resamples, np.random.default_rng(0)), draws, rng
+        )
+        for _ in range(0, samples, 500):
+            scores.add(rng.dirichlet(np.ones(classes) / 20, 500), rng.integers(classes, size=500))
+        scores.metrics()
+        scores.chance()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    grown = (peak(12_000) - peak(3_000)) / 9_000
+    assert 50 < grown < 500  # one row of probabilities alone has 800 bytes, counts would have 600
+    assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 20
 
 
 @pytest.mark.parametrize("blocks", [1, 5])
