@@ -1,16 +1,24 @@
-"""`workbench lab`: a server on this machine only, which asks for its token and knows the store."""
+"""`workbench lab` and `workbench serve`: servers on this machine only, which ask for their token and know the store."""
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+import workbench
+from workbench.host import Host
+
+from e2e.lab_tools import CHROMIUM
+from unit.panel_cases import put_run
 
 pytest.importorskip("jupyterlab")
 
@@ -73,3 +81,73 @@ def test_a_missing_jupyterlab_is_said(workbench_command, monkeypatch: pytest.Mon
     outcome = workbench_command("lab")
     assert outcome.code == 3
     assert "pip install jupyterlab" in outcome.err
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_table_is_served_read_only_to_whoever_has_the_token(
+    tmp_path: Path, environment: dict[str, str], browser: Any
+):
+    pytest.importorskip("voila")
+    bench = workbench.open(tmp_path / "team", host=Host(found=[]))
+    run = put_run(bench, {}, metrics={"accuracy": 0.75})
+    put_run(bench, {}, metrics={"accuracy": 0.25})
+    run.annotations.note("the one to keep")
+    before = sorted(path for path in (tmp_path / "team").rglob("*"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("RUNTIME", "CONFIG", "DATA")}
+    command = [
+        sys.executable, "-m", "workbench", "--store", "team", "serve", "--no-browser", "--port", str(port),
+        "--where", "accuracy > 0.5",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment | own, stdout=log, stderr=log)
+        try:
+            address = _printed(process, tmp_path / "log")
+            assert address.startswith(f"http://127.0.0.1:{port}/")
+            with urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+                assert "/login" in answer.url, "without the token one gets no further"
+            page = browser.new_page()
+            page.set_default_timeout(90_000)
+            loaded: list[str] = []
+            page.on("requestfinished", lambda request: loaded.append(request.url))
+            page.goto(address)
+            page.locator(f".wbb-row[data-run='{run.id}']").wait_for()
+            assert page.locator(".wbb-row").count() == 1
+            assert page.locator(".wbb-search input").input_value() == "accuracy > 0.5"
+            page.get_by_role("button", name="Views", exact=True).click()
+            page.get_by_text("views can be opened, not saved").wait_for()
+            assert page.get_by_label("Name of this view").count() == 0
+            page.keyboard.press("Escape")
+            page.locator(".wbb-row[data-run] .wbb-cell").nth(1).click()
+            page.get_by_role("tab", name="Notes").click()
+            page.get_by_text("the one to keep").wait_for()
+            page.get_by_text("Tags: none. This store cannot be written here.").wait_for()
+            assert page.get_by_role("button", name="Add note").count() == 0
+            page.close()
+            assert len(loaded) > 3
+            assert not [url for url in loaded if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert sorted(path for path in (tmp_path / "team").rglob("*")) == before
+
+
+def _printed(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address that the server prints, once it does."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"http://\S+token=\w+", log.read_text(errors="replace"))
+        if found:
+            return found.group()
+        time.sleep(0.2)
+    pytest.fail(f"voila did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def test_a_missing_voila_is_said(workbench_command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workbench.cli.lab_commands.find_spec", lambda name: None)
+    outcome = workbench_command("serve")
+    assert outcome.code == 3
+    assert "vision-workbench[serve]" in outcome.err

@@ -289,6 +289,30 @@ def test_a_saved_view_is_opened_by_a_colleague(lab: Lab, seen: Visit, browser: A
     other.page.close()
 
 
+def test_columns_are_as_wide_as_one_likes(seen: Visit):
+    cell = table(seen, "views")
+    name = cell.locator(".wbb-name[data-column=method]")
+    head = cell.locator("[role=columnheader]", has=name)
+    before = head.bounding_box()
+    edge = head.locator(".wbb-edge").bounding_box()
+    seen.page.mouse.move(edge["x"] + 4, edge["y"] + 10)
+    seen.page.mouse.down()
+    seen.page.mouse.move(edge["x"] - 56, edge["y"] + 10, steps=3)
+    seen.page.mouse.up()
+    dragged = head.bounding_box()
+    assert dragged["width"] == pytest.approx(before["width"] - 60, abs=2)
+    rows = cell.locator(".wbb-row[data-run] .wbb-cell").nth(1).bounding_box()
+    assert rows["width"] == pytest.approx(dragged["width"], abs=1), "the rows follow"
+    name.focus()
+    seen.page.keyboard.press("Alt+ArrowRight")
+    seen.page.keyboard.press("Alt+ArrowRight")
+    assert head.bounding_box()["width"] == pytest.approx(dragged["width"] + 32, abs=2)
+    sort(cell, "method", "ascending")
+    assert head.bounding_box()["width"] == pytest.approx(dragged["width"] + 32, abs=2), "another order keeps it"
+    head.locator(".wbb-edge").dblclick()
+    assert head.bounding_box()["width"] == pytest.approx(before["width"], abs=2)
+
+
 def test_hostile_text_is_shown_as_text(lab: Lab, seen: Visit):
     cell = table(seen, "hostile")
     settle(cell, "1 run$")

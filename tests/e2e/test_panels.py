@@ -52,6 +52,12 @@ form = bench.launch(Slow)
 form""",
     "other": "print('free:', form.handle.status)",
     "plugins": "bench.plugins()",
+    "large": """
+from workbench.panels import explore_overview
+explore_overview.BUDGET = 150_000  # bytes; what an answer reads of a large picture
+bench.runs('method = sample.large')[0].explore('map')""",
+    "nothing": "bench.runs('method = training.classifier')[0].arrays()",
+    "broken": "bench.runs('method = sample.broken')[0].panel()",
 }
 ORDER = list(CELLS)
 INKS = r"""cell => {
@@ -74,6 +80,17 @@ INKS = r"""cell => {
     }
     return found;
 }"""
+FIGURE_LOOKS = """figure => [
+    getComputedStyle(figure.querySelector('.main-svg')).backgroundColor,
+    getComputedStyle(figure.querySelector('.xtick text')).fill,
+    getComputedStyle(figure.querySelector('.scatterlayer path.js-line')).stroke,
+]"""
+NAMELESS = """cell => [...cell.querySelectorAll('.wb-panel :is(button, input, select, textarea, summary, [tabindex])')]
+    .filter(node => node.checkVisibility() && !node.closest('.js-plotly-plot'))
+    .filter(node => node.tabIndex > 0 || (node.tabIndex === 0 && !(node.getAttribute('aria-label') || node.title
+        || node.getAttribute('aria-labelledby') || node.placeholder || node.textContent.trim()
+        || [...(node.labels ?? [])].some(label => label.textContent.trim()))))
+    .map(node => node.outerHTML.slice(0, 200))"""
 OTHER_CAPTION = """([at, text]) => document.querySelectorAll('.jp-Notebook .jp-CodeCell')[at]
     .querySelector('figcaption').innerText !== text"""
 
@@ -121,11 +138,28 @@ def fill(folder: Path) -> None:
             )
 
 
+def fill_odd(folder: Path) -> None:
+    """Runs that are large, and damaged."""
+    bench = workbench.open(folder, host=Host(found=[]))
+    y, x = np.mgrid[0:1500, 0:1500]
+    put_run(
+        bench,
+        {"map": (("y", "x"), (128 + 120 * np.sin(x / 90) * np.cos(y / 70)).astype(np.uint8))},
+        method="sample.large",
+    )
+    broken = put_run(bench, {"map": (("y", "x"), np.ones((40, 40)))}, metrics={"score": 1.0}, method="sample.broken")
+    for path in Path(broken.path, "map").rglob("c/*/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     pytest.importorskip("jupyterlab")
     home = tmp_path_factory.mktemp("panels")
     with running_lab(home) as started:
+        fill_odd(started.folder / "store")
         fill(started.folder / "store")
         started.write("panels.ipynb", *CELLS.values())
         yield started
@@ -162,7 +196,12 @@ def shown(seen: Visit, name: str, *, wait: bool = True) -> Any:
 
 def keep(seen: Visit, where: Any, pictures: Path, name: str) -> None:
     path = pictures / f"{name}.png"
-    where.locator(".jp-OutputArea").first.screenshot(path=str(path))
+    output = where.locator(".jp-OutputArea").first
+    before = seen.page.viewport_size
+    # A panel that is taller than the page would be cut.
+    seen.page.set_viewport_size({**before, "height": int(max(before["height"], output.bounding_box()["height"] + 300))})
+    output.screenshot(path=str(path))
+    seen.page.set_viewport_size(before)
     if folder := os.environ.get("WORKBENCH_PICTURES"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
@@ -321,8 +360,65 @@ def test_launch_check_run_cancel_while_the_kernel_answers(lab: Lab, seen: Visit,
 def test_plugins_are_listed_with_their_papers(lab: Lab, seen: Visit, pictures: Path):
     panel = shown(seen, "plugins")
     panel.locator("td", has_text="arXiv:2506.17968").wait_for()
+    panel.get_by_text("…", exact=True).first.wait_for(state="hidden")  # every family was read
     keep(seen, panel, pictures, "plugins-light")
     unhurt(seen, lab)
+
+
+def test_a_large_picture_becomes_finer_by_itself_and_sharp_where_one_zooms_in(seen: Visit, lab: Lab, pictures: Path):
+    panel = shown(seen, "large")
+    note = panel.locator(".wbx-note", has_text="One pixel in 2 along each side is shown; zoom in to see all.")
+    note.wait_for()
+    assert colours(panel) > 200
+    whole = panel.locator(".wbx-tile canvas").evaluate("canvas => canvas.toDataURL()")
+    panel.locator(".wbx-tile canvas").focus()
+    for _ in range(3):
+        seen.page.keyboard.press("+")
+    note.wait_for(state="hidden")
+    keep(seen, panel, pictures, "explore-large-light")
+    assert "isel(y=slice(" in panel.locator("pre").last.inner_text()
+    seen.page.keyboard.press("Escape")
+    note.wait_for()
+    seen.page.wait_for_function(
+        "([at, before]) => document.querySelectorAll('.jp-Notebook .jp-CodeCell')[at]"
+        ".querySelector('.wbx-tile canvas').toDataURL() === before",
+        arg=[ORDER.index("large"), whole],
+    )
+    unhurt(seen, lab)
+
+
+def test_what_is_missing_or_damaged_is_said_in_the_panel(seen: Visit, lab: Lab, pictures: Path):
+    panel = shown(seen, "nothing")
+    panel.get_by_text("This run stored no arrays").wait_for()
+    panel = shown(seen, "broken")
+    panel.get_by_role("tab", name="Arrays").click()
+    panel.get_by_role("alert").filter(has_text="map").filter(has_text="damaged").wait_for()
+    keep(seen, panel, pictures, "run-damaged-light")
+    unhurt(seen, lab)
+
+
+def test_all_that_can_be_operated_has_a_name_and_is_reached_in_the_order_of_the_page(seen: Visit, lab: Lab):
+    for name in ("explore", "run", "compare", "launch", "plugins", "large"):
+        panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+        nameless = panel.evaluate(NAMELESS)
+        assert nameless == [], name
+    twice = """() => [...document.querySelectorAll('.wb-panel [id]')].map(node => node.id)
+        .filter((id, at, all) => all.indexOf(id) !== at)"""
+    assert seen.page.evaluate(twice) == [], "labels would belong to the fields of another panel"
+    for name in ("explore", "large"):
+        panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+        assert panel.get_by_label("Pictures", exact=True).is_checked(), "two explorers do not share their buttons"
+    panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index("launch"))
+    panel.locator("input[name=steps]").focus()
+    reached = []
+    for _ in range(4):
+        seen.page.keyboard.press("Tab")
+        reached.append(
+            seen.page.evaluate("document.activeElement.textContent.trim() || document.activeElement.tagName")
+        )
+    assert [text for text in reached if text in ("Seed, device, precision, study", "Run", "As code")] == [
+        "Seed, device, precision, study", "Run", "As code",
+    ]  # fmt: skip
 
 
 def test_everything_reads_on_dark_pages_too(lab: Lab, seen: Visit, pictures: Path):
@@ -337,5 +433,8 @@ def test_everything_reads_on_dark_pages_too(lab: Lab, seen: Visit, pictures: Pat
         unreadable = {(text, ink, page) for ink, page, text in map(tuple, pairs) if _contrast(ink, page) < 4.0}
         assert unreadable == set(), name
         keep(seen, panel, pictures, f"{name}-dark")
+    figure = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index("run")).locator(".js-plotly-plot").first
+    assert figure.evaluate(FIGURE_LOOKS) == ["rgba(0, 0, 0, 0)", "rgb(223, 227, 234)", "rgb(74, 168, 224)"]
     theme(seen, "Light")
+    assert figure.evaluate(FIGURE_LOOKS) == ["rgb(254, 254, 254)", "rgb(31, 36, 48)", "rgb(0, 114, 178)"]
     unhurt(seen, lab)

@@ -16,18 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import workbench
-from workbench.errors import InputError
+from workbench.errors import InputError, StoreError
 from workbench.host import Host
+from workbench.panels import serving
 from workbench.panels.browse_cells import column, default_columns, row
 from workbench.panels.browse_completion import advice, complete, problem, quoted
 from workbench.panels.browse_model import BrowseModel, State
 from workbench.record import RunRecord
 from workbench.store import Store
+from workbench.store.backend import Backend
 from workbench.store.query import compile_query
 from workbench.store.table import FACETS, Question, Row, RunTable
 
 from benchmarks.generated_store import generate
-from unit.panel_cases import HOSTILE, put_run
+from unit.panel_cases import HOSTILE, bench_over, put_run
 from unit.store_cases import new_store, record
 
 RUNS = 160
@@ -530,3 +532,37 @@ def test_nothing_of_ipywidgets_is_imported_before_a_panel_is_displayed(tmp_path:
 
 def test_numbers_of_a_table_are_whole(table: RunTable):
     assert table.order(Question()).dtype == np.int64
+
+
+# ------------------------------------------------------------------------------------------------------------- read-only
+
+
+def test_a_served_page_reads_everything_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = bench_over(tmp_path)
+    run = put_run(bench, {"value": (("x",), [1.0, 2.0])}, metrics={"accuracy": 0.5})
+    bench.browse("accuracy > 0.1").save("mine")
+    monkeypatch.setenv("WORKBENCH_STORE", bench.store.url)
+    monkeypatch.setenv(serving.VIEW, "mine")
+    files = sorted(Path(bench.store.url).rglob("*"))
+    panel = serving.served()
+    assert panel.where == "accuracy > 0.1"
+    assert panel._model.first()["total"] == 1
+    shown = panel._bench[run.id]
+    assert shown["value"].values.tolist() == [1.0, 2.0]
+    for act in (
+        lambda: panel.save("theirs"), lambda: shown.annotations.tag("t"), lambda: shown.annotations.pin(),
+        lambda: panel._bench.delete(run.id), lambda: panel._bench.store.begin(record()),
+    ):  # fmt: skip
+        with pytest.raises(StoreError, match="read-only"):
+            act()
+    assert "read-only" in panel._model.answer({"kind": "forget", "name": "mine"})["error"]
+    assert sorted(Path(bench.store.url).rglob("*")) == files
+
+
+def test_the_read_only_back_end_refuses_every_call_that_writes():
+    """Whatever `Backend` gains later must be sorted into reading or writing here."""
+    reading = {
+        "read", "read_tail", "read_parts", "size", "folders", "names", "folder_version", "documents", "files", "written", "now",
+    }  # fmt: skip
+    calls = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
+    assert calls - reading == set(serving._WRITING)

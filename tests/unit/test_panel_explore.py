@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import workbench
 from workbench import InputError
+from workbench.panels import explore_overview
 from workbench.panels.explore import Explorer
 from workbench.panels.explore_frame import make_frame
 from workbench.panels.explore_sources import MeteredBackend, RunArrays
@@ -134,6 +135,75 @@ def test_large_pictures_are_thinned_until_one_zooms_in(bench):
     answer, buffers = asked(explorer, window=[100, 300, 50, 350])
     assert (answer["step"], answer["extent"]) == (1, [100, 300, 50, 350])
     np.testing.assert_array_equal(picture(answer, buffers[0])[0], values[0, 100:300, 50:350])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_overview_of_a_large_picture_is_read_a_few_chunks_at_a_time(bench, monkeypatch, seed):
+    """Until all is read every pixel has a value of the picture; in the end each chunk was read once, and all are right."""
+    rng = np.random.default_rng(seed)
+    shape = (2, *rng.integers(1500, 3000, 2).tolist())
+    values = rng.integers(0, 2**16, shape, dtype=np.uint16).astype(np.int32)
+    run = put_run(bench, {"map": (("sample", "y", "x"), values)})
+    packed = sum(path.stat().st_size for path in Path(bench.store.url, "runs").glob("*/*/map/c/**/*") if path.is_file())
+    explorer = Explorer([run.stored])
+    budget = 600_000
+    monkeypatch.setattr(explore_overview, "BUDGET", budget)
+    chunk = np.prod(run.record.arrays["map"]["chunk"]) * 4
+    window = [7, shape[1] - 11, 3, shape[2]] if seed % 2 else None
+    last, answers = 0.0, 0
+    while last < 1:
+        answer, buffers = asked(explorer, index={"sample": 1}, facet=None, window=window)
+        assert last < answer["known"] <= 1
+        last, answers = answer["known"], answers + 1
+        assert answer["read"] <= budget + chunk + 16 * 4096, "an index of places comes with the first chunk of a file"
+        assert answer["step"] > 1
+    top, bottom, left, right = answer["extent"]
+    step = answer["step"]
+    np.testing.assert_array_equal(picture(answer, buffers[0])[0], values[1, top:bottom:step, left:right:step])
+    assert answers > 5
+    assert answer["shown"] == len(buffers[0])
+    assert explorer.bytes_read < 1.1 * packed / 2 + 2**16 < values[1].nbytes, "every chunk of this picture, once"
+    assert asked(explorer, index={"sample": 1}, facet=None, window=window)[0]["read"] == 0, "it stays at hand"
+
+
+class Tiled:
+    """An array in memory that notes which of its chunks are touched."""
+
+    name, dims, units, description = "map", ("sample", "y", "x"), "", ""
+
+    def __init__(self, values: np.ndarray, side: int) -> None:
+        self.values, self.side, self.touched = values, side, []
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def read(self, key: tuple[int | slice, ...]) -> np.ndarray:
+        rows, columns = (sorted({place // self.side for place in range(*part.indices(10**6))}) for part in key[1:])
+        self.touched += [(row, column) for row in rows for column in columns]
+        return self.values[key]
+
+
+@pytest.mark.parametrize("sizes", [(1024, 1024), (700, 1990), (1990, 100)])
+@pytest.mark.parametrize("start", [0, 37])
+def test_what_is_not_known_of_an_overview_yet_is_shown_by_what_lies_nearest(sizes, start):
+    y, x = np.mgrid[0 : sizes[0], 0 : sizes[1]]
+    values = np.stack([y * 10_000.0 + x, -y - x]).astype(np.float64)
+    source = Tiled(values, side=64)
+    parts = {"sample": slice(0, 2), "y": slice(start, sizes[0], 3), "x": slice(0, sizes[1], 3)}
+    overview = explore_overview.Overview(source, {"sample": 1, "y": 64, "x": 64}, parts, "y", "x")
+    true = values[:, start::3, ::3]
+    wrong = []
+    while overview.known < 1:
+        before = overview.known
+        overview.go_on(1)
+        assert overview.known > before
+        assert np.isin(overview.values[0], true[0]).all(), "only values of the picture are shown"
+        wrong.append(np.abs(overview.values[0] // 10_000 - true[0] // 10_000).mean())
+    np.testing.assert_array_equal(overview.values, true)
+    assert len(source.touched) == len(set(source.touched)), "every chunk is read once"
+    assert len(set(source.touched)) == len(
+        {(r // 64, c // 64) for r in range(start, sizes[0], 3) for c in range(0, sizes[1], 3)}
+    )
+    quarter = wrong[len(wrong) // 4]
+    assert quarter < 0.5 * wrong[0], "it becomes finer everywhere, not from the top down"
 
 
 def test_a_page_holds_fewer_pictures_where_they_are_large(bench):

@@ -314,7 +314,7 @@ def test_the_plugins_panel_says_what_there_is_and_why_something_is_not(bench: wo
     assert "vision-workbench[extra]" in shown
     for method_id in host.methods:
         assert method_id in shown
-    html = " ".join(str(box.children[0].value) for box in panel.widget.children[2:]) + panel._static()
+    html = " ".join(str(box.children[0].value) for box in panel.widget.children[3:]) + panel._static()
     assert "<script" not in html
     assert [status.name for status in bench.plugins] == [status.name for status in host.plugins]
     assert "broken" in bench.plugins._repr_html_()

@@ -17,6 +17,7 @@ from workbench.panels.progress import KEPT, Course, NotebookProgress, progress_h
 from workbench.panels.run import RunPanel
 
 from unit.panel_cases import HOSTILE, bench_over, pictures, put_run
+from unit.store_cases import record
 
 TABS = ["Found", "Arrays", "Parameters", "Curves and log", "Lineage", "Provenance", "Code", "Notes"]
 
@@ -81,7 +82,7 @@ def test_the_head_and_the_report_say_what_was_found(bench):
     found = opened(panel, "Found")
     assert "95 % interval 20.00 to 23.00" in text(found)
     assert "↑ higher is better" in text(found)
-    (figures,) = [item for item in found if isinstance(item, ipywidgets.Output)]
+    (figures,) = [item for widget in found for item in everything(widget) if isinstance(item, ipywidgets.Output)]
     (figure,) = figures.outputs
     trace = figure["data"]["application/vnd.plotly.v1+json"]["data"][0]
     np.testing.assert_allclose(trace["y"], np.linspace(1, 0, 20))
@@ -109,6 +110,17 @@ def test_series_are_curves_and_failures_have_their_traceback(bench):
     assert "ValueError: no" in text(opened(panel, "Curves and log"))
     assert "line 1" in text(opened(panel, "Curves and log"))
     assert "no report" in text(opened(panel, "Found"))
+
+
+def test_a_running_run_can_be_looked_at_again_until_it_ended(bench):
+    writer = bench.store.begin(record(method="sample.slow"))
+    panel = bench[writer.record.id].panel()
+    assert "running" in text([panel.widget])
+    (button,) = [item for item in everything(panel.widget) if getattr(item, "description", "") == "Look again"]
+    writer.complete(seconds=1.0)
+    button.click()
+    assert panel.run.status == "complete"
+    assert not [item for item in everything(panel.widget) if getattr(item, "description", "") == "Look again"]
 
 
 def test_the_code_runs_the_same_again(bench):

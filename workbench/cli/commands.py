@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.cli.cluster_commands import cluster_command, sweep_command
-from workbench.cli.lab_commands import lab_command
+from workbench.cli.lab_commands import lab_command, serve_command
 from workbench.cli.plugin_commands import check_command, new_plugin_command
 from workbench.cli.store_commands import annotate_command, store_group, studies_command
 from workbench.cli.study_commands import study_group
@@ -299,6 +299,7 @@ COMMANDS = (
     study_group,
     cluster_command,
     lab_command,
+    serve_command,
     annotate_command,
     store_group,
     plugins_command,

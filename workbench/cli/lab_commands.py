@@ -1,9 +1,10 @@
-"""`workbench lab`: notebooks with the store chosen, in a browser on this machine only."""
+"""`workbench lab` and `workbench serve`: notebooks, or just the table of runs, in a browser on this machine only."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,9 +12,14 @@ import click
 
 from workbench.errors import MissingDependencyError
 
-__all__ = ["lab_command"]
+__all__ = ["lab_command", "serve_command"]
 
 LOOPBACK = "127.0.0.1"
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:; "
+    "frame-ancestors 'self'; form-action 'self'"
+)
+"""What a served page may load (Content-Security-Policy): nothing from elsewhere. voila's own page would ask for icons."""
 
 
 @click.command("lab")
@@ -44,6 +50,37 @@ def lab_command(
     sys.stdout.flush()
     # The server takes this process's place: it gets the terminal and its Ctrl-C.
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options, *arguments])
+
+
+@click.command("serve")
+@click.option("--where", "query", metavar="QUERY", default="", help="What stands in the search box at first.")
+@click.option("--view", metavar="NAME", default="", help="A saved view to begin with.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True)
+@click.option("--dark", is_flag=True, help="A dark page.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS]")
+@click.pass_context
+def serve_command(
+    ctx: click.Context, query: str, view: str, port: int, dark: bool, no_browser: bool, arguments: tuple[str, ...]
+) -> None:
+    """Show the table of runs as a page, read-only.
+
+    It listens on this machine only, and its address holds a token. The page writes nothing to the store and runs no code but its
+    own. ARGUMENTS go to voila (pip install 'vision-workbench[serve]').
+    """
+    if find_spec("voila") is None:
+        raise MissingDependencyError("`workbench serve` needs voila: pip install 'vision-workbench[serve]'")
+    from workbench.panels.serving import QUERY, VIEW
+
+    page = resources.files("workbench.panels").joinpath("static", "serve.ipynb")
+    options = ["--no-browser"] if no_browser else []
+    options += [f"--Voila.ip={LOOPBACK}", f"--Voila.port={port}", "--Voila.auto_token=True"]
+    settings = {"headers": {"Content-Security-Policy": POLICY}}
+    options += [f"--Voila.tornado_settings={settings}"]
+    options += ["--VoilaConfiguration.theme=dark"] if dark else []
+    os.environ |= {"WORKBENCH_STORE": _store(ctx), QUERY: query, VIEW: view}
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "voila", *options, *arguments, str(page)])
 
 
 def _store(ctx: click.Context) -> str:

@@ -57,6 +57,8 @@ def _table_class() -> Any:
         state: Any = traitlets.Dict().tag(sync=True)
         first: Any = traitlets.Dict().tag(sync=True)
         selected: Any = traitlets.List().tag(sync=True)
+        widths: Any = traitlets.Dict().tag(sync=True)
+        writable = traitlets.Bool(True).tag(sync=True)
         opened = traitlets.Unicode().tag(sync=True)
 
     return RunTableView
@@ -125,6 +127,7 @@ class BrowsePanel(Panel):
             interval=REMOTE_INTERVAL if remote else INTERVAL,
             state=self._model.state.to_json(),
             first=first,
+            writable=self._bench.store.backend.writable,
         )
         self._table.on_msg(self._hear)
         self._below = ipywidgets.VBox()

@@ -112,11 +112,7 @@ def _places(view: View, source: Source) -> dict[str, str]:
 def _shown(source: Source, parts: dict[str, int | slice]) -> int:
     """Bytes of the entries on view, as they are stored."""
     sizes = sizes_of(source)
-    counts = (
-        # A thinned picture shows the whole region at a coarser grain.
-        len(range(*slice(part.start, part.stop).indices(sizes[dim]))) if isinstance(part, slice) else 1
-        for dim, part in parts.items()
-    )
+    counts = (len(range(*part.indices(sizes[dim]))) if isinstance(part, slice) else 1 for dim, part in parts.items())
     return math.prod(counts) * (source.dtype.itemsize if source.dtype.kind in "biuf" else 1)
 
 
@@ -126,7 +122,8 @@ def _shown(source: Source, parts: dict[str, int | slice]) -> int:
 def _pictures(view: View, source: Source, arrays: RunArrays) -> Frame:
     parts = region(view, source)
     order = [dim for dim in (view.facet, view.y, view.x, view.color) if dim]
-    values = _sendable(_ordered(source, parts, order))
+    read, known = _thinned(view, source, arrays, parts, order)
+    values = _sendable(read)
     if not view.facet:
         values = values[np.newaxis]
     limits = _limits(view, values, source.dtype)
@@ -142,6 +139,7 @@ def _pictures(view: View, source: Source, arrays: RunArrays) -> Frame:
         "extent": list(extent(view, source)),
         "square": {view.y, view.x} <= {"y", "x", "height", "width", "row", "column"},
         "shown": _shown(source, parts),
+        "known": known,
         "titles": _titles(view, source),
         "ticks": {dim: _edges(source, dim) for dim in (view.y, view.x) if dim},
     }
@@ -153,8 +151,18 @@ def _pictures(view: View, source: Source, arrays: RunArrays) -> Frame:
     if view.overlay and view.x and view.y and view.overlay in arrays.overlays(source, view.x, view.y):
         over, extra = _overlay(view, source, arrays, parts, values.shape[0])
         info["overlay"], info["shown"] = extra, info["shown"] + extra.pop("shown")
+        info["known"] = min(known, extra.pop("known"))
         buffers.append(over.tobytes())
     return Frame(info, buffers)
+
+
+def _thinned(
+    view: View, source: Source, arrays: RunArrays, parts: dict[str, int | slice], order: list[str]
+) -> tuple[np.ndarray, float]:
+    """A region of pictures, and the share of it that is known: of a large one only some chunks are read at a time."""
+    assert view.y is not None
+    assert view.x is not None
+    return arrays.overviews.read(source, arrays.chunk(source.name), parts, order, view.y, view.x)
 
 
 def _ordered(source: Source, parts: dict[str, int | slice], order: list[str]) -> np.ndarray:
@@ -219,7 +227,7 @@ def _overlay(
     color = view.color if view.color in over.dims else None
     if color:
         own[color] = slice(0, 1)
-    values = _ordered(over, own, [*order, *([color] if color else [])])
+    values, known = _thinned(view, over, arrays, own, [*order, *([color] if color else [])])
     values = values[..., 0] if color else values
     if values.ndim == 2:
         values = np.broadcast_to(values, (count, *values.shape))
@@ -235,6 +243,7 @@ def _overlay(
         "mask": bool(mask),
         "limits": list(_span(sent, view.clip)),
         "shown": _shown(over, own),
+        "known": known,
     }
 
 

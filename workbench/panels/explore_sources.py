@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.panels.explore_overview import Overviews
 from workbench.render.markup import visible
 from workbench.render.texts import label_text
 from workbench.store import StoredRun
@@ -172,6 +173,7 @@ class RunArrays:
         self.runs = [StoredRun(meter, run.record) for meter, run in zip(self.meters, runs, strict=True)]  # type: ignore[arg-type]
         self.labels = list(names) or [run.id for run in runs]
         self._sources: dict[str, StoredSource | StackedSource] = {}
+        self.overviews = Overviews()
 
     @property
     def names(self) -> list[str]:
@@ -196,6 +198,11 @@ class RunArrays:
     def entry(self, name: str) -> dict[str, Any]:
         """What the record says of an array."""
         return self.runs[0].record.arrays[name]
+
+    def chunk(self, name: str) -> dict[str, int]:
+        """The size of an array's chunks along each dim; a run is read by itself."""
+        entry = self.entry(name)
+        return {"run": 1} | dict(zip(entry["dims"], entry["chunk"], strict=True))
 
     def source(self, name: str) -> StoredSource | StackedSource:
         """An array, opened once: its reader remembers where chunks lie.

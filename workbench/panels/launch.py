@@ -256,7 +256,7 @@ def _widget_class() -> Any:
 
     class LaunchForm(anywidget.AnyWidget):  # type: ignore[misc]
         _esm = style.asset("common.js") + style.asset("launch.js")
-        _css = style.asset("parts.css") + style.asset("launch.css")
+        _css = style.asset("launch.css")
         form = traitlets.Dict().tag(sync=True)
         state = traitlets.Dict().tag(sync=True)
 

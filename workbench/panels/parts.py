@@ -11,6 +11,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.panels import style
 from workbench.render.html import notebook_fragment
+from workbench.render.interactive_theme import dark_figures
 from workbench.render.markup import element, embedded
 from workbench.render.palette import COLORS, COLORS_ON_DARK
 from workbench.render.texts import plain_name
@@ -44,12 +45,11 @@ def _classes() -> tuple[Any, Any]:
 
     class CodeView(anywidget.AnyWidget):  # type: ignore[misc]
         _esm = style.asset("common.js") + style.asset("code.js")
-        _css = style.asset("parts.css")
         code = traitlets.Unicode().tag(sync=True)
 
     class CurvesView(anywidget.AnyWidget):  # type: ignore[misc]
         _esm = style.asset("common.js") + style.asset("curves.js")
-        _css = style.asset("common.css") + style.asset("parts.css")
+        _css = style.asset("common.css")
         charts: Any = traitlets.List().tag(sync=True)
         palette = traitlets.Dict().tag(sync=True)
 
@@ -90,12 +90,14 @@ def series_curves(series: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
     return charts
 
 
-def figures_view(bundles: Sequence[Mapping[str, Any]]) -> ipywidgets.Output:
-    """MIME bundles (plotly's JSON, escaped HTML), shown by the notebook's own renderers."""
+def figures_view(bundles: Sequence[Mapping[str, Any]]) -> ipywidgets.DOMWidget:
+    """MIME bundles (plotly's JSON, escaped HTML), shown by the notebook's own renderers, light or dark."""
     import ipywidgets
 
     outputs = tuple({"output_type": "display_data", "data": dict(bundle), "metadata": {}} for bundle in bundles)
-    return ipywidgets.Output(outputs=outputs)
+    look = style.markup(element("style", embedded(dark_figures())))
+    look.layout.display = "none"
+    return ipywidgets.VBox([look, ipywidgets.Output(outputs=outputs)])
 
 
 def fragment(*content: object) -> ipywidgets.HTML:

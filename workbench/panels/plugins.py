@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workbench.errors import WorkbenchError
 from workbench.panels import style
 from workbench.panels.panel import Panel
-from workbench.panels.parts import fragment
+from workbench.panels.parts import fragment, sheet
 from workbench.render.html import notebook_fragment
 from workbench.render.markup import Html, element, join
 from workbench.render.plugins import plugins_table
@@ -101,7 +101,7 @@ class PluginsPanel(Panel):
                 boxes[family].children = (fragment(self._family(family, names)),)
 
         self._reader = threading.Thread(target=read, name="workbench-plugins-panel", daemon=True)
-        made = style.frame(fragment(plugins_table(self.host.plugins)), *boxes.values())
+        made = style.frame(sheet("plugins.css"), fragment(plugins_table(self.host.plugins)), *boxes.values())
         self._reader.start()
         return made
 
@@ -113,7 +113,7 @@ class PluginsPanel(Panel):
     def _family(self, family: str, names: Sequence[str]) -> Html:
         rows = [_row(self._known[name]) for name in names]
         table = table_html(("method", "what it tells", "version", "paper"), rows)
-        return element("div", element("h3", f"{family} ({len(names)})"), table)
+        return element("div", element("h3", f"{family} ({len(names)})"), table, class_="wbg")
 
 
 def _row(item: MethodFacts) -> tuple[object, ...]:

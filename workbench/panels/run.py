@@ -11,7 +11,7 @@ from workbench.panels.lineage import lineage, lineage_view
 from workbench.panels.panel import Panel
 from workbench.panels.parts import code_view, curves_view, figures_view, fragment, series_curves, sheet, tabs
 from workbench.render import RenderedReport, sections
-from workbench.render.html import run_head, run_html
+from workbench.render.html import CARDS, run_head, run_html
 from workbench.render.layout import layout_table
 from workbench.render.markup import Html, element, join, visible
 from workbench.render.texts import bytes_text
@@ -68,6 +68,11 @@ class RunPanel(Panel):
             self.run = self._before.pop()
             self._fill()
 
+    def look_again(self) -> None:
+        """Read the run anew: one that was running may have gone on, or ended."""
+        self.run = self.run._bench[self.run.id]
+        self._fill()
+
     def _fill(self) -> None:
         import ipywidgets
 
@@ -76,8 +81,14 @@ class RunPanel(Panel):
             back = ipywidgets.Button(description=f"Back to {self._before[-1].method}", icon="arrow-left")
             back.on_click(lambda _: self.back())
             back.layout.width = "auto"
-            bar.append(ipywidgets.HBox([back]))
-        self._content.children = [*bar, _head(self.run), self._tabs()]
+            bar.append(back)
+        if self.run.status == "running":
+            look = ipywidgets.Button(description="Look again", icon="refresh", tooltip="Read the run's record anew")
+            look.on_click(lambda _: self.look_again())
+            look.layout.width = "auto"
+            bar.append(look)
+        bars = [ipywidgets.HBox(bar)] if bar else []
+        self._content.children = [*bars, _head(self.run), self._tabs()]
 
     def _tabs(self) -> ipywidgets.DOMWidget:
         run = self.run
@@ -129,7 +140,13 @@ def _found(run: Run) -> list[ipywidgets.Widget]:
     rendered = RenderedReport(report, run.stored, run.info)
     parts: list[ipywidgets.Widget] = []
     if report.metrics:
-        parts.append(fragment(sections.metrics_table(report.metrics)))
+        every = element(
+            "details",
+            element("summary", f"all {len(report.metrics)} metrics"),
+            sections.metrics_table(report.metrics),
+        )
+        more = every if len(report.metrics) > CARDS else None
+        parts.append(fragment(sections.metric_cards(report.metrics[:CARDS]), more))
     figures = list(rendered.figures.values())
     undrawn = rendered._undrawn()
     if undrawn:
@@ -246,6 +263,11 @@ def _notes(run: Run, changed: Callable[[], None]) -> list[ipywidgets.Widget]:
             ),
         )
 
+    if not run._bench.store.backend.writable:
+        show()
+        words = ", ".join(said.tags) or "none"
+        told = element("div", f"Tags: {words}. This store cannot be written here.", class_="wb-muted wb-text")
+        return [style.markup(told), listed]
     tags = ipywidgets.TagsInput(value=list(said.tags), allow_duplicates=False, placeholder="add a tag")
     tags.tooltip = "Tags to search for: tag = paper"
 

@@ -13,7 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.render import sections
 from workbench.render.html import CARDS, notebook_fragment, report_html, resolve_views, run_head
 from workbench.render.info import RunInfo
-from workbench.render.markup import Html, element
+from workbench.render.interactive_theme import dark_figures
+from workbench.render.markup import Html, element, embedded
 from workbench.render.plots import TablesPlot
 
 if TYPE_CHECKING:
@@ -59,15 +60,23 @@ class RenderedReport:
         """Write the report as one self-contained HTML file and return its path; folders are made."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(report_html(self.report, self.result, self.info), encoding="utf-8")
+        target.write_text(self.html(), encoding="utf-8")
         return target
+
+    def html(self) -> str:
+        """The report as one self-contained page."""
+        return report_html(self.report, self.result, self.info)
+
+    def _head(self) -> Html:
+        return run_head(self.info)
 
     def __repr__(self) -> str:
         return f"<report of {self.info.id}: {self.report.summary}>"
 
     def _opening(self) -> str:
         return notebook_fragment(
-            run_head(self.info),
+            element("style", embedded(dark_figures())) if self.report.views else None,
+            self._head(),
             element("p", self.report.summary, class_="wb-lead"),
             *self._metrics(),
             *self._undrawn(),

@@ -1,4 +1,4 @@
-"""Plots as interactive figures: plotly, on a white card so that they read in light and dark notebooks.
+"""Plots as interactive figures: plotly, on a white card that turns dark with the notebook (`interactive_theme`).
 
 Numbers are handed over as plain lists, which every front end's plotly can read (older ones do not know plotly 6's packed
 arrays). Texts are escaped, because plotly takes `<b>`, `<a>` and dollars in them for markup.

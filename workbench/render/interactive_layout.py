@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.render import palette
+from workbench.render.interactive_theme import PAPER
 from workbench.render.markup import visible
 from workbench.render.plots import Axis
 from workbench.render.texts import shorten, shorten_all
@@ -71,8 +72,8 @@ def style(made: go.Figure, height: int) -> go.Figure:
         template=go.layout.Template(),
         colorway=list(palette.COLORS),
         font={"family": _FONT, "size": 12, "color": palette.INK},
-        paper_bgcolor=palette.CARD,
-        plot_bgcolor=palette.CARD,
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
         margin={"l": 60, "r": 24, "t": 52, "b": 52},
         height=height,
         hoverlabel={"font": {"family": _FONT}},

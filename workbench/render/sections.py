@@ -79,13 +79,15 @@ def _metric_card(metric: Metric) -> Html:
 
 
 def metrics_table(metrics: Sequence[Metric]) -> Html:
-    """Every metric in a row."""
+    """Every metric in a row; no columns without content."""
     rows = [
-        (plain_name(m.name), number_text(m.value), m.unit, _interval(m), _better(m), element("span", m.description))
-        for m in metrics
+        (plain_name(m.name), number_text(m.value), m.unit, _interval(m), _better(m), m.description) for m in metrics
     ]
     columns = ("metric", "value", "unit", "interval", "direction", "what it is")
-    return table_html(columns, rows, (False, True, False, False, False, False))
+    kept = [at for at in range(len(columns)) if at < 2 or any(row[at] for row in rows)]
+    return table_html(
+        [columns[at] for at in kept], [[row[at] for at in kept] for row in rows], [at == 1 for at in kept]
+    )
 
 
 def metrics_line(metrics: Sequence[Metric], most: int = 4) -> Html:

@@ -86,7 +86,8 @@ a.wb-card svg {{ width: 100%; max-width: none !important; height: auto; margin: 
 """
 
 # Notebook front ends bring their own colours (--jp-*, --vscode-*); everywhere else the text keeps the page's colour and
-# lines and secondary text are that colour made faint, which reads on light and dark.
+# lines and secondary text are that colour made faint. The colours of a status have a contrast of 4 to white and to VS
+# Code's dark page alike, about the most that one colour can have to both.
 NOTEBOOK = """
 .workbench { color: var(--jp-content-font-color1, var(--vscode-foreground, inherit)); line-height: 1.45; font-size: 13px;
   font-family: var(--jp-ui-font-family, var(--vscode-font-family, system-ui, sans-serif)); max-width: 1100px; }
@@ -97,10 +98,10 @@ NOTEBOOK = """
 .workbench code { font-size: 12px; background: none; padding: 0; color: inherit; }
 .workbench .wb-pill { border: 1px solid currentColor; border-radius: 999px; padding: 0 8px; font-size: 11px; font-weight: 600;
   white-space: nowrap; }
-.workbench .wb-complete { color: var(--jp-success-color0, #1a9850); }
-.workbench .wb-failed { color: var(--jp-error-color1, #d73027); }
-.workbench .wb-running { color: var(--jp-info-color0, #2f81d6); }
-.workbench .wb-cancelled, .workbench .wb-interrupted { color: var(--jp-warn-color0, #c77700); }
+.workbench .wb-complete { color: var(--jp-success-color0, #159146); }
+.workbench .wb-failed { color: var(--jp-error-color1, #d94f45); }
+.workbench .wb-running { color: var(--jp-info-color0, #3080d3); }
+.workbench .wb-cancelled, .workbench .wb-interrupted { color: var(--jp-warn-color0, #bf6700); }
 .workbench .wb-lead { font-size: 15px; margin: 8px 0 12px; padding-left: 12px; border-left: 3px solid #56b4e9; max-width: 60em; }
 .workbench .wb-metrics { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0; }
 .workbench .wb-metric { border: 1px solid rgba(128, 128, 128, 0.32); border-radius: 8px; padding: 7px 12px;

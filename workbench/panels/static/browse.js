@@ -1,8 +1,6 @@
 // The table of all runs: puts search, facets and grid together, and keeps up with the store while it is on view.
-let made = 0;
-
 function render({ model, el }) {
-  const h = wb.h, uid = `wbb-${++made}-${Math.random().toString(36).slice(2, 8)}`;
+  const h = wb.h, uid = wb.unique("wbb");
   const label = model.get("label");
   const pending = new Map();
   let state = model.get("state"), sequence = 0, ticking = false, asked = 0, ended = false;
@@ -21,17 +19,21 @@ function render({ model, el }) {
   model.on("msg:custom", hear);
 
   const root = h("section", { class: "wb-panel wbb", "aria-label": label, "data-lm-suppress-shortcuts": "true" });
-  const grid = runGrid({ ask, label, uid, on: { sort, open, stale: () => again({ look: false }), select: chosen } });
+  const keepWidths = (widths) => { model.set("widths", widths); model.save_changes(); };
+  const grid = runGrid({ ask, label, uid, widths: model.get("widths"), on: { sort, open, stale: () => again({ look: false }), select: chosen, widths: keepWidths } });
   const search = searchBox({ ask, uid, on: { query: (text, now) => { if (now || text !== state.query) change({ query: text }, { now }); } } });
   const facets = facetList({ on: { facet: (name, values) => change({ facets: { ...state.facets, [name]: values } }) } });
   const columns = popover("Columns", (box) => fillColumns(box, { ask, current: () => grid.state.columns.map((column) => column.name), on: { columns: (names) => change({ columns: names }, { columns: true }) } }), root);
-  const views = popover("Views", (box) => fillViews(box, { ask, on: { view: (view) => { views.close(); search.set(view.state.query); change(view.state); } } }), root);
-  const compare = h("button", { class: "wb-button wb-primary", type: "button", disabled: true, on: { click: () => act({ kind: "compare", runs: [...grid.selected] }, `Comparing ${grid.selected.size} runs`) } }, "Compare");
+  const views = popover("Views", (box) => fillViews(box, { ask, writable: model.get("writable"), on: { view: (view) => { views.close(); search.set(view.state.query); change(view.state); } } }), root);
+  const compare = h("button", { class: "wb-button wb-primary", type: "button", disabled: true, on: { click: () => act({ kind: "compare", runs: [...grid.selected] }, `Comparing ${grid.selected.size} runs`, "The comparison is below the table.") } }, "Compare");
   const unfilter = h("button", { class: "wb-button wb-quiet", type: "button", hidden: true, on: { click: () => { search.set(""); change({ query: "", facets: {} }); } } }, "Clear filters");
+  const narrow = h("button", { class: "wb-button wbb-narrow", type: "button", "aria-expanded": "false", on: { click: () => {
+    narrow.setAttribute("aria-expanded", root.classList.toggle("wbb-filtering"));
+  } } }, "Filters");
   const nothing = h("div", { class: "wbb-nothing", hidden: true });
   const count = h("span", { role: "status" }), said = h("span", { role: "status" }), help = h("span", {}, "↑ ↓ move · Enter open · Space select · click a name to sort");
   root.append(
-    h("div", { class: "wbb-top" }, search.el, unfilter, compare, columns.button, views.button), search.problem,
+    h("div", { class: "wbb-top" }, search.el, unfilter, compare, narrow, columns.button, views.button), search.problem,
     h("div", { class: "wbb-body" }, facets.el, h("div", { class: "wbb-main" }, grid.el, nothing)),
     h("div", { class: "wbb-foot" }, count, said, help), columns.el, views.el);
   for (const type of ["keydown", "keyup", "keypress"]) root.addEventListener(type, (event) => event.stopPropagation());
@@ -99,15 +101,17 @@ function render({ model, el }) {
     change({ sort: name, descending: same ? !state.descending : !rising });
   }
 
-  async function act(message, doing) {
+  async function act(message, doing, done) {
     tell(`${doing}…`);
     const reply = await ask(message).catch(() => null);
-    if (reply) tell(reply.error ?? "");
-    return reply;
+    if (!reply) return;
+    tell(reply.error ?? done);
+    // What opened must be seen: with the table at the top of the page there is room for it below.
+    if (!reply.error && root.getBoundingClientRect().bottom > innerHeight - 160) root.scrollIntoView({ block: "start" });
   }
-  async function open(row) {
+  function open(row) {
     grid.opened(row.id);
-    await act({ kind: "open", run: row.id }, "Opening");
+    act({ kind: "open", run: row.id }, "Opening", "The run is open below the table.");
   }
 
   async function tick() {

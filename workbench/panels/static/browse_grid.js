@@ -1,12 +1,14 @@
 // A grid of any number of rows, of which only those on view are in the page and only pages near them are held.
 const WIDTHS = { status: 104, wide: 188, time: 122, text: 82, number: 92, parameter: 112, tags: 130 };
 const ROW = 30, PAGE = 60, MOST_PAGES = 40;
+const NARROWEST = 44, WIDEST = 2000, STEP = 16; // pixels of a column, and of one press of a key
 const TALLEST = 8e6; // browsers cut elements that are taller than some ten million pixels
 
 /**
- * ask: (message) => Promise(reply); on: {sort(name), open(row), select(Set of ids), stale()}.
+ * ask: (message) => Promise(reply); on: {sort(name), open(row), select(Set of ids), stale(), widths(object)}; widths: by column,
+ * those that somebody chose.
  */
-function runGrid({ ask, on, label, uid }) {
+function runGrid({ ask, on, label, uid, widths: chosen = {} }) {
   const h = wb.h;
   const head = h("div", { class: "wbb-head wbb-line", role: "row", "aria-rowindex": 1 });
   const canvas = h("div", { class: "wbb-canvas", role: "rowgroup" });
@@ -25,9 +27,10 @@ function runGrid({ ask, on, label, uid }) {
 
   /** Columns as wide as their kind says; what room is left goes to a wide column, else to the right of all. */
   function measure() {
-    const widths = state.columns.map((column) => Math.max(WIDTHS[column.kind] ?? WIDTHS.text, 40 + 7.4 * column.title.length));
+    const named = (column) => 26 + 7.8 * column.title.length + (column.arrow ? 16 : 0) + (column.name === state.sort ? 18 : 0);
+    const widths = state.columns.map((column) => chosen[column.name] ?? Math.max(WIDTHS[column.kind] ?? WIDTHS.text, named(column)));
     const room = el.clientWidth - 36 - widths.reduce((sum, width) => sum + width, 0);
-    const greedy = ["tags", "wide"].map((kind) => state.columns.findIndex((column) => column.kind === kind)).filter((at) => at >= 0);
+    const greedy = ["tags", "wide"].map((kind) => state.columns.findIndex((column) => column.kind === kind && !(column.name in chosen))).filter((at) => at >= 0);
     for (const at of greedy) widths[at] += Math.max(0, room) / greedy.length;
     if (!greedy.length) widths.push(Math.max(0, room));
     el.style.setProperty("--wbb-columns", ["36px", ...widths.map((width) => `${width.toFixed(1)}px`)].join(" "));
@@ -44,17 +47,40 @@ function runGrid({ ask, on, label, uid }) {
         const sorted = column.name === state.sort;
         const numeric = column.kind === "number" || column.kind === "parameter";
         return h("span", { role: "columnheader", class: numeric ? "wb-number" : "", "aria-sort": sorted ? (state.descending ? "descending" : "ascending") : "none" },
-          h("button", { class: "wbb-name", type: "button", tabindex: at === name ? 0 : -1, title: `${column.help}. Click to sort.`, "data-column": column.name, on: { click: () => { name = at; on.sort(column.name); } } },
+          h("button", { class: "wbb-name", type: "button", tabindex: at === name ? 0 : -1, title: `${column.help}. Click to sort; drag the edge, or Alt with ← →, for its width.`, "data-column": column.name, on: { click: () => { name = at; on.sort(column.name); } } },
             h("span", {}, column.title), column.arrow ? h("span", { "aria-hidden": "true" }, column.arrow) : null,
-            sorted ? h("span", { class: "wbb-arrow", "aria-hidden": "true" }, state.descending ? "▼" : "▲") : null));
+            sorted ? h("span", { class: "wbb-arrow", "aria-hidden": "true" }, state.descending ? "▼" : "▲") : null),
+          edge(column.name));
       }));
     if (focused) head.querySelectorAll(".wbb-name")[name]?.focus();
+  }
+
+  /** The edge of a column, to drag; a double click gives it back its own width. */
+  function edge(name) {
+    const made = h("span", { class: "wbb-edge", "aria-hidden": "true" });
+    made.addEventListener("pointerdown", (event) => {
+      event.preventDefault();
+      made.setPointerCapture(event.pointerId);
+      const from = event.clientX, before = made.parentElement.offsetWidth;
+      const drag = (moved) => widen(name, before + moved.clientX - from, false);
+      made.addEventListener("pointermove", drag);
+      made.addEventListener("lostpointercapture", () => { made.removeEventListener("pointermove", drag); on.widths(chosen); }, { once: true });
+    });
+    made.addEventListener("dblclick", () => widen(name, null));
+    return made;
+  }
+  function widen(name, width, told = true) {
+    chosen = { ...chosen };
+    if (width === null) delete chosen[name]; else chosen[name] = Math.round(Math.max(NARROWEST, Math.min(WIDEST, width)));
+    measure();
+    if (told) on.widths(chosen);
   }
 
   /** One of the names can be reached with Tab; arrows go from name to name, and down into the rows. */
   head.addEventListener("keydown", (event) => {
     const names = [...head.querySelectorAll(".wbb-name")], step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === "ArrowDown") el.focus();
+    else if (event.altKey && step) widen(names[name].dataset.column, names[name].parentElement.offsetWidth + step * STEP);
     else if (step && names[name + step]) { names[name].tabIndex = -1; name += step; names[name].tabIndex = 0; names[name].focus(); }
     else return;
     event.preventDefault();

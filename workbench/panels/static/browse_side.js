@@ -41,7 +41,7 @@ function popover(title, fill, root) {
   const button = h("button", { class: "wb-button", type: "button", "aria-haspopup": "dialog", "aria-expanded": "false", on: { click: () => (el.hidden ? open() : close()) } }, title);
   function open() { el.hidden = false; button.setAttribute("aria-expanded", "true"); fill(el); }
   function close() { el.hidden = true; button.setAttribute("aria-expanded", "false"); }
-  el.addEventListener("keydown", (event) => { if (event.key === "Escape") { close(); button.focus(); event.stopPropagation(); } });
+  for (const part of [el, button]) part.addEventListener("keydown", (event) => { if (event.key === "Escape" && !el.hidden) { close(); button.focus(); event.stopPropagation(); } });
   root.addEventListener("pointerdown", (event) => { if (!el.hidden && !el.contains(event.target) && !button.contains(event.target)) close(); });
   return { el, button, close };
 }
@@ -75,22 +75,24 @@ async function fillColumns(el, { ask, on, current }) {
   search.focus();
 }
 
-/** on: {view(view)}. */
-async function fillViews(el, { ask, on }) {
+/** on: {view(view)}; writable: whether views can be saved and deleted. */
+async function fillViews(el, { ask, on, writable }) {
   const h = wb.h;
   const list = h("div", { class: "wbb-list" });
   const name = h("input", { class: "wb-input", type: "text", placeholder: "Name of this view", "aria-label": "Name of this view", maxlength: 80 });
   const save = h("button", { class: "wb-button wb-primary", type: "submit" }, "Save");
-  const said = h("div", { class: "wb-hint", role: "status" }, "A view keeps search, filters, order and columns. Everybody who uses this store can open it.");
+  const said = h("div", { class: "wb-hint", role: "status" }, writable
+    ? "A view keeps search, filters, order and columns. Everybody who uses this store can open it."
+    : "This store cannot be written here: views can be opened, not saved.");
   const form = h("form", { class: "wbb-save", on: { submit: (event) => { event.preventDefault(); change({ kind: "save", name: name.value }, `Saved. In a notebook: bench.browse(view=${JSON.stringify(name.value.trim())})`); } } }, name, save);
-  el.replaceChildren(list, form, said);
+  el.replaceChildren(...[list, writable ? form : null, said].filter(Boolean));
 
   function show(reply) {
     if (!reply?.views) return tell(reply);
     list.replaceChildren(...(reply.views.length ? reply.views.map((view) => h("div", { class: "wbb-view" },
       h("button", { type: "button", disabled: !view.state, on: { click: () => on.view(view) } }, h("span", { class: "wb-text" }, view.text),
         h("span", { class: "wb-hint" }, [view.user && `by ${view.user}`, view.query].filter(Boolean).join(" · "))),
-      h("button", { class: "wb-button wb-quiet", type: "button", "aria-label": `Delete the view ${view.text}`, title: "Delete", on: { click: () => change({ kind: "forget", name: view.name }, "Deleted.") } }, "×")))
+      writable ? h("button", { class: "wb-button wb-quiet", type: "button", "aria-label": `Delete the view ${view.text}`, title: "Delete", on: { click: () => change({ kind: "forget", name: view.name }, "Deleted.") } }, "×") : null))
       : [h("div", { class: "wb-hint", style: { padding: "4px 6px" } }, "No saved views yet.")]));
   }
   function tell(reply) {
@@ -105,5 +107,5 @@ async function fillViews(el, { ask, on }) {
     show(reply);
   }
   show(await ask({ kind: "views" }).catch(() => null));
-  name.focus();
+  (writable ? name : el.querySelector("button"))?.focus();
 }

@@ -57,6 +57,10 @@ const wb = (() => {
     return () => watcher.disconnect();
   }
 
+  /** A name that nothing else in the page has: for ids, and for groups of radio buttons. */
+  let named = 0;
+  const unique = (what) => `${what}-${++named}-${Math.random().toString(36).slice(2, 8)}`;
+
   /** Copy text, and say so on the button for a moment. */
   async function copy(text, button) {
     const before = button.textContent;
@@ -149,6 +153,14 @@ const wb = (() => {
       return { x: zoom ?? x, y: [data.edges ? 0 : y[0] - room, y[1] + room] };
     }
 
+    /** Marks of the x axis; steps and places are whole numbers, and so are their marks. */
+    function stops(x, most) {
+      const found = ticks(x[0], x[1], most);
+      const whole = shown().every(([curve]) => (data.edges ?? xsOf(curve)).every(Number.isInteger));
+      if (!whole || x[1] - x[0] < 1) return found;
+      return found.map(Math.round).filter((at, i, all) => Math.abs(at - found[i]) < 1e-6 && at !== all[i - 1]);
+    }
+
     function draw() {
       const width = canvas.clientWidth,
         ratio = devicePixelRatio || 1;
@@ -183,7 +195,7 @@ const wb = (() => {
       const names = data.categories;
       const marks = names
         ? names.map((_, i) => i).filter((i) => i % Math.ceil(names.length / Math.max(2, width / 90)) === 0)
-        : ticks(x[0], x[1], Math.max(2, Math.floor(width / 90)));
+        : stops(x, Math.max(2, Math.floor(width / 90)));
       for (const at of marks.filter((at) => at >= x[0] && at <= x[1])) {
         pen.fillStyle = muted;
         const text = names ? String(names[at]).slice(0, 12) : number(at, 4);
@@ -375,5 +387,5 @@ const wb = (() => {
     };
   }
 
-  return { h, number, bytes, dark, onTheme, copy, save, chart };
+  return { h, unique, number, bytes, dark, onTheme, copy, save, chart };
 })();

@@ -31,6 +31,7 @@ function render({ model, el }) {
     waiting = false,
     dirty = null,
     playing = null;
+  const kindsOf = wb.unique("wbx-kind");
   const chosen = {}; // dims as they were last placed, for when the kind changes back
 
   // ------------------------------------------------------------------------------------------------- parts of the page
@@ -57,7 +58,7 @@ function render({ model, el }) {
     trouble,
     stage,
     h("div", { class: "wbx-status" }, hover, read),
-    h("div", { class: "wbx-code" }, code, copier),
+    h("div", { class: "wbp-code" }, code, copier),
   );
   const plot = wb.chart(palette, { height: 340, label: "curves of the array" });
 
@@ -109,6 +110,8 @@ function render({ model, el }) {
       const message = dirty;
       dirty = null;
       ask(message);
+    } else if (!answer.error && answer.known < 1 && !playing && !document.hidden && el.isConnected) {
+      ask({ view: structuredClone(s.view) }); // an overview that becomes finer while one looks
     }
   });
   const bytesOf = (part) => new Uint8Array(part.buffer, part.byteOffset, part.byteLength);
@@ -155,7 +158,7 @@ function render({ model, el }) {
           (kind !== "table" && !names.length);
         const input = h("input", {
           type: "radio",
-          name: `kind-${model.model_id ?? "x"}`,
+          name: kindsOf,
           value: kind,
           checked: s.view.kind === kind,
           disabled: off,
@@ -451,7 +454,7 @@ function render({ model, el }) {
     const png = h("button", { class: "wb-button", type: "button", on: { click: wall.savePng } }, "Save PNG");
     parts.push(
       h("div", { class: "wb-bar" }, png, zoomed),
-      h("div", { class: "wbx-note" }, "Wheel or + and − zoom, drag or arrow keys move."),
+      h("div", { class: "wbx-note" }, "Click a picture; then wheel or + and − zoom, drag or arrow keys move, Esc shows all."),
     );
     side.replaceChildren(...parts);
   }

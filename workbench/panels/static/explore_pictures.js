@@ -123,7 +123,7 @@ function pictureWall(s, { main, hover, ramp, ends }, { palette, maps }, show) {
     const columns =
       count === 1 ? 1 : Math.min(count, Math.max(2, Math.floor(room / (count <= 4 ? 250 : count <= 8 ? 190 : 120))));
     const fit = Math.floor((room - 10 * (columns - 1)) / columns);
-    const side = Math.round(Math.min(fit, count === 1 ? Math.min(560, 480 / shape) : count <= 4 ? 300 : 220));
+    const side = Math.round(Math.min(fit, count === 1 ? Math.min(720, 600 / shape) : count <= 4 ? 300 : 220));
     const key = JSON.stringify([count, side, shape, s.view.x, s.view.y]);
     if (afresh || main.dataset.key !== key || !tiles.length || !main.contains(tiles[0].canvas)) {
       main.dataset.key = key;
@@ -136,7 +136,9 @@ function pictureWall(s, { main, hover, ramp, ends }, { palette, maps }, show) {
     const note = main.querySelector(".wbx-note");
     if (note)
       note.textContent =
-        s.frame.step > 1 ? `One pixel in ${s.frame.step} along each side is shown; zoom in to see all.` : "";
+        s.frame.step > 1
+          ? `One pixel in ${s.frame.step} along each side is shown${s.frame.known < 1 ? `, ${Math.floor(100 * s.frame.known)} % of them so far` : ""}; zoom in to see all.`
+          : "";
     tiles.forEach((item, i) => {
       item.number = s.mode === "blink" ? blink % s.frame.count : i;
       item.paint();
@@ -239,6 +241,8 @@ function pictureWall(s, { main, hover, ramp, ends }, { palette, maps }, show) {
     canvas.addEventListener(
       "wheel",
       (event) => {
+        // A wheel that passes over the pictures scrolls the notebook, as everywhere.
+        if (document.activeElement !== canvas && !event.ctrlKey && !event.metaKey) return;
         event.preventDefault();
         zoomBy(event.deltaY < 0 ? 1.25 : 0.8, item.at(event));
       },
@@ -253,6 +257,7 @@ function pictureWall(s, { main, hover, ramp, ends }, { palette, maps }, show) {
         "=": () => zoomBy(1.25),
         "-": () => zoomBy(0.8),
         0: () => setZoom(null),
+        ...(s.zoom ? { Escape: () => setZoom(null) } : {}),
         ArrowUp: () => shift(-stepY, 0),
         ArrowDown: () => shift(stepY, 0),
         ArrowLeft: () => shift(0, -stepX),

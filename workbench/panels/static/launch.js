@@ -6,6 +6,7 @@ function render({ model, el }) {
   const form = model.get("form");
   let seq = 0,
     later = null;
+  const uid = wb.unique("wbf");
   const inputs = new Map(),
     rows = new Map();
   const texts = () =>
@@ -18,7 +19,7 @@ function render({ model, el }) {
   };
 
   function line(field) {
-    const id = `wbf-${model.model_id ?? ""}-${field.name}`;
+    const id = `${uid}-${field.name}`;
     let input,
       more = null;
     const on = { input: changed, change: changed };
