@@ -31,9 +31,11 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+    import xarray as xr
 
     from workbench.method import Method, MethodReference
-    from workbench.report import CustomView
+    from workbench.report import CustomView, Report
+    from workbench.runs import Run
 
 NAMESPACE = "workbench"
 hookspec = pluggy.HookspecMarker(NAMESPACE)
@@ -70,6 +72,15 @@ def workbench_views() -> Sequence[type[CustomView]]:  # type: ignore[empty-body]
     """View types for reports: classes with their fields and both drawings, see `workbench.CustomView`.
 
     A report that holds one is stored like any other. Where the plugin is missing, a table of its arrays stands in its place.
+    """
+
+
+@hookspec
+def workbench_comparisons() -> Mapping[str, Callable[[Sequence[Run]], tuple[Report, xr.Dataset]]]:  # type: ignore[empty-body]
+    """What runs of a family say side by side: by family, a function of its complete runs (at least one).
+
+    It returns a report and the Dataset whose arrays the report's views draw. `bench.compare(runs).report()` shows it. Runs
+    that cannot be compared, such as those of different test data, are refused with an `InputError` for `runs`.
     """
 
 

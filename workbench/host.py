@@ -262,6 +262,10 @@ class Host:
         """View types by kind, those of this session first."""
         return {**self._merge("workbench_views", "view", _view_types), **self._views}
 
+    def comparisons(self) -> dict[str, Callable[..., Any]]:
+        """What a family says about several of its runs: functions by family."""
+        return self._merge("workbench_comparisons", "comparison", _functions)
+
     def commands(self) -> Iterator[Any]:
         """Click commands that plugins add."""
         for plugin in self._plugins_with("workbench_commands"):

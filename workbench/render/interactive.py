@@ -296,6 +296,7 @@ def _scatter(plot: ScatterPlot) -> go.Figure:
                 textposition="top right",
                 textfont={"size": 10},
                 marker=marker,
+                error_y=None if group.whiskers is None else _error_bars(group.whiskers) | {"color": palette.MUTED},
                 name=plain(group.name, 30) or "value",
                 hovertemplate=("<b>%{hovertext}</b><br>" if labels else "") + _HOVER_POINTS + "<extra></extra>",
             )

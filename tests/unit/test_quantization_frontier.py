@@ -1,0 +1,146 @@
+"""The view over many quantization runs: points against the runs' own arrays, intervals by hand, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import workbench
+import xarray as xr
+from scipy import stats
+from sklearn.datasets import load_digits
+from torch import nn
+from workbench import InputError, Model
+from workbench.render import static
+from workbench.render.resolve import resolve
+from workbench.subjects.networks import SmallCNN
+from workbench.toolkit import Recipe, fit
+
+from workbench_quantization.frontier import ROUNDING, collect, input_widths
+from workbench_quantization.hawq_solutions import Costs
+
+SEEDS = (0, 1, 2)
+
+
+def digits(part: slice) -> xr.Dataset:
+    found = load_digits()
+    image = (found.images[part, None] / 16).astype(np.float32)
+    return xr.Dataset(
+        {"image": (("sample", "channel", "y", "x"), image), "label": ("sample", found.target[part].astype(np.int64))}
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = SmallCNN(10, width=4)
+    data = digits(slice(0, 1000))
+    image, label = (torch.from_numpy(data[name].values) for name in ("image", "label"))
+    recipe = Recipe(epochs=8, batch_size=64, learning_rate=0.05)
+    fit(net, image, label, recipe, generator=torch.Generator().manual_seed(0))
+    return net
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> workbench.Workbench:
+    return workbench.open(tmp_path_factory.mktemp("frontier"))
+
+
+@pytest.fixture(scope="module")
+def runs(bench: workbench.Workbench, network: nn.Module) -> list[workbench.Run]:
+    roles = {
+        "model": Model(network, mean=0.0, std=1.0), "data": digits(slice(0, 300)), "test": digits(slice(1000, 1400)),
+        "progress": False,
+    }  # fmt: skip
+    made = [bench.run("quantization.uniform", **roles, widths=(2, 4, 8), sharings=("channel",), act_bits=32)]
+    made += [
+        bench.run(
+            "quantization.hawq", **roles, seed=seed, random_orders=5, probes=4, power_iterations=5, hess_samples=100,
+            act_bits=32, first_last_bits=None,
+        )
+        for seed in SEEDS
+    ]  # fmt: skip
+    made.append(
+        bench.run("quantization.interlayer", **roles, probes=4, calibration_samples=100, search_samples=100, subsets=4)
+    )
+    made.append(bench.run("quantization.adaquant", **roles, iterations=5, bias_steps=0, calibration_samples=100))
+    return made
+
+
+def test_points_are_the_runs_own_figures_and_intervals_are_students(runs):
+    points = {point.name: point for point in collect(runs)}
+    uniform, hawq = runs[0], runs[1:4]
+    assert points["uniform: 4 bit, range per channel"].accuracy == float(uniform["accuracy"].sel(bit=4).squeeze())
+    chosen = str(hawq[0]["accuracy"]["solution"].values[0])
+    point = points[f"hawq: {chosen}"]
+    accuracies = np.array([float(run["accuracy"][0]) for run in hawq])
+    assert point.seeds == len(SEEDS)
+    assert point.accuracy == pytest.approx(accuracies.mean())
+    half = stats.t.ppf(0.975, len(SEEDS) - 1) * accuracies.std(ddof=1) / np.sqrt(len(SEEDS))
+    assert point.upper - point.accuracy == pytest.approx(half)
+    for measured, stored in ((point.size_mb, "size_mb"), (point.bops, "bops"), (point.average_bits, "average_bits")):
+        assert measured == pytest.approx(np.mean([float(run[stored][0]) for run in hawq]))
+    random = [run["accuracy"].values[run["solution_kind"].values == "random"].mean() for run in hawq]
+    assert points["hawq: random orders"].accuracy == pytest.approx(np.mean(random))
+    assert {point.series for point in points.values()} >= {
+        "hawq", "interlayer", "adaquant", ROUNDING, "random widths", "reversed order"
+    }  # fmt: skip
+    assert np.isnan(points["uniform: 4 bit, range per channel"].lower)
+
+
+@pytest.mark.parametrize("act_bits", [None, 4, 32])
+@pytest.mark.parametrize("fixed", [None, 8])
+def test_inputs_have_the_widths_that_the_methods_count_with(act_bits, fixed):
+    bits = np.array([8, 2, 4, 8])
+    places = np.zeros(4, dtype=np.int64)
+    if fixed:
+        places[[0, -1]] = fixed
+    costs = Costs(np.ones(4, dtype=np.int64), np.ones(4, dtype=np.int64), np.array([2, 4, 8]), places, act_bits)
+    found = input_widths(bits, "weight" if act_bits is None else act_bits, fixed)
+    np.testing.assert_array_equal(found, costs.input_bits(bits))
+
+
+def test_the_comparison_of_the_family_is_drawn_saved_and_says_what_matters(bench, runs, tmp_path: Path):
+    shown = bench.compare(runs).report()
+    data = shown.data
+    front = data.where(data["pareto"], drop=True).sortby("size_mb")
+    assert (np.diff(front["accuracy"]) > 0).all()
+    for view in shown.report.views:
+        assert static.svg(resolve(view, shown.result))
+    assert [view.title for view in shown.report.views] == ["Accuracy against size", "Accuracy against bit operations"]
+    page = shown.save(tmp_path / "frontier.html").read_text(encoding="utf-8")
+    assert all(run.id in page for run in runs)
+    assert "<svg" in page
+    assert 'src="http' not in page
+    assert "quantization, side by side" in shown._repr_html_()
+    full = float(runs[0]["accuracy_full_precision"])
+    keeping = data.where(data["accuracy"] >= full - 0.01, drop=True)
+    smallest = str(keeping["solution"].values[int(keeping["size_mb"].argmin())])
+    assert shown.report.summary.startswith(smallest)
+
+
+def test_runs_that_cannot_be_compared_are_refused(bench, network, runs):
+    other = bench.run(
+        "quantization.uniform", model=Model(network, mean=0.0, std=1.0), data=digits(slice(0, 300)), act_bits=32,
+        widths=(4,), sharings=("channel",), progress=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="report on the same images"):
+        bench.compare([runs[0], other]).report()
+    changed = SmallCNN(10, width=4)
+    third = bench.run(
+        "quantization.uniform", model=Model(changed, mean=0.0, std=1.0), data=digits(slice(0, 300)), act_bits=32,
+        test=digits(slice(1000, 1400)), widths=(4,), sharings=("channel",), progress=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="2 models"):
+        bench.compare([runs[0], third]).report()
+
+
+def test_families_without_a_comparison_and_mixed_families_are_named(bench, runs):
+    scores = bench.run("calibration.temperature", data=runs[0], progress=False)
+    with pytest.raises(InputError, match="'calibration'"):
+        bench.compare([scores]).report()
+    assert len(bench.compare([runs[0], scores]).report().runs) == 1
+    with pytest.raises(InputError, match="what bench.compare returned"):
+        bench.compare(runs).isel(run=[0]).report()
