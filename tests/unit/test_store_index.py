@@ -43,15 +43,20 @@ QUERIES = {
     "family = calibration and seed < 3": lambda run: (
         run.record.method.startswith("calibration.") and run.record.seed < 3
     ),
+    "accuracy > 0.3 and params.bits = 4 and metric_3 < 0.8": lambda run: (
+        run.record.metrics["accuracy"] > 0.3 and run.record.params["bits"] == 4 and run.record.metrics["metric_3"] < 0.8
+    ),
     "accuracy > 2": lambda run: False,
 }
 
 
-@pytest.mark.parametrize("few", [0, 100, 10**6])
+@pytest.mark.parametrize(("few", "walk"), [(0, 0), (10**6, 0), (100, 60_000), (0, 2_000)])
 @pytest.mark.parametrize("where", QUERIES)
-def test_pages_of_every_order_are_those_of_brute_force(many, monkeypatch, where, few):
-    """Whether few runs are sorted or an order is gone through, and wherever the page lies."""
+def test_pages_of_every_order_are_those_of_brute_force(many, monkeypatch, where, few, walk):
+    """Whether few runs are sorted or an order is gone through, on trial or to the end, and wherever the page lies."""
     monkeypatch.setattr(index, "FEW", few)
+    monkeypatch.setattr(index, "SHORT_WALK", walk)
+    monkeypatch.setattr(index, "STRIDE", 200)
     matching = [run for run in many.each() if QUERIES[where](run)]
     assert many.count(where) == len(matching)
     for name, descending in itertools.product(
@@ -188,7 +193,7 @@ def test_helpers_read_what_one_process_reads(tmp_path, monkeypatch, dies):
     assert many.count() == 300 - len(damaged)
     monkeypatch.setattr(entries, "MANY", 1)
     monkeypatch.setattr(entries, "BATCH", 7)
-    monkeypatch.setattr(entries, "_processors", lambda: 3)
+    monkeypatch.setattr(entries, "_processors", lambda: 2)
     started: list[subprocess.Popen] = []
     if dies == "at once":
         monkeypatch.setattr(entries, "_HELPER", "raise SystemExit")

@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, NamedTuple
 
 from workbench.errors import StoreError
-from workbench.record import report_metrics
 from workbench.store.backend import Backend, LocalBackend
 from workbench.store.query import COLUMNS
 from workbench.store.records import RecordError, read_record_json
@@ -49,12 +48,13 @@ class Batch(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ one record
 
 
-def entry_of(value: Mapping[str, Any], text: str) -> Entry:
+def entry_of(value: Mapping[str, Any], text: str, metrics: Mapping[str, float]) -> Entry:
     """What the index keeps of a record.
 
     Args:
         value: the record as JSON values, checked.
         text: the same as JSON text.
+        metrics: those of its report.
     """
     method, started = value["method"], value["started"]
     row = (
@@ -70,8 +70,7 @@ def entry_of(value: Mapping[str, Any], text: str) -> Entry:
         for run in described.get("runs", ()):
             names.append("uses")
             values.append(run)
-    metrics = {name.lower(): number for name, number in report_metrics(value.get("report")).items()}
-    for name, number in metrics.items():
+    for name, number in {name.lower(): number for name, number in metrics.items()}.items():
         if name not in COLUMNS:
             names.append(name)
             values.append(number)
@@ -127,7 +126,7 @@ class RecordReader:
 
     def batches(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
         """Records of runs that were just listed in a month, a few hundred at a time, in order."""
-        if len(runs) < MANY or type(self._backend) is not LocalBackend:
+        if len(runs) < MANY or type(self._backend) is not LocalBackend or _processors() < 2:
             yield from self._here(month, runs)
             return
         if self._threads is None:
@@ -153,7 +152,8 @@ class RecordReader:
     def _start(self) -> None:
         # Isolated: nothing from the current folder or the environment is imported before the path is this process's.
         command = [sys.executable, "-I", "-c", _HELPER, *sys.path]
-        for _ in range(min(MOST_HELPERS, _processors() - 1)):
+        # As many as processors: while one waits for the disk, this process or another helper works.
+        for _ in range(min(MOST_HELPERS, _processors())):
             try:
                 helper = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

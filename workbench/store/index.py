@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -41,6 +42,15 @@ CACHE_KIBIBYTES = 32 * 1024
 """Memory that SQLite may take for pages of the file."""
 FEW = 3000
 """Runs up to which those that meet a condition are sorted, instead of going through an order in search of them."""
+SHORT_WALK, STRIDE = 60_000, 1000
+"""Steps of SQLite's machine (about two milliseconds) for which an order is gone through on trial, and how often to count."""
+FACT = "n IN (SELECT run FROM facts WHERE "
+"""How `workbench.store.query` asks for runs with a fact; a test holds that pages are the same however it is asked for."""
+OWN_FACT = "EXISTS (SELECT 1 FROM facts AS own NOT INDEXED WHERE own.fact BETWEEN first_fact AND last_fact AND "
+"""The same as `FACT` by looking at the run's own facts, without making anything of all runs that have it."""
+_FACT = re.compile(re.escape(FACT) + r"(?:[^()]|\([^()]*\))*\)")
+MOST_COUNTED = 20_000
+"""Facts that are counted to find the rarest."""
 PAGE = 1000
 """Records that `each` keeps in memory at a time."""
 
@@ -64,11 +74,6 @@ class Index:
         found = self.select(("key = ? AND status = 'complete'", [key]), limit=1)
         return found[0] if found else None
 
-    def running_with_key(self, key: str) -> list[RunRecord]:
-        """Runs with this key that have not ended, as of the last question (the store is not looked at again)."""
-        condition: Condition = ("key = ? AND status = 'running'", [key])
-        return _parsed(self._ask(lambda connection: _records(connection, _numbers(connection, condition)), look=False))
-
     def runs_with_key(self, key: str) -> list[RunRecord]:
         """All runs with this key, newest first."""
         return self.select(("key = ?", [key]))
@@ -82,6 +87,12 @@ class Index:
             return _records(connection, _numbers(connection, condition, order, limit, offset))
 
         return _parsed(self._ask(work))
+
+    def known(self, run: str) -> RunRecord | None:
+        """The record of a run as of the last question (the store is not looked at again)."""
+        condition: Condition = ("id = ?", [run])
+        found = _parsed(self._ask(lambda connection: _records(connection, _numbers(connection, condition)), look=False))
+        return found[0] if found else None
 
     def each(self, condition: Condition) -> Iterator[RunRecord]:
         """Records that meet the condition, newest first; a few at a time in memory, however many there are."""
@@ -161,7 +172,7 @@ class Index:
         """
         with suppress(sqlite3.Error), self._lock, self._open() as connection:
             value = record.to_json()
-            enter(connection, [entry_of(value, json.dumps(value, separators=(",", ":")))])
+            enter(connection, [entry_of(value, json.dumps(value, separators=(",", ":")), record.metrics)])
 
     def forget(self, run: str) -> None:
         """Take a run out at once (it was deleted); else as `put`."""
@@ -271,27 +282,28 @@ def _numbers(
 ) -> list[int]:
     """Numbers of the runs that meet a condition, in an order.
 
-    Few runs are found first and sorted then; of many, the order is gone through until the page is full.
+    If a short walk along the order fills the page, that is it. Else few runs are found first and sorted then; of many, the
+    order is gone through to the end of the page.
     """
     sql, values = condition
+    most = -1 if limit is None else limit
     if limit is not None and sql != "1":
-        found = connection.execute(f"SELECT n FROM runs WHERE {sql} LIMIT ?", [*values, FEW + 1]).fetchall()
+        with _at_most(connection, SHORT_WALK):
+            page = _walk(connection, (sql.replace(FACT, OWN_FACT), values), order, most, offset)
+            if len(page) == limit:
+                return page
+        text = f"SELECT n FROM runs WHERE {_rarest_first(connection, condition)} LIMIT ?"
+        found = connection.execute(text, [*values, FEW + 1]).fetchall()
         if len(found) <= FEW:
             return _sorted(connection, [row[0] for row in found], order)[offset : offset + limit]
     # SQLite is kept from starting with the subqueries: the plus takes a column out of the choice of SQL indices.
     sql = sql.replace("n IN (SELECT", "+n IN (SELECT").replace("id IN (SELECT", "+id IN (SELECT")
-    most = -1 if limit is None else limit
-    direction = "DESC" if order.descending else "ASC"
-    if order.is_column:
-        text = f"SELECT n FROM runs WHERE {sql} ORDER BY {order.name} {direction}, id {direction} LIMIT ? OFFSET ?"
-        return [row[0] for row in connection.execute(text, [*values, most, offset])]
-    # First those with a value, in the order of the SQL index; then, if there is room on the page, those without.
-    (name,) = connection.execute("SELECT max(name) FROM names WHERE text = ?", (order.name,)).fetchone()
-    having = f"FROM facts JOIN runs ON runs.n = facts.run WHERE facts.name = ? AND facts.value IS NOT NULL AND {sql}"
-    text = f"SELECT run {having} ORDER BY facts.value {direction}, runs.started DESC, runs.id DESC LIMIT ? OFFSET ?"
-    page = [row[0] for row in connection.execute(text, [name, *values, most, offset])]
-    if 0 <= most <= len(page):
+    page = _walk(connection, (sql, values), order, most, offset)
+    if order.is_column or 0 <= most <= len(page):
         return page
+    # There is room on the page for those without a value.
+    name = _name_of(connection, order)
+    having = f"FROM facts JOIN runs ON runs.n = facts.run WHERE facts.name = ? AND facts.value IS NOT NULL AND {sql}"
     (count,) = connection.execute(f"SELECT count(*) {having}", [name, *values]).fetchone()
     text = (
         f"SELECT n FROM runs WHERE {sql} AND n NOT IN (SELECT run FROM facts WHERE facts.name = ? AND facts.value IS NOT NULL)"
@@ -299,6 +311,64 @@ def _numbers(
     )
     rest = [*values, name, most if most < 0 else most - len(page), max(0, offset - count)]
     return page + [row[0] for row in connection.execute(text, rest)]
+
+
+def _rarest_first(connection: sqlite3.Connection, condition: Condition) -> str:
+    """The condition, such that of several facts which all must be there only the rarest is looked for among all runs."""
+    sql, values = condition
+    facts = list(_FACT.finditer(sql))
+    if len(facts) < 2 or " OR " in sql or "NOT " in sql:
+        return sql
+    sizes = []
+    for fact in facts:
+        before, own = sql.count("?", 0, fact.start()), fact[0].count("?")
+        text = f"SELECT count(*) FROM ({fact[0][len('n IN (') : -1]} LIMIT ?)"
+        (size,) = connection.execute(text, [*values[before : before + own], MOST_COUNTED]).fetchone()
+        sizes.append(size)
+    rarest = facts[sizes.index(min(sizes))]
+    head, tail = sql[: rarest.start()], sql[rarest.end() :]
+    return head.replace(FACT, OWN_FACT) + rarest[0] + tail.replace(FACT, OWN_FACT)
+
+
+def _walk(connection: sqlite3.Connection, condition: Condition, order: Order, most: int, offset: int) -> list[int]:
+    """A page of the runs that meet a condition and have a value for the order, along the SQL index of the order."""
+    sql, values = condition
+    direction = "DESC" if order.descending else "ASC"
+    if order.is_column:
+        text = f"SELECT n FROM runs WHERE {sql} ORDER BY {order.name} {direction}, id {direction} LIMIT ? OFFSET ?"
+    else:
+        text = (
+            "SELECT run FROM facts JOIN runs ON runs.n = facts.run"
+            f" WHERE facts.name = ? AND facts.value IS NOT NULL AND {sql}"
+            f" ORDER BY facts.value {direction}, runs.started DESC, runs.id DESC LIMIT ? OFFSET ?"
+        )
+        values = [_name_of(connection, order), *values]
+    return [row[0] for row in connection.execute(text, [*values, most, offset])]
+
+
+def _name_of(connection: sqlite3.Connection, order: Order) -> int | None:
+    (name,) = connection.execute("SELECT max(name) FROM names WHERE text = ?", (order.name,)).fetchone()
+    return None if name is None else int(name)
+
+
+@contextmanager
+def _at_most(connection: sqlite3.Connection, steps: int) -> Iterator[None]:
+    """Break off, without an error, questions that take more steps of SQLite's machine than this."""
+    left = steps // STRIDE
+
+    def count() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    connection.set_progress_handler(count, STRIDE)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if _code(error) != sqlite3.SQLITE_INTERRUPT:
+            raise
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def _sorted(connection: sqlite3.Connection, numbers: list[int], order: Order) -> list[int]:

@@ -142,8 +142,8 @@ def read_record(data: bytes, *, month: str, run: str) -> RunRecord:
     return RunRecord.from_json(read_record_json(data, month=month, run=run)[0])
 
 
-def read_record_json(data: bytes, *, month: str, run: str) -> tuple[dict[str, Any], str]:
-    """As `read_record`, but the record as JSON values and as JSON text, for those who read a hundred thousand.
+def read_record_json(data: bytes, *, month: str, run: str) -> tuple[dict[str, Any], str, dict[str, float]]:
+    """As `read_record`, but as JSON values, as JSON text and its metrics, for those who read a hundred thousand.
 
     Raises:
         RecordError: it is damaged, or not what this format version writes.
@@ -151,10 +151,10 @@ def read_record_json(data: bytes, *, month: str, run: str) -> tuple[dict[str, An
     try:
         value, text = _own_spelling(data) or _any_spelling(data)
         _check(value, month, run)
-        report_metrics(value.get("report"))  # raises where the report is not one
+        metrics = report_metrics(value.get("report"))  # raises where the report is not one
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise RecordError(f"not a run record ({type(error).__name__}: {str(error)[:200]})") from error
-    return value, text
+    return value, text, metrics
 
 
 def _own_spelling(data: bytes) -> tuple[dict[str, Any], str] | None:

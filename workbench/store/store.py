@@ -145,7 +145,7 @@ class Store:
         """Remove a run's folder: its record first, so that the run is gone in one step, whatever happens after it."""
         if not self.backend.writable:
             raise StoreError(f"the store {self.url} is published read-only")
-        record = next(iter(self.index.select(("id = ?", [run_id]))), None) if run_id else None
+        record = self.index.known(run_id) if run_id else None
         self.backend.delete_object(f"{folder}/zarr.json")
         self.backend.delete(folder)
         if record is not None:
