@@ -16,13 +16,13 @@ from benchmarks.generated_store import generate
 from e2e.lab_tools import CHROMIUM, FLAGS, running_lab
 
 IMAGES = Path(__file__).parents[2] / "notebooks" / "images"
-SHARP = 2
+SHARP = 1.5
 """Pixels of a picture per pixel of the page."""
 
 TABLE = (
     "import workbench\nbench = workbench.open('runs')",
-    "bench.browse('accuracy > 0.5 and seconds < 1000', sort='accuracy',"
-    " columns=['status', 'method', 'started', 'user', 'study', 'accuracy', 'loss', 'seconds'])",
+    "bench.browse('accuracy > 0.5 and not user = mo', sort='accuracy',"
+    " columns=['status', 'method', 'started', 'user', 'study', 'accuracy', 'params.bits', 'seconds'])",
 )
 EXPLORER = (
     """

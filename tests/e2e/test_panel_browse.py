@@ -292,7 +292,7 @@ def test_a_saved_view_is_opened_by_a_colleague(lab: Lab, seen: Visit, browser: A
 def test_columns_are_as_wide_as_one_likes(seen: Visit):
     cell = table(seen, "views")
     name = cell.locator(".wbb-name[data-column=method]")
-    head = cell.locator("[role=columnheader]", has=name)
+    head = cell.locator("[role=columnheader]", has=seen.page.locator("[data-column=method]"))
     before = head.bounding_box()
     edge = head.locator(".wbb-edge").bounding_box()
     seen.page.mouse.move(edge["x"] + 4, edge["y"] + 10)

@@ -120,16 +120,17 @@ function pictureWall(s, { main, hover, ramp, ends }, { palette, maps }, show) {
       wide = right - left;
     const room = Math.max(200, main.clientWidth || 640),
       shape = s.frame.square ? tall / wide : Math.min(1, Math.max(0.25, tall / wide));
-    const columns =
+    const most =
       count === 1 ? 1 : Math.min(count, Math.max(2, Math.floor(room / (count <= 4 ? 250 : count <= 8 ? 190 : 120))));
+    const columns = Math.ceil(count / Math.ceil(count / most)); // rows of equal length
     const fit = Math.floor((room - 10 * (columns - 1)) / columns);
-    const side = Math.round(Math.min(fit, count === 1 ? Math.min(720, 600 / shape) : count <= 4 ? 300 : 220));
-    const key = JSON.stringify([count, side, shape, s.view.x, s.view.y]);
+    const side = Math.round(Math.min(fit, count === 1 ? Math.min(720, 600 / shape) : count <= 8 ? 300 : 220));
+    const key = JSON.stringify([count, columns, side, shape, s.view.x, s.view.y]);
     if (afresh || main.dataset.key !== key || !tiles.length || !main.contains(tiles[0].canvas)) {
       main.dataset.key = key;
       tiles = Array.from({ length: count }, (_, i) => tile(i, side, Math.max(24, Math.round(side * shape))));
       main.replaceChildren(
-        h("div", { class: "wbx-tiles" }, ...tiles.map((item) => item.el)),
+        h("div", { class: "wbx-tiles", style: { maxWidth: `${columns * (side + 10)}px` } }, ...tiles.map((item) => item.el)),
         ...(s.frame.step > 1 ? [h("div", { class: "wbx-note" })] : []),
       );
     }
