@@ -92,6 +92,9 @@ class DataRole:
 class ModelRole:
     """A model input: maps `image` (float32 in 0..1; sample, channel, y, x) to `logit` (sample, class) unless `task` differs.
 
+    With the task "language" it maps `token_id` (sample, token) to logits of the next token (sample, token, vocabulary), or
+    to an object that has them as `logits`.
+
     `data` names the data role whose first samples the host feeds to the model to see that they fit.
     """
 

@@ -22,6 +22,7 @@ DIMS: Mapping[str, str] = {
     "x": "image column, left to right",
     "layer": "a named layer of a model, in order of execution; coordinate: its qualified name",
     "feature": "an entry of a feature vector",
+    "token": "position in a text that was cut into tokens",
     "step": "an optimiser step or epoch of a time series",
     "epoch": "a pass over the training data",
     "seed": "a repetition with another random seed; coordinate: the seed",
@@ -58,6 +59,7 @@ VARIABLES: Mapping[str, VariableConvention] = {
         ("sample", "channel", "y", "x"), ("float32", "uint8"), "pictures; float32 in 0..1 or uint8 in 0..255, RGB or grey"
     ),
     "label": VariableConvention(("sample",), ("int64",), "index of the true class, 0-based"),
+    "token_id": VariableConvention(("sample", "token"), ("int64",), "text: index into a vocabulary, 0-based"),
     "logit": VariableConvention(("sample", "class"), ("float32", "float64"), "scores before softmax"),
     "probability": VariableConvention(("sample", "class"), ("float32", "float64"), "class probabilities, rows sum to 1"),
     "prediction": VariableConvention(("sample",), ("int64",), "index of the predicted class"),

@@ -46,3 +46,13 @@ def workbench_commands() -> "Sequence[click.Command]":
     from workbench_quantization.export import export_command
 
     return [export_command]
+        MethodReference(
+            "quantization.gptq",
+            "workbench_quantization.gptq:Gptq",
+            "What few-bit weights cost when every layer makes good for its own rounding (GPTQ)",
+        ),
+        MethodReference(
+            "quantization.layerwise",
+            "workbench_quantization.layerwise:Layerwise",
+            "Which transformer blocks of a language model may go to fewer bits, from one pass over a text or none",
+        ),

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 from workbench import InputError
 from workbench.toolkit import count_operations, evaluating
 
+from workbench_quantization.quantizer import is_transposed_linear
+
 QUANTISABLE = (
     nn.Conv1d,
     nn.Conv2d,
@@ -21,6 +23,11 @@ QUANTISABLE = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+
+
+def is_quantisable(module: nn.Module | None) -> bool:
+    """Whether a module is a convolution or a linear layer, also in the form GPT-2 has it in transformers."""
+    return isinstance(module, QUANTISABLE) or (module is not None and is_transposed_linear(module))
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def find_blocks(
         if parameter.ndim < 2:
             continue
         module = modules.get(owner)
-        if module is None or not isinstance(module, QUANTISABLE) or leaf != "weight":
+        if module is None or not is_quantisable(module) or leaf != "weight":
             parametrized = owner.endswith("parametrizations.weight")
             kind = type(modules.get(owner, model)).__name__
             reasons[name] = (
@@ -119,7 +126,7 @@ def _call_order(model: nn.Module, image: Tensor) -> dict[str, int]:
     handles = [
         module.register_forward_pre_hook(noting(name))
         for name, module in model.named_modules()
-        if isinstance(module, QUANTISABLE)
+        if is_quantisable(module)
     ]
     # The fused encoder kernels of torch bypass the layers, and with them every hook.
     fast_path = torch.backends.mha.get_fastpath_enabled()

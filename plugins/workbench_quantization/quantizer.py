@@ -36,9 +36,16 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+def is_transposed_linear(layer: nn.Module) -> bool:
+    """Whether this is `transformers.pytorch_utils.Conv1D`: a linear layer whose weight is (input, output). No import is made."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"
+
+
 def channel_axis(layer: nn.Module) -> int:
-    """The weight dim that counts output channels: 1 for transposed convolutions, 0 for all else."""
-    return 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
+    """The weight dim that counts output channels: 1 for transposed convolutions and transposed linear layers, else 0."""
+    transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    return 1 if transposed or is_transposed_linear(layer) else 0
 
 
 def weight_scale(weight: Tensor, bits: int, granularity: Granularity = "channel", axis: int = 0) -> Tensor:

@@ -140,6 +140,8 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "training.classifier": Case({"epochs": 2, "batch_size": 16}),
+    "quantization.gptq": Case({"widths": (2, 4), "calibration_samples": 20, "batch": 16}),
+    "quantization.layerwise": Case({"calibration_tokens": 120, "random_orders": 2}, inputs=lambda: {"bits": None}),
 }
 """Method id -> parameters with which it runs about a second."""
 

@@ -1,6 +1,6 @@
 """Data and models that the workbench brings: names for `bench.run(..., data="digits", model="small-cnn")`.
 
-Data sets come with scikit-learn and scikit-image, or are looked for under the folder that $WORKBENCH_DATA names:
+Data sets come with scikit-learn, scikit-image and Python itself, or are looked for under the folder that $WORKBENCH_DATA names:
 
     $WORKBENCH_DATA/cifar10/     CIFAR-10, the extracted python or binary version, or one npz with x_train, y_train, ...
     $WORKBENCH_DATA/weights/     cifar10_resnet20.safetensors and its deeper siblings
@@ -22,6 +22,7 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.subjects.array_files import conventional, read_arrays
 from workbench.subjects.cifar import CIFAR10_CLASSES, is_cifar, load_cifar
+from workbench.subjects.text_files import python_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,7 +170,12 @@ _HINT = (
     "cifar10(root='/path/to/cifar-10-batches-py') or set $WORKBENCH_DATA to a folder that has it as cifar10/."
 )
 
-DATASETS: Mapping[str, Callable[..., xr.Dataset]] = {"digits": digits, "photos": photos, "cifar10": cifar10}
+DATASETS: Mapping[str, Callable[..., xr.Dataset]] = {
+    "digits": digits,
+    "photos": photos,
+    "cifar10": cifar10,
+    "python-source": python_source,
+}
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -187,6 +193,15 @@ def _resnet(depth: int, n_classes: int = 10) -> nn.Module:
     from workbench.subjects.networks import CifarResNet
 
     return CifarResNet((depth - 2) // 6, n_classes)
+
+def small_gpt(vocabulary: int = 256, blocks: int = 4, width: int = 64, heads: int = 4, context: int = 128) -> nn.Module:
+    """A small causal language model with initial weights; 256 tokens are bytes."""
+    from workbench.subjects.networks import SmallGPT
+
+    if width % heads:
+        raise InputError("width", expected=f"a multiple of heads ({heads})", got=str(width))
+    return SmallGPT(vocabulary, blocks, width, heads, context)
+
 
 
 def _cifar10_resnet(depth: int, weights: str | None = None) -> Model:
@@ -225,3 +240,4 @@ FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in DEPTHS},
     **{f"cifar10-resnet{depth}": partial(_cifar10_resnet, depth) for depth in DEPTHS},
 }
+    "small-gpt": small_gpt,

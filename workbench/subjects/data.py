@@ -294,8 +294,9 @@ def _check_range(argument: str, name: str, dtype: np.dtype[Any], low: float, hig
         raise InputError(argument, expected="float pictures in 0..1", got=found, hint=hint)
     if name == "probability" and (low < -tolerance or high > 1 + tolerance):
         raise InputError(argument, expected="probabilities in 0..1", got=found, hint="Pass scores as `logit`.")
-    if name in ("label", "prediction") and low < 0:
-        raise InputError(argument, expected="class indices from 0", got=found)
+    if name in ("label", "prediction", "token_id") and low < 0:
+        what = "token ids" if name == "token_id" else "class indices"
+        raise InputError(argument, expected=f"{what} from 0", got=found)
     if name in ("label", "prediction") and n_classes is not None and high >= n_classes:
         hint = "Count classes from 0." if high == n_classes else ""
         raise InputError(argument, expected=f"class indices 0..{n_classes - 1}", got=found, hint=hint)

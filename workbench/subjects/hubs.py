@@ -1,6 +1,7 @@
 """Published models by the name their library gives them: `timm:NAME`, `torchvision:NAME`, `transformers:NAME`.
 
-Each library is imported only when asked for. A model keeps what its library needs to build the architecture again
+Of transformers these are classifiers of pictures and causal language models, by a folder of `save_pretrained` or a name on
+the hub. Each library is imported only when asked for. A model keeps what its library needs to build the architecture again
 without downloading anything, so that a stored state can be loaded where the weights are not at hand.
 """
 
@@ -137,6 +138,19 @@ def _torchvision(torchvision: Any, name: str, options: Mapping[str, Any], pretra
     )
 
 
+class NextTokenLogits(nn.Module):
+    """A causal language model of transformers as a function of token ids: (n, token) -> logits (n, token, vocabulary)."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(self, token_id: Tensor) -> Tensor:
+        """Logits alone; nothing is cached between calls."""
+        logits: Tensor = self.language_model(input_ids=token_id, use_cache=False).logits
+        return logits
+
+
 class LogitsOf(nn.Module):
     """An image classifier of transformers as a function of pictures: (n, channel, y, x) -> logits (n, class)."""
 
@@ -151,11 +165,20 @@ class LogitsOf(nn.Module):
 
 
 def _transformers(library: Any, name: str, options: Mapping[str, Any], pretrained: bool, argument: str) -> nn.Module:
-    spec, auto = f"transformers:{name}", library.AutoModelForImageClassification
+    spec = f"transformers:{name}"
+    if asking := sorted({"trust_remote_code", "auto_map"} & set(options)):
+        raise InputError(argument, expected="a model whose code transformers brings itself", got=", ".join(asking))
     processing: Mapping[str, Any] = {}
-    if "config" in options:  # a stored model: built from what its configuration was
-        stored = dict(options["config"])
+    stored = dict(options["config"]) if "config" in options else None  # of a stored model
+    if stored is not None:
         config = _built(lambda: library.AutoConfig.for_model(**stored), spec, argument)
+    else:
+        # Asked for in so many words: without it the library would ask at the terminal.
+        config = _built(lambda: library.AutoConfig.from_pretrained(name, trust_remote_code=False), spec, argument)
+    if type(config) in getattr(library, "MODEL_FOR_CAUSAL_LM_MAPPING", ()):
+        return _language_model(library, spec, config, options, pretrained and stored is None, argument)
+    auto = library.AutoModelForImageClassification
+    if stored is not None:
         network = _built(lambda: auto.from_config(config), spec, argument)
     elif pretrained:
         network = _built(lambda: auto.from_pretrained(name, **options), spec, argument)
@@ -163,7 +186,9 @@ def _transformers(library: Any, name: str, options: Mapping[str, Any], pretraine
             processing, _ = library.ImageProcessingMixin.get_image_processor_dict(name)
         except OSError as error:
             raise InputError(
-                argument, expected=f"a preprocessor_config.json with {spec}", got="none",
+                argument,
+                expected=f"a preprocessor_config.json with {spec}",
+                got="none",
                 hint="Without it nobody knows how its pictures are normalised.",
             ) from error
     else:
@@ -181,6 +206,23 @@ def _transformers(library: Any, name: str, options: Mapping[str, Any], pretraine
         factory=spec,
         factory_arguments={"config": configuration},
     )
+
+
+def _language_model(
+    library: Any, spec: str, config: Any, options: Mapping[str, Any], pretrained: bool, argument: str
+) -> nn.Module:
+    auto, name = library.AutoModelForCausalLM, spec.partition(":")[2]
+    # Options of image classifiers do not concern a model of language.
+    options = {key: value for key, value in options.items() if key not in ("config", "num_labels")}
+    if pretrained:
+        # safetensors: the older format of weights is a pickle.
+        network = _built(lambda: auto.from_pretrained(name, use_safetensors=True, **options), spec, argument)
+    else:
+        if options:
+            config = _built(lambda: library.AutoConfig.from_pretrained(name, **options), spec, argument)
+        network = _built(lambda: auto.from_config(config), spec, argument)
+    arguments = {"config": _json(network.config.to_dict())}
+    return _model(NextTokenLogits(network), factory=spec, factory_arguments=arguments)
 
 
 def _transformers_shape(config: Any, processing: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -205,6 +247,13 @@ def _built(build: Callable[[], Any], spec: str, argument: str) -> Any:
         return build()
     except TypeError as error:
         raise InputError(argument, expected=f"arguments that {spec} accepts", got=str(error)) from error
+    except ImportError as error:  # parts of a library are imported when they are used, and with them what they need
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise MissingDependencyError(
+            f"{spec} needs a part of {spec.partition(':')[0]} that cannot be imported ({type(root).__name__}: {root})"
+        ) from error
     except Exception as error:  # no network, no such repository, a damaged download: each library has its own
         reason = str(error).strip().splitlines()[:1]
         raise InputError(

@@ -8,6 +8,8 @@ What a path holds is told from its suffix and its contents:
     idx, idx.gz or a prefix   MNIST and its relatives; `split` where a folder holds several (array_files)
     npz, npy, safetensors     `layout`, `split`, `variable`, VARIABLE=NAME (array_files)
     zarr                      an xarray Dataset, or arrays as above; also a URL; lazy
+    *.txt, *.md, *.rst, or    text as token ids; `tokenizer`, `length` (text_files)
+    a folder of such files
 
 A slice at the end picks samples. What is left is read into memory up to `IN_MEMORY` bytes and stays lazy above.
 """
@@ -32,6 +34,8 @@ from workbench.subjects.grammar import check_call, split_arguments, split_slice
 from workbench.subjects.image_files import SUFFIXES, has_images, load_image_folder, load_parquet
 
 __all__ = ["open_data"]
+from workbench.subjects.text_files import SUFFIXES as TEXT
+from workbench.subjects.text_files import load_text
 
 IN_MEMORY = 256 * 2**20
 """Data of up to so many bytes are read at once; larger ones are read piece by piece when they are used."""
@@ -145,12 +149,14 @@ def _open_path(path: Path, arguments: Mapping[str, Any], role: str) -> Any:
 
 
 def _nothing(path: Path, role: str) -> InputError:
-    expected = "pictures, parquet, CIFAR, idx, npz, npy, safetensors or zarr"
+    expected = "pictures, parquet, CIFAR, idx, npz, npy, safetensors, zarr or text"
     if path.is_file():
         pickled = path.suffix in (".pkl", ".pickle", ".pt", ".pth")
         hint = "Pickles can run code when read; save the arrays as npz." if pickled else ""
         return InputError(role, expected=expected, got=f"the file {str(path)!r}", hint=hint)
     inside = sorted(child.name for child in path.iterdir())
+    if suffix in TEXT or (path.is_dir() and any(child.suffix.lower() in TEXT for child in path.iterdir())):
+        return _with(load_text, path, arguments, role)
     deeper = [name for name in inside if (path / name).is_dir() and has_images(path / name)]
     files = [name for name in inside if (path / name).suffix in _ARRAYS]
     hint = f"Name one of its parts: {str(path / (deeper + files)[0])!r}." if deeper + files else ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from workbench.subjects.models import Model
 
-__all__ = ["CLASSES", "SAMPLES", "sample_dataset", "sample_inputs", "sample_model"]
+__all__ = ["CLASSES", "SAMPLES", "sample_dataset", "sample_inputs", "sample_language_model", "sample_model"]
 
 SAMPLES, CLASSES, SIZE = 48, 4, 16
 SIZES: Mapping[str, int] = {
@@ -30,10 +30,12 @@ SIZES: Mapping[str, int] = {
     "y": SIZE,
     "x": SIZE,
     "feature": 8,
+    "token": 12,
     "step": 10,
 }
 OTHER = 5
 """Size of a dim that is not in `SIZES`."""
+VOCABULARY = 16
 
 
 def sample_inputs(method: type[Method], *, optional: bool = True) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def sample_inputs(method: type[Method], *, optional: bool = True) -> dict[str, A
         optional: fill optional roles and optional variables as well.
 
     Raises:
-        InputError: a model role with a task other than classifying; pass `inputs` for such a method.
+        InputError: a model role with a task other than "classifier" or "language"; pass `inputs` for such a method.
     """
     made: dict[str, Any] = {}
     for name, role in method.inputs.items():
@@ -53,6 +55,9 @@ def sample_inputs(method: type[Method], *, optional: bool = True) -> dict[str, A
             made[name] = sample_dataset(variables, seed=zlib.crc32(name.encode()))
     for name, role in method.inputs.items():
         if isinstance(role, ModelRole) and (optional or not role.optional):
+            if role.task == "language":
+                made[name] = sample_language_model()
+                continue
             if role.task != "classifier":
                 raise InputError(name, expected="a model given by the author", got=f"a role of task {role.task!r}")
             data = made.get(role.data) if role.data is not None else None
@@ -111,6 +116,9 @@ def _values(
         return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
     if dims[-2:] == ("y", "x") and dims[:1] == ("sample",):
         return _pictures(shape, of_sample, random)
+    if name == "token_id":  # each token tells something of the next one
+        steps = random.choice([1, 2, 3], size=shape, p=[0.7, 0.2, 0.1])
+        return (random.integers(VOCABULARY, size=(shape[0], 1)) + steps.cumsum(1)).astype(np.int64) % VOCABULARY
     if name == "bits":
         return random.choice([2, 4, 8], size=shape).astype(np.int8)
     noise = random.standard_normal(shape)
@@ -153,3 +161,12 @@ def sample_model(data: xr.Dataset, *, steps: int = 40) -> Model:
     for parameter in model.parameters():
         parameter.grad = None
     return model.eval()
+
+
+def sample_language_model() -> Model:
+    """A small causal language model over the tokens of `sample_dataset`, with initial weights; the same each time."""
+    from workbench.subjects import load_model
+    from workbench.subjects.builtin import FACTORIES
+
+    spec = f"small-gpt(vocabulary={VOCABULARY}, blocks=3, width=8, heads=2, context={SIZES['token']})"
+    return load_model(spec, factories=FACTORIES)
