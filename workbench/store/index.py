@@ -390,7 +390,9 @@ def _records(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[str
 
 
 def _parsed(texts: Sequence[str]) -> list[RunRecord]:
-    return [RunRecord.from_json(json.loads(text)) for text in texts]
+    from pydantic_core import from_json  # three times as fast as the json module
+
+    return [RunRecord.from_json(from_json(text)) for text in texts]
 
 
 def cache_folder() -> Path:

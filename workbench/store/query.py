@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from workbench.errors import InputError
@@ -79,6 +79,12 @@ def _none() -> Sequence[int]:
     return ()
 
 
+@lru_cache(100)
+def _parsed(text: str) -> Any:
+    """Panels ask the same again and again; parsing takes as long as a short question."""
+    return _parser().parse(text)
+
+
 def compile_query(text: str, *, user: str, interrupted: Numbers = _none) -> Condition:
     """Translate a query to SQL over the index. Every value is passed as a parameter, never as SQL.
 
@@ -97,7 +103,7 @@ def compile_query(text: str, *, user: str, interrupted: Numbers = _none) -> Cond
     if len(text) > LONGEST_QUERY:
         raise InputError("where", expected=f"a query of at most {LONGEST_QUERY} characters", got=f"one of {len(text)}")
     try:
-        tree = _parser().parse(text)
+        tree = _parsed(text)
     except lark.exceptions.UnexpectedInput as error:
         column = getattr(error, "column", len(text) + 1)
         column = column if isinstance(column, int) and column > 0 else len(text) + 1
