@@ -436,28 +436,3 @@ def test_any_module_with_blocks_will_do(bench):
     assert found["perplexity"].sizes["point"] == 7
     assert found["perplexity_uniform"].sizes == {"width": 3}
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-
-
-# ------------------------------------------------------------------------------------------------------------------ claims
-
-
-@pytest.mark.slow
-def test_the_order_by_lim_is_better_than_chance_and_than_its_reverse(bench, transformers, tmp_path):
-    """8 blocks, width 64, 1,000 steps; widths (4, 2), one scale per channel; 5 random orders; areas under the curve."""
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=256, n_positions=64, n_embd=64, n_layer=8, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-            bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
-    train(model, python_source("train", 64)["token_id"].values, steps=1000, batch=16, rate=3e-3)
-    model.save_pretrained(tmp_path)
-    run = bench.run(
-        "quantization.layerwise", model=f"transformers:{tmp_path}", data="python-source(split=train, length=64)[:4000]",
-        test="python-source(split=test, length=64)[:400]", sharing="channel",
-    )  # fmt: skip
-    loss = run["loss"].mean("sample").isel(point=slice(1, -1)).mean("point")
-    random = [float(loss.sel(order_name=f"random {draw}")) for draw in range(1, 6)]
-    assert float(loss.sel(order_name="lim")) <= np.median(random)
-    assert float(loss.sel(order_name="lim")) < float(loss.sel(order_name="reversed lim"))
