@@ -179,6 +179,35 @@ def test_a_class_from_a_notebook_cell_travels_and_its_key_follows_its_code(bench
     assert other.series["loss"].values.tolist() == [0.5, 0.25, 2.0]
 
 
+SCRIPT = """
+import sys
+import distributed, workbench
+from workbench import Method, Output, Report
+from workbench.host import Host
+
+class Mine(Method):
+    id, title = "sample.of_a_script", "Of a script"
+    outputs = (Output("value", (), "float64", "a number"),)
+    def run(self, inputs, params, out):
+        out.write("value", 2.5)
+    def report(self, result):
+        return Report(summary="Done.")
+
+if __name__ == "__main__":
+    with distributed.Client(sys.argv[1]) as client:
+        bench = workbench.open(sys.argv[2], host=Host(found=[]), client=client)
+        print(float(bench.run(Mine, progress=False)["value"]))
+"""
+
+
+def test_a_class_from_a_script_travels(client, tmp_path):
+    """The workers' own script is another one: what the class is can only come with it."""
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "mine.py"), client.scheduler.address, str(tmp_path / "store")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (told.stdout, told.returncode) == ("2.5\n", 0), told.stderr
+
+
 def test_methods_of_plugins_travel_by_name(tmp_path, client):
     here = workbench.open(tmp_path / "store")
     there = here.on(client)
@@ -545,6 +574,9 @@ def test_the_command_starts_workers_and_ends_with_ctrl_c(bench, tmp_path):
             (worker,) = client.scheduler_info(n_workers=-1)["workers"].values()
             assert worker["nthreads"] == 1
             assert list(client.run(os.getenv, "OMP_NUM_THREADS").values()) == ["1"]
+            (process,) = client.run(os.getpid).values()
+            os.kill(process, signal.SIGINT)  # as a terminal does to all: it is not for the worker
+            assert list(client.run(os.getpid).values()) == [process]
     finally:
         started.send_signal(signal.SIGINT)
         started.wait(timeout=PATIENCE)

@@ -8,10 +8,12 @@ to go on: asking again computes only the rest.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from workbench.errors import CancelledError, ClusterError, ClusterLostError, InputError
 from workbench.execution import worker as remote
@@ -25,6 +27,24 @@ __all__ = ["Cluster", "cluster_of", "gpu_cluster", "local_cluster"]
 
 R = TypeVar("R")
 KEPT_BLOBS = 8
+TRIES = 4
+"""How often an order is sent out when what it was to compute on dies with the workers that held it."""
+CURRENT = 1.0
+"""Seconds for which the list of workers is taken as it is; asking the scheduler costs as much as a small run."""
+PRELOAD = ["workbench.execution.preload"]
+WAITING, BLOCK = 1 / 1024, 3 / 4
+"""Parts of a GPU: a run that shares out its blocks must be where a GPU is, but only waits; no two blocks share one."""
+
+
+@dataclass
+class _Sent(Generic[R]):
+    """An order on its way, with all that is needed to send it again."""
+
+    order: Order
+    blobs: Mapping[str, bytes]
+    handle: Handle[R]
+    wrap: Callable[[RunRecord, bool], R]
+    tries: int = 0
 
 
 class Cluster:
@@ -37,6 +57,7 @@ class Cluster:
         self._lock = threading.Lock()
         """Of the handles; taken by the client's event loop too, so nothing that waits for the loop is done under it."""
         self._spreading = threading.Lock()
+        self._seen: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
         client.subscribe_topic(remote.topic(client.id), self._told)
 
     @property
@@ -50,16 +71,16 @@ class Cluster:
         return max(1, len(self._workers()))
 
     def _workers(self) -> Mapping[str, Any]:
-        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+        moment = time.monotonic()
+        if moment - self._seen[0] > CURRENT:
+            self._seen = (moment, dict(self.client.scheduler_info(n_workers=-1)["workers"]))
+        return self._seen[1]
 
     def _resources(self, device: str | None) -> dict[str, float] | None:
         """A GPU for what computes on one: asked for by name, or because the cluster has some and nothing was asked."""
         if device is not None and not device.startswith("cuda"):
             return None
-        return {"GPU": 1} if self._with_gpu() else None
-
-    def _with_gpu(self) -> list[str]:
-        return [address for address, info in self._workers().items() if info.get("resources", {}).get("GPU")]
+        return {"GPU": 1} if any(info.get("resources", {}).get("GPU") for info in self._workers().values()) else None
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -80,23 +101,32 @@ class Cluster:
             ClusterLostError: there is no connection to the scheduler.
         """
         handle: Handle[R] = Handle(order.method)
+        with self._lock:
+            self._handles[order.token] = handle
+        self._send(_Sent(order, blobs, handle, wrap))
+        return handle
+
+    def _send(self, sent: _Sent[R]) -> None:
+        order, handle = sent.order, sent.handle
+        sent.tries += 1
+        method, title = order.key
+        if self.client.status != "running":  # dask would keep the order until somebody is there again, maybe for ever
+            raise ClusterLostError(f"the cluster cannot be reached: the client is {self.client.status}")
         try:
-            shared = {digest: self._placed(digest, blob) for digest, blob in blobs.items()}
+            shared = {digest: self._placed(digest, blob) for digest, blob in sent.blobs.items()}
             resources = self._resources(order.device)
-            # A run that shares out its blocks only waits for them: it must be where a GPU is, but must not occupy it.
-            place = {"workers": self._with_gpu()} if order.blockwise and resources else {"resources": resources}
+            blocks = {"GPU": BLOCK} if order.blockwise and resources else None
             future = self.client.submit(
-                remote.perform, order, shared, self.client.id, resources if order.blockwise else None,
-                key=order.key, pure=False, **place,
+                remote.perform_packed, remote.sealed(order), shared, self.client.id, blocks,
+                # dask would answer a task of a known name with what became of it the first time
+                key=(method, title if sent.tries == 1 else f"{title} · {sent.tries}"),
+                pure=False, resources={"GPU": WAITING} if blocks else resources,
             )  # fmt: skip
         except Exception as error:
             raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
-        with self._lock:
-            self._handles[order.token] = handle
         # The closures keep handle and future alive for as long as dask remembers the task.
         handle._stop = lambda: self._stop(order, handle, future)
-        future.add_done_callback(lambda done: self._ended(handle, done, wrap))
-        return handle
+        future.add_done_callback(lambda done: self._ended(sent, done))
 
     def _placed(self, digest: str, blob: bytes) -> Any:
         if len(blob) <= remote.SMALL:
@@ -104,15 +134,25 @@ class Cluster:
         with self._spreading:
             future = self._spread.get(digest)
             if future is None or future.status in ("cancelled", "lost", "error"):
-                # Straight to the workers, past the scheduler; every worker gets it, because any may be asked.
-                future = self.client.scatter(blob, broadcast=True, hash=False)
+                # Every worker gets it, because any may be asked.
+                future = self._scattered(blob)
                 self._spread[digest] = future
                 while len(self._spread) > KEPT_BLOBS:
                     self._spread.popitem(last=False)
             return future
 
-    def _ended(self, handle: Handle[R], future: Any, wrap: Callable[[RunRecord, bool], R]) -> None:
+    def _scattered(self, blob: bytes) -> Any:
+        try:  # straight to the workers, past the scheduler
+            return self.client.scatter(blob, broadcast=True, hash=False, direct=True)
+        except (OSError, TimeoutError):  # which this process cannot reach, as on some clusters
+            return self.client.scatter(blob, broadcast=True, hash=False, direct=False)
+
+    def _ended(self, sent: _Sent[R], future: Any) -> None:
+        handle, wrap = sent.handle, sent.wrap
         try:
+            if self._died_with_its_subjects(sent, future):
+                self._send(sent)
+                return
             if future.status == "finished":
                 outcome = future.result()
                 if outcome.record is not None:
@@ -121,10 +161,17 @@ class Cluster:
                     handle.ended(error=outcome.error, run_id=getattr(outcome.error, "run_id", None))
             else:
                 handle.ended(error=self._lost(handle, future))
+        except ClusterLostError as error:
+            handle.ended(error=error)
         except BaseException as error:
             handle.ended(error=ClusterError(f"{handle.title}: the result did not arrive ({error})"))
-        finally:
+        if handle.done():
             handle._stop = lambda: None
+
+    def _died_with_its_subjects(self, sent: _Sent[Any], future: Any) -> bool:
+        """Whether dask forgot a task because every worker that held a subject of it died: then both are sent anew."""
+        gone = future.status in ("cancelled", "lost") and self.client.status == "running"
+        return gone and bool(sent.blobs) and not sent.handle._asked_to_stop and sent.tries < TRIES
 
     def _lost(self, handle: Handle[Any], future: Any) -> BaseException:
         """Why dask gave up on a task."""
@@ -175,14 +222,16 @@ class Cluster:
             return  # the scheduler is gone, and with it what there was to cancel
 
 
-_CLUSTERS: weakref.WeakKeyDictionary[Any, Cluster] = weakref.WeakKeyDictionary()
+_CLUSTERS: weakref.WeakValueDictionary[str, Cluster] = weakref.WeakValueDictionary()
+"""By the client's id. The client keeps its cluster (it calls it with progress), the cluster its client, and nobody else both."""
 
 
 def cluster_of(client: Any) -> Cluster:
-    """The cluster behind a client; one per client."""
-    if client not in _CLUSTERS:
-        _CLUSTERS[client] = Cluster(client)
-    return _CLUSTERS[client]
+    """The cluster behind a client; one per client, gone with it."""
+    found = _CLUSTERS.get(client.id)
+    if found is None:
+        found = _CLUSTERS[client.id] = Cluster(client)
+    return found
 
 
 def local_cluster(workers: int, *, threads: int | None = None, **options: Any) -> Any:
@@ -203,7 +252,10 @@ def local_cluster(workers: int, *, threads: int | None = None, **options: Any) -
     each = threads or max(1, (os.cpu_count() or 1) // workers)
     environment = _threads(each) | dict(options.pop("env", {}))
     cluster: Any = distributed.LocalCluster
-    return cluster(n_workers=workers, threads_per_worker=1, processes=True, env=environment, **options)
+    with _calm():
+        return cluster(
+            n_workers=workers, threads_per_worker=1, processes=True, env=environment, preload=PRELOAD, **options
+        )
 
 
 def gpu_cluster(workers: int | None = None, *, threads: int | None = None, **options: Any) -> Any:
@@ -231,12 +283,35 @@ def gpu_cluster(workers: int | None = None, *, threads: int | None = None, **opt
 
     def worker(number: int) -> dict[str, Any]:
         environment = _threads(each) | {"CUDA_VISIBLE_DEVICES": str(number)}
-        settings = {"nthreads": 1, "resources": {"GPU": 1}, "env": environment, "host": host}
+        settings = {"nthreads": 1, "resources": {"GPU": 1}, "env": environment, "host": host, "preload": PRELOAD}
         return {"cls": distributed.Nanny, "options": settings | {"memory_limit": options.get("memory_limit", "auto")}}
 
     scheduler = {"cls": distributed.Scheduler, "options": {"host": host, "port": options.get("scheduler_port", 0)}}
     make: Any = distributed.SpecCluster
-    return make(workers={number: worker(number) for number in range(count)}, scheduler=scheduler)
+    with _calm():
+        return make(workers={number: worker(number) for number in range(count)}, scheduler=scheduler)
+
+
+def _calm() -> Any:
+    """Dask's settings for processes that share the machine with what they compute; what somebody set is left alone.
+
+    Out of the box each process looks at its event loop 50 times a second, and each worker at its stack 100 times: 4 % of a
+    processor for every worker, idle or not. The dashboard's profile has fewer samples for it.
+    """
+    import dask
+    from dask.utils import parse_timedelta
+
+    wanted = {
+        "distributed.admin.tick.interval": ("20ms", "500ms"),
+        "distributed.admin.tick.cycle": ("1s", "5s"),
+        "distributed.worker.profile.interval": ("10ms", "200ms"),
+    }
+    changed = {
+        name: calm
+        for name, (usual, calm) in wanted.items()
+        if parse_timedelta(dask.config.get(name, usual)) == parse_timedelta(usual)
+    }
+    return dask.config.set(changed)
 
 
 def _threads(count: int) -> dict[str, str]:

@@ -236,7 +236,8 @@ def pack_class(method: type[Method]) -> tuple[Blob, bool]:
         finally:
             cloudpickle.unregister_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps(method)), not path
+        # What a script or notebook defines is packed with its code, whether or not it has a file: workers have another script.
+        return bytes(cloudpickle.dumps(method)), not path or method.__module__ == "__main__"
     except Exception as error:
         reason = error
     raise InputError(

@@ -22,6 +22,7 @@ from workbench.execution import inputs as preparation
 from workbench.execution.blockwise import BlockPlace, run_block
 from workbench.execution.code import method_code
 from workbench.execution.device import precision_dtype, resolve_device
+from workbench.execution.heap import settle_heap
 from workbench.execution.lifecycle import Job, handed_over
 from workbench.execution.progress import CancelToken
 from workbench.execution.request import Request, SharedSubjects, fulfil
@@ -33,7 +34,7 @@ from workbench.method import BlockwiseMethod, Inputs, Method
 from workbench.record import RunRecord
 from workbench.store import Store
 
-__all__ = ["SMALL", "Outcome", "cancel", "compute_block", "perform", "topic"]
+__all__ = ["SMALL", "Outcome", "cancel", "compute_block", "perform", "perform_packed", "sealed", "topic"]
 
 SMALL = 64 * 1024
 """Bytes of packed subjects that travel with their order; larger ones are given to every worker once."""
@@ -59,6 +60,32 @@ def topic(client: str) -> str:
     return f"workbench-{client}"
 
 
+def sealed(order: Order) -> bytes:
+    """An order as bytes that only its worker opens.
+
+    dask's scheduler makes objects of what it passes on, and to make a store is to look into it: the scheduler may have neither
+    the store nor the workbench.
+    """
+    from distributed.protocol import pickle
+
+    dumps: Callable[[Order], bytes] = pickle.dumps
+    return dumps(order)
+
+
+def _opened(order: bytes) -> Order:
+    from distributed.protocol import pickle
+
+    loads: Callable[[bytes], Order] = pickle.loads
+    return loads(order)
+
+
+def perform_packed(
+    order: bytes, blobs: Mapping[str, bytes], client: str, resources: Mapping[str, float] | None = None
+) -> Outcome:
+    """`perform` for an order that was `sealed`."""
+    return perform(_opened(order), blobs, client, resources)
+
+
 def perform(
     order: Order, blobs: Mapping[str, bytes], client: str, resources: Mapping[str, float] | None = None
 ) -> Outcome:
@@ -66,6 +93,7 @@ def perform(
 
     Errors are part of the outcome: a task that raises would be noise in everybody's log.
     """
+    _settle()
     token = _tokens.begin(order.token)
     where = _address()
     tell = _Teller(order.token, client)
@@ -94,6 +122,10 @@ def perform(
         return Outcome(None, error=_travelling(error), worker=where)
     finally:
         _tokens.end(order.token)
+
+
+_settle = functools.cache(settle_heap)
+"""Once per process, whoever started it: the workers of a cluster of the team's own are as slow without."""
 
 
 def _travelling(error: Exception) -> Exception:
@@ -248,11 +280,14 @@ def _block_inputs(order: Order, blobs: Mapping[str, bytes], method: type[Method]
 
 
 def compute_block(
-    order: Order, blobs: Mapping[str, bytes], place: BlockPlace, number: int, start: int, stop: int
+    packed: bytes, blobs: Mapping[str, bytes], place: BlockPlace, number: int, start: int, stop: int
 ) -> Mapping[str, Any]:
-    """Compute one block of an order that another worker has begun."""
+    """Compute one block of an order (`sealed`) that another worker has begun."""
+    _settle()
+    order = _opened(packed)
     token = _tokens.begin(order.token)
     try:
+        token.check()  # the run was cancelled while this block waited
         method = _method(order, _address())
         inputs, params = _block_inputs(order, blobs, method), preparation.validate_params(method, order.params)
         here = replace(place, backend=_store(order.store).backend)
@@ -294,7 +329,7 @@ class DaskBlocks:
         """See BlockSharing."""
         import distributed
 
-        order = self._order
+        order, packed = self._order, sealed(self._order)
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # The run's id is part of the names: an order that begins anew because its worker died has another folder, and dask
         # would answer a task of a known name with what was written into the old one.
@@ -306,11 +341,11 @@ class DaskBlocks:
             tasks = {}
             for number, region in enumerate(regions):
                 task = client.submit(
-                    compute_block, order, shared, replace(place, backend=None), number, region.start, region.stop,
+                    compute_block, packed, shared, replace(place, backend=None), number, region.start, region.stop,
                     key=(f"{order.method} blocks", f"{order.title}, {region.start}:{region.stop} · {order.token[:8]} · {run}"),
                     pure=False, resources=self._resources,
                 )  # fmt: skip
-                tasks[task.key] = number
+                tasks[task.key] = (number, task)
                 task.add_done_callback(ended.put)
                 del task
             return self._collect(client, tasks, regions, ended, done, cancel)
@@ -318,7 +353,7 @@ class DaskBlocks:
     def _collect(
         self,
         client: Any,
-        tasks: dict[Any, int],
+        tasks: dict[Any, tuple[int, Any]],
         regions: Sequence[slice],
         ended: queue.SimpleQueue[Any],
         done: Callable[[int], None],
@@ -333,11 +368,12 @@ class DaskBlocks:
                 except queue.Empty:
                     cancel.check()
                     continue
-                number = tasks[task.key]
+                number, _ = tasks.pop(task.key)  # what a block returned is let go once it is here
                 parts[number] = task.result()
                 samples += regions[number].stop - regions[number].start
                 done(samples)
         except BaseException:
+            client.cancel([task for _, task in tasks.values()])  # those that wait; the others look at their token
             client.run(globals()["cancel"], [self._order.token], on_error="ignore")
             raise
         return [parts[number] for number in range(len(regions))]

@@ -1,0 +1,205 @@
+"""What becomes of runs when the workers that hold something die, and of what was cancelled: nothing lost, nothing left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from workbench import Workbench
+from workbench.errors import CancelledError, ClusterLostError
+from workbench.execution import worker
+from workbench.execution.blockwise import BlockPlace
+from workbench.execution.cluster import TRIES, Cluster, cluster_of, local_cluster
+from workbench.execution.progress import CancelToken
+
+from unit import test_blockwise as blocks
+from unit import test_cluster as runs
+
+distributed = pytest.importorskip("distributed")
+
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory):
+    """A client of a single worker, which has a GPU as far as dask is told: when it dies, nobody else has what it had."""
+    folder = tmp_path_factory.mktemp("lone")
+    options = {
+        "dashboard_address": "127.0.0.1:0",
+        "env": {"XDG_CACHE_HOME": str(folder / "cache")},
+        "local_directory": str(folder),
+        "resources": {"GPU": 1},
+    }
+    with (
+        local_cluster(1, threads=1, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_subjects_in_memory_that_died_with_their_worker_are_sent_again_and_the_sweep_goes_on(
+    bench: Workbench, lone: Any, tmp_path: Path
+):
+    pictures = np.random.default_rng(0).random((64, 1, 32, 32), dtype=np.float32)
+    assert pictures.nbytes > worker.SMALL, "small subjects travel with their orders"
+    bench.register(runs.Patient)
+    sweep = bench.on(lone).sweep("sample.patient", data=pictures, folder=str(tmp_path), seed=range(3), block=False)
+    (note,) = runs.begun(tmp_path)
+    (tmp_path / "go").touch()
+    os.kill(runs.process_of(note), signal.SIGKILL)
+    assert sweep.wait(PATIENCE)
+    assert (str(sweep.progress), sweep.stopped) == ("3 of 3: 3 complete", "")
+    assert sorted(run.seed for run in sweep.runs) == [0, 1, 2]
+    assert {run.status for run in bench.runs()} <= {"complete", "interrupted"}
+    assert len(bench.runs("status = complete")) == 3
+
+
+def test_blocks_on_a_gpu_go_on_where_another_gpu_is(bench: Workbench, lone: Any, tmp_path: Path):
+    """The order is bound to the resource, not to the worker that had it: a new worker has another address."""
+    before = set(lone.scheduler_info(n_workers=-1)["workers"])
+    handle = bench.on(lone).submit(blocks.Sums, data=blocks.pictures(23), folder=str(tmp_path))
+    (process,) = blocks.begun(tmp_path)
+    os.kill(process, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    there = handle.result(PATIENCE)
+    assert not before & set(lone.scheduler_info(n_workers=-1)["workers"])
+    here = bench.run(blocks.Sums, data=blocks.pictures(23), folder=str(tmp_path), force=True, progress=False)
+    assert blocks.files(there) == blocks.files(here)
+
+
+def test_an_order_that_is_lost_again_and_again_ends():
+    """With an error, after some tries, and each try has a name of its own."""
+    names: list[str] = []
+
+    class Lost:
+        """A future of a task that dask forgot."""
+
+        status = "lost"
+
+        def add_done_callback(self, call: Any) -> None:
+            call(self)
+
+    def submit(*_: Any, key: Any, **__: Any) -> Lost:
+        names.append(key[1])
+        return Lost()
+
+    client = SimpleNamespace(
+        id="lost", status="running", submit=submit, subscribe_topic=lambda *_: None, scheduler_info=lambda **_: {"workers": {}}
+    )  # fmt: skip
+    order: Any = SimpleNamespace(method="m", key=("m", "seed 0"), token="t", device=None, blockwise=False)
+    handle = Cluster(client).submit(order, {"digest": b"small"}, lambda record, served: None)
+    assert handle.status == "failed"
+    with pytest.raises(ClusterLostError):
+        handle.result()
+    assert len(names) == len(set(names)) == TRIES
+
+
+# -------------------------------------------------------------------------------------------------------------- cancelling
+
+
+def test_a_block_that_waited_while_its_run_was_cancelled_computes_nothing(monkeypatch):
+    order = object.__new__(worker.Order)
+    object.__setattr__(order, "token", "cancelled-before")
+    monkeypatch.setattr(worker, "_method", lambda *_: pytest.fail("the block began"))
+    worker.cancel([order.token])
+    with pytest.raises(CancelledError):
+        worker.compute_block(worker.sealed(order), {}, BlockPlace(None, "", {}, 0), 0, 0, 1)
+
+
+def test_blocks_that_wait_are_taken_back_when_one_fails():
+    told: list[Any] = []
+    client = SimpleNamespace(
+        cancel=lambda tasks: told.append(sorted(task.key for task in tasks)),
+        run=lambda call, tokens, **_: told.append(tokens),
+    )
+
+    def fail() -> None:
+        raise ValueError("singular")
+
+    tasks = [SimpleNamespace(key=number, result=fail if number == 1 else dict) for number in range(4)]
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for task in tasks[:2]:
+        ended.put(task)
+    order: Any = SimpleNamespace(token="t")
+    regions = [slice(number, number + 1) for number in range(4)]
+    with pytest.raises(ValueError, match="singular"):
+        worker.DaskBlocks(order, {}, None)._collect(
+            client, {task.key: (task.key, task) for task in tasks}, regions, ended, lambda _: None, CancelToken()
+        )
+    assert told == [[2, 3], ["t"]]
+
+
+# ----------------------------------------------------------------------------------------------------- clients and workers
+
+
+def test_a_cluster_is_gone_with_its_client():
+    class Client:
+        """As much of one as is needed: it keeps what it calls."""
+
+        id = "mine"
+
+        def subscribe_topic(self, topic: str, handler: Any) -> None:
+            self.handler = handler
+
+    client = Client()
+    kept = weakref.ref(cluster_of(client))
+    gc.collect()
+    assert cluster_of(client) is kept(), "one for each client"
+    del client
+    gc.collect()
+    assert kept() is None
+
+
+def test_the_scheduler_opens_no_store(bench: Workbench, lone: Any, monkeypatch: pytest.MonkeyPatch):
+    """It may be on a machine that cannot reach it. Here it is in this process, which makes no store of an order either."""
+    from workbench.store import Store
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("somebody who only passes the order on opened the store")
+
+    monkeypatch.setattr(Store, "__setstate__", refuse)
+    assert bench.on(lone).run("sample.random_numbers", progress=False).status == "complete"
+
+
+def test_memory_that_a_worker_uses_again_is_not_given_back_in_between():
+    """Else every tensor costs a page fault for each of its pages: with dask's setting for workers they take twice the time."""
+    script = """
+import resource, sys
+import numpy as np
+from workbench.execution.heap import settle_heap
+changed = settle_heap() if sys.argv[1] == "settled" else None
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    np.ones(2**16)  # half a megabyte: 128 pages
+print(changed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+
+    def faults(how: str, **environment: str) -> tuple[str, int]:
+        told = subprocess.run(
+            [sys.executable, "-c", script, how],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        return told[0], int(told[1])
+
+    if not sys.platform.startswith("linux") or os.confstr("CS_GNU_LIBC_VERSION") is None:
+        pytest.skip("only glibc has these thresholds")
+    as_dask_starts_them = {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    _, before = faults("as it is", **as_dask_starts_them)
+    changed, after = faults("settled", **as_dask_starts_them)
+    assert changed == "True"
+    assert before > 200 * 100
+    assert after < before / 20
+    assert faults("settled", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False", "somebody chose that"
