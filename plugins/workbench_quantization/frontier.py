@@ -173,7 +173,7 @@ def frontier(runs: Sequence[Run]) -> tuple[Report, xr.Dataset]:
 
     Returns:
         the report, and a Dataset over `solution`: series, size_mb, average_bits, bops, accuracy, accuracy_lower,
-        accuracy_upper, seed_count and pareto.
+        accuracy_upper, seed_count, pareto (of size and accuracy) and pareto_bops.
 
     Raises:
         InputError: no run stored what is compared; runs of different models or of different report images.
@@ -267,6 +267,7 @@ def _dataset(points: Sequence[Point]) -> xr.Dataset:
     data["accuracy_lower"], data["accuracy_upper"] = ("solution", column("lower")), ("solution", column("upper"))
     data["seed_count"] = ("solution", column("seeds"))
     data["pareto"] = ("solution", pareto_front(column("size_mb"), -column("accuracy")))
+    data["pareto_bops"] = ("solution", pareto_front(column("bops"), -column("accuracy")))
     return data
 
 
@@ -346,15 +347,15 @@ def _views(data: xr.Dataset, seeds: int) -> tuple[View, ...]:
             color="series",
             lower="accuracy_lower",
             upper="accuracy_upper",
-            highlight="pareto",
+            highlight=front,
             x_label=label,
             y_label="accuracy",
             log_x=True,
-            caption=f"{whiskers} Large: no other is smaller and more accurate.",
+            caption=f"{whiskers} Large: no other is {less} and more accurate.",
         )
-        for title, x, label in (
-            ("size", "size_mb", "MB of integers"),
-            ("bit operations", "bops", "bit operations of one sample"),
+        for title, x, label, front, less in (
+            ("size", "size_mb", "MB of integers", "pareto", "smaller"),
+            ("bit operations", "bops", "bit operations of one sample", "pareto_bops", "cheaper"),
         )
     )
 
