@@ -1,7 +1,7 @@
 """Quantization: which layers of a trained network may go to few bits, and what that costs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from workbench import MethodReference, hookimpl
 
@@ -9,8 +9,9 @@ from workbench_quantization.export import ExportedModel, export_model
 
 if TYPE_CHECKING:
     import click
+    from torch import nn
 
-__all__ = ["ExportedModel", "export_model", "workbench_commands", "workbench_methods"]
+__all__ = ["ExportedModel", "export_model", "workbench_commands", "workbench_methods", "workbench_models"]
 
 
 @hookimpl
@@ -21,6 +22,11 @@ def workbench_methods() -> list[MethodReference]:
             "quantization.adaquant",
             "workbench_quantization.adaquant:AdaQuant",
             "4-bit weights and activations from a few hundred images, without retraining",
+        ),
+        MethodReference(
+            "quantization.biper",
+            "workbench_quantization.biper:BiPer",
+            "Trains a network with 1-bit weights and activations, and says what the bits cost beside plain binary training",
         ),
         MethodReference(
             "quantization.hawq",
@@ -38,6 +44,40 @@ def workbench_methods() -> list[MethodReference]:
             "What plain rounding of the weights costs, at every width; and what a table of widths is worth",
         ),
     ]
+
+
+@hookimpl
+def workbench_models() -> "Mapping[str, Callable[..., Any]]":
+    """Networks that binarise well, and what builds stored binary networks again; nothing is imported until one is used."""
+    names = ("binary-resnet20", "binary-resnet18", "binary-vgg-small", "binary-digits")
+    made: dict[str, Callable[..., Any]] = {name: _network(name.replace("-", "_")) for name in names}
+    return made | {"binary-packed": _packed, "binary-stage1": _stage_one}
+
+
+def _network(name: str) -> "Callable[..., nn.Module]":
+    def build(n_classes: int, channels: int) -> "nn.Module":
+        from workbench_quantization import biper_networks
+
+        made: nn.Module = getattr(biper_networks, name)(n_classes, channels)
+        return made
+
+    return build
+
+
+def _packed(network: "nn.Module", layers: Sequence[str], inputs: str = "polynomial", pad_value: float = 0.0) -> "nn.Module":
+    """See `biper_store.packed_factory`."""
+    from workbench_quantization.biper_store import packed_factory
+
+    return packed_factory(network, layers=layers, inputs=inputs, pad_value=pad_value)  # type: ignore[arg-type]
+
+
+def _stage_one(
+    network: "nn.Module", layers: Sequence[str], inputs: str, pad_value: float, omega: float
+) -> "nn.Module":
+    """See `biper_store.stage_one_factory`."""
+    from workbench_quantization.biper_store import stage_one_factory
+
+    return stage_one_factory(network, layers=layers, inputs=inputs, pad_value=pad_value, omega=omega)  # type: ignore[arg-type]
 
 
 @hookimpl

@@ -105,10 +105,11 @@ def pack_signs(bit: Tensor) -> Tensor:
 
 
 def unpack_signs(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `pack_signs`: float32 of this shape, of +1 and -1. Written so that it can be exported."""
-    place = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = ((packed[:, None] >> place) & 1).flatten()[: int(np.prod(shape))]
-    return bits.reshape(tuple(shape)).to(torch.float32) * 2 - 1
+    """The inverse of `pack_signs`: float32 of this shape, of +1 and -1. Written in operations that ONNX has."""
+    powers = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0], device=packed.device)
+    shifted = torch.floor(packed.to(torch.float32)[:, None] / powers)  # exact: powers of two
+    bits = torch.remainder(shifted, 2.0).flatten()[: int(np.prod(shape))]
+    return bits.reshape(tuple(shape)) * 2 - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------- layers
@@ -177,6 +178,7 @@ class BinaryLayer(nn.Module):
         super().__init__()
         self.operation = Operation(layer, pad_value)
         self.omega, self.weights, self.inputs = float(omega), weights, inputs
+        self.place = 0  # in the order of execution
         self.weight = nn.Parameter(layer.get_parameter("weight").detach().clone())
         bias = getattr(layer, "bias", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -261,15 +263,22 @@ def with_hardtanh(network: nn.Module) -> int:
 
 
 def binarise(network: nn.Module, names: Sequence[str], **options: Any) -> nn.Module:
-    """Replace the layers called `names` by `BinaryLayer`s with these options, in place; returns the network."""
-    for name in names:
-        replace_module(network, name, BinaryLayer(network.get_submodule(name), **options))
+    """Replace the layers called `names`, in order of execution, by `BinaryLayer`s with these options, in place.
+
+    Returns:
+        The network.
+    """
+    for place, name in enumerate(names):
+        layer = BinaryLayer(network.get_submodule(name), **options)
+        layer.place = place
+        replace_module(network, name, layer)
     return network
 
 
 def binary_layers(network: nn.Module) -> dict[str, BinaryLayer]:
-    """Its trainable binary layers by name."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, BinaryLayer)}
+    """Its trainable binary layers by name, in order of execution."""
+    found = {name: module for name, module in network.named_modules() if isinstance(module, BinaryLayer)}
+    return dict(sorted(found.items(), key=lambda item: item[1].place))
 
 
 def packed_layers(network: nn.Module) -> dict[str, PackedLayer]:

@@ -182,7 +182,13 @@ def _train_all(study: Study, given: nn.Module | None, params: Params, out: Out) 
     one = ONE_STAGE in params.baselines
     sweep = [omega for omega in params.omega_sweep if omega != params.omega]
     count = len(tuned) * (len(factors) + params.seeds - 1) + params.seeds * (2 + one) + 2 * len(sweep)
-    stages = Stages(out, count - (given is not None))
+    if given is not None:
+        count -= params.seeds
+        if sweep:
+            raise InputError(
+                "omega_sweep", expected="none with `stage1`, which fixes omega", got=str(params.omega_sweep)
+            )
+    stages = Stages(out, count)
     tau1, tau2 = _pair(params.tau1), _pair(params.tau2)
 
     def train(

@@ -15,7 +15,7 @@ import click
 from workbench import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from workbench_quantization.stored_layers import QuantisedRun, StoredLayer
 
@@ -68,17 +68,15 @@ def export_model(
         raise InputError("path", expected=f"a name that ends in {' or '.join(FORMATS)}", got=str(path))
     if not path.parent.is_dir():
         raise InputError("path", expected="a file in a folder that exists", got=str(path))
+    from workbench_quantization.export_binary import is_binary
     from workbench_quantization.stored_layers import require_integers, stored_layers
 
+    if is_binary(run):
+        return _export_binary(run, path, input_shape)
     require_integers(run)
     model = run.model().cpu().eval()
     layers = stored_layers(run, model)
-    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        _writer(path.suffix, run, model, layers, input_shape)(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _write_whole(path, _writer(path.suffix, run, model, layers, input_shape))
     state = model.state_dict().values()
     return ExportedModel(
         path=path,
@@ -95,15 +93,43 @@ def _writer(
         from workbench_quantization.export_safetensors import write_safetensors
 
         return lambda path: write_safetensors(path, model, layers, {"format": 1, "run": run.id})
-    import torch
-
     from workbench_quantization.export_onnx import write_onnx
+
+    example = _example(model, input_shape)
+    return lambda path: write_onnx(path, model, layers, example)
+
+
+def _export_binary(run: QuantisedRun, path: Path, input_shape: Sequence[int] | None) -> ExportedModel:
+    """The same for a run of `quantization.biper`, whose layers are bits and scales."""
+    from workbench_quantization.export_binary import binary_bits, write_binary_onnx, write_binary_safetensors
+
+    model = run.model().cpu().eval()
+    bits = binary_bits(model)
+    if path.suffix == ".safetensors":
+        _write_whole(path, lambda partial: write_binary_safetensors(partial, model, run.id))
+    else:
+        example = _example(model, input_shape)
+        _write_whole(path, lambda partial: write_binary_onnx(partial, model, example))
+    return ExportedModel(path, path.stat().st_size, int(run["size"].values[0]), bits)
+
+
+def _example(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
+    import torch
 
     shape = input_shape or getattr(model, "input_shape", None)
     if shape is None or len(shape) != 3:
         raise InputError("input_shape", expected="(channel, y, x) of an image", got=repr(shape))
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    return lambda path: write_onnx(path, model, layers, example)
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """The file appears under its name when it is whole."""
+    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @click.command("export")

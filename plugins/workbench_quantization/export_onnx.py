@@ -43,7 +43,7 @@ def write_onnx(path: Path, model: nn.Module, layers: Sequence[StoredLayer], exam
         raise MissingDependencyError(
             f"Exporting to ONNX needs {error.name}: pip install 'vision-workbench[onnx]'."
         ) from error
-    graph_model = _traced(model, example)
+    graph_model = traced(model, example)
     graph = graph_model.graph
     for layer in layers:
         _replace_weight(ir, graph, layer)
@@ -55,7 +55,12 @@ def write_onnx(path: Path, model: nn.Module, layers: Sequence[StoredLayer], exam
     ir.save(graph_model, path)
 
 
-def _traced(model: nn.Module, example: Tensor) -> Any:
+def traced(model: nn.Module, example: Tensor) -> Any:
+    """The model as an ONNX graph (onnx_ir), nothing folded; any number of samples.
+
+    Raises:
+        InputError: the model cannot be traced.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

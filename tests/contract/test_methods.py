@@ -109,6 +109,10 @@ CASES: Mapping[str, Case] = {
     "detection.logit_scores": Case({"bootstrap": 100}),
     "detection.ood_knn": Case({"bootstrap": 100, "k": 3}, deviations=TORCHVISION),
     "quantization.adaquant": Case({"iterations": 3, "bias_steps": 2, "batch_size": 16, "calibration_samples": 20}),
+    "quantization.biper": Case(
+        {"epochs1": 1, "epochs2": 1, "batch": 16, "baselines": ("sign_clipped",), "baseline_rates": (1.0,)},
+        inputs=lambda: {"stage1": None},
+    ),
     "quantization.hawq": Case(
         {
             "hess_samples": 16,

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     )
     from workbench.toolkit.scoring import CalibrationScores, calibration_metrics
     from workbench.toolkit.splits import kfold_indices, split_indices
+    from workbench.toolkit.stages import Stages
     from workbench.toolkit.statistics import Interval, bootstrap_interval, mean_interval, wilson_interval
     from workbench.toolkit.tensors import ArrayLike, image_batches, to_tensor
     from workbench.toolkit.traces import (
@@ -175,6 +176,7 @@ _HOME = {
         "trace_probes",
     ),
     "training": ("FitResult", "Loss", "Transform", "fit", "numpy_generator", "soft_cross_entropy"),
+    "stages": ("Stages",),
     "statistics": ("Interval", "bootstrap_interval", "mean_interval", "wilson_interval"),
     "unbinned": (
         "density_calibration_error",
@@ -204,6 +206,7 @@ __all__ = [
     "Recipe",
     "ReliabilityBins",
     "SpectralDensity",
+    "Stages",
     "TraceEstimate",
     "Transform",
     "accuracy",
