@@ -29,6 +29,11 @@ def workbench_methods() -> list[MethodReference]:
             "Trains a network with 1-bit weights and activations, and says what the bits cost beside plain binary training",
         ),
         MethodReference(
+            "quantization.gptq",
+            "workbench_quantization.gptq:Gptq",
+            "What few-bit weights cost when every layer makes good for its own rounding (GPTQ)",
+        ),
+        MethodReference(
             "quantization.hawq",
             "workbench_quantization.hawq:Hawq",
             "Which layers may go to 4 or 2 bits, judged by the curvature of the loss",
@@ -37,6 +42,11 @@ def workbench_methods() -> list[MethodReference]:
             "quantization.interlayer",
             "workbench_quantization.interlayer:Interlayer",
             "How many layers may go to fewer bits at a guaranteed accuracy, counting how their errors interact",
+        ),
+        MethodReference(
+            "quantization.layerwise",
+            "workbench_quantization.layerwise:Layerwise",
+            "Which transformer blocks of a language model may go to fewer bits, from one pass over a text or none",
         ),
         MethodReference(
             "quantization.uniform",
@@ -86,13 +96,3 @@ def workbench_commands() -> "Sequence[click.Command]":
     from workbench_quantization.export import export_command
 
     return [export_command]
-        MethodReference(
-            "quantization.gptq",
-            "workbench_quantization.gptq:Gptq",
-            "What few-bit weights cost when every layer makes good for its own rounding (GPTQ)",
-        ),
-        MethodReference(
-            "quantization.layerwise",
-            "workbench_quantization.layerwise:Layerwise",
-            "Which transformer blocks of a language model may go to fewer bits, from one pass over a text or none",
-        ),
