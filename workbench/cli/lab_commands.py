@@ -80,8 +80,7 @@ def serve_command(
     options += ["--VoilaConfiguration.theme=dark"] if dark else []
     os.environ |= {"WORKBENCH_STORE": _store(ctx), QUERY: query, VIEW: view}
     sys.stdout.flush()
-    # traitlets would rather have dicts key by key, which holds no dict of a dict.
-    os.execv(sys.executable, [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "voila", *options, *arguments, str(page)])
+    os.execv(sys.executable, [sys.executable, "-m", "voila", *options, *arguments, str(page)])
 
 
 def _store(ctx: click.Context) -> str:
