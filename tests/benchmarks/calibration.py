@@ -1,6 +1,6 @@
 """Calibrating 50,000 logits of 1,000 classes: the product against scikit-learn, netcal and torchmetrics in the same run.
 
-    python tests/benchmarks/calibration.py [--samples 50000] [--classes 1000] [--rounds 3] [--limit 384]
+    python tests/benchmarks/calibration.py [--samples 50000] [--classes 1000] [--rounds 3] [--limit 512]
         [--part fit|metrics|bootstrap|memory]
 
 `fit`: temperature. `metrics`: every metric of a calibration report against the peers' accuracy, likelihood, Brier score, ECE
@@ -8,13 +8,15 @@
 resampled calls of a peer's ECE, likelihood and accuracy (timed on a few replicates, multiplied). Each part first checks that the
 results are equal. `memory`: runs of calibration.temperature on as many and on four times as many logits that an earlier run
 stored, each in a process of its own that may allocate `--limit` MiB beyond what a tiny run needs, and no more; what counts is
-that they end, and by how much the peak grows from the one to the other.
+that they end, and by how much the peak grows from the one to the other. (glibc is told to give large blocks back at once; by
+default it keeps more of them the more it has seen, which makes a process grow whose arrays do not.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -173,7 +175,8 @@ def memory(samples: int, classes: int, limit: int) -> dict[str, float]:
         host.register(StoredLogits)
         run = workbench.open(folder, host=host).run(StoredLogits.id, samples=samples, classes=classes, progress=False)
         command = [sys.executable, __file__, "--child", folder, run.id, str(limit)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found | {"logits": samples * classes * 4 / 2**20}
 
@@ -232,7 +235,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=["fit", "metrics", "bootstrap", "memory"])
-    parser.add_argument("--limit", type=int, default=384)
+    parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--child", nargs=3)
     arguments = parser.parse_args()
     if arguments.child:
