@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_dataset", "check_dataset", "check_model_fits", "dataset_digest"]
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """How much of a lazy array is read at once."""
 IMAGES = frozenset(name for name, convention in VARIABLES.items() if "channel" in convention.dims)
 CHANNELS = (1, 3, 4)
