@@ -203,6 +203,46 @@ def test_a_model_is_built_with_its_own_weights_while_something_runs(stepwise):
     np.testing.assert_array_equal(handle.result(PATIENCE)["value"].values, inline_numbers(3))
 
 
+def test_submitting_a_named_model_waits_for_nobody(stepwise, images):
+    """Its factory draws from the global generators, which a run that does not pause has for itself."""
+
+    class Obstinate(Stepwise):
+        """Reports no progress while it waits."""
+
+        id = "sample.obstinate"
+
+        def run(self, inputs: Any, params: Any, out: Any) -> None:
+            """Wait."""
+            Stepwise.middle.set()
+            Stepwise.go_on.wait(PATIENCE)
+            out.write("value", draw())
+
+    first = stepwise.submit(Obstinate)
+    assert Stepwise.middle.wait(PATIENCE)
+    labels = np.zeros(12, dtype=np.int64)
+    handles: list[Any] = []
+
+    def submit() -> None:
+        names = ["small-cnn(n_classes=3, width=4)", "small-cnn(n_classes=3, width=4)", "no-such-network"]
+        handles.extend(stepwise.submit("sample.scores", model=name, data=(images, labels)) for name in names)
+
+    submitting = threading.Thread(target=submit, daemon=True)
+    submitting.start()
+    submitting.join(PATIENCE / 2)
+    assert len(handles) == 3, "submit waits for the run"
+    assert [handle.status for handle in (first, *handles)] == ["running", *["pending"] * 3]
+    handles[1].cancel()
+    before, images[:] = images.copy(), 0.0  # the caller's to change, as ever
+    Stepwise.go_on.set()
+    computed = handles[0].result(PATIENCE)
+    with pytest.raises(InputError, match="no-such-network"):
+        handles[2].result(PATIENCE)
+    assert [handle.status for handle in handles] == ["complete", "cancelled", "failed"]
+    named = {"model": "small-cnn(n_classes=3, width=4)", "data": (before, labels)}
+    again = stepwise.run("sample.scores", **named, progress=False)
+    assert again.id == computed.id
+
+
 def test_what_a_cell_changes_after_submitting_is_not_computed_on(stepwise):
     first = stepwise.submit("sample.stepwise", seed=3)
     assert Stepwise.middle.wait(PATIENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -279,6 +280,24 @@ def test_the_kernel_is_free_and_cancel_stops_the_run(bench: workbench.Workbench)
     assert (state["status"], state["trouble"]) == ("cancelled", "")
     assert panel.handle.status == "cancelled"
     assert "cancelled" in text([panel._progress]) or "step" in text([panel._progress])
+
+
+def test_a_run_on_workers_is_followed_and_cancelled_from_the_panel(
+    bench: workbench.Workbench, client: Any, tmp_path: Path
+):
+    from unit.test_cluster import Patient
+
+    panel = bench.on(client).launch(Patient, folder=str(tmp_path))
+    assert panel.widget
+    assert client.dashboard_link in text([panel.widget])
+    panel._form._handle_custom_msg({"type": "run", "texts": {}}, [])
+    deadline = time.monotonic() + 120
+    while panel.handle is None or panel.handle.progress.step is None or panel._form.state["status"] != "running":
+        assert time.monotonic() < deadline, "no progress arrived"
+        time.sleep(0.01)
+    panel._form._handle_custom_msg({"type": "cancel"}, [])
+    assert ended(panel)["status"] == "cancelled"
+    assert [run.status for run in bench.runs()] == ["cancelled"]
 
 
 def test_a_failure_is_told_in_the_panel(bench: workbench.Workbench):

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workbench.errors import CancelledError
 from workbench.execution.handle import Handle, HandleProgress
 from workbench.execution.progress import CancelToken
-from workbench.execution.request import Request, SharedSubjects, fulfil, stored_already
+from workbench.execution.request import Request, SharedSubjects, fulfil, named_models, owned, prepare, stored_already
+from workbench.execution.turn import taken
 
 if TYPE_CHECKING:
     from workbench.execution.inputs import Sources
+    from workbench.execution.lifecycle import Job
     from workbench.host import Host
     from workbench.store import Store, StoredRun
 
@@ -38,6 +40,10 @@ def submit(
 ) -> Handle[R]:
     """Load, check and copy the subjects now, compute in the background.
 
+    Building a model that is named needs the process's turn (its factory draws from the global generators). While a run has
+    that, named models are built in the background too, so that this returns at once; what is wrong with them is then told by
+    `handle.result()`.
+
     Args:
         request: what is asked for.
         sources: where subjects named in text come from.
@@ -49,26 +55,39 @@ def submit(
     Raises:
         InputError: a subject that is none, or does not fit.
     """
-    subjects, identity = shared or (SharedSubjects(), None)
-    job, check = subjects.prepare(identity, request, sources, own=True)
     token = CancelToken()
-    handle: Handle[R] = Handle(job.method.id)
+    handle: Handle[R] = Handle(request.method.id)
 
     def stop() -> None:
         token.cancel()
         if handle.status == "pending":
-            handle.ended(error=CancelledError(f"{job.method.id} was cancelled before it began"))
+            handle.ended(error=CancelledError(f"{handle.title} was cancelled before it began"))
 
     handle._stop = stop
-    if (found := stored_already(request, job, store)) is not None:
-        handle.ended(wrap(found, True), run_id=found.id)
-        return handle
-    check(job)
+    if shared is None and taken() and (named := named_models(request)):
+        kept = owned(request, sources, set(request.roles) - named)
+
+        def make() -> Job:
+            return prepare(request, sources, resolved=kept)
+
+        check = None
+    else:
+        subjects, identity = shared or (SharedSubjects(), None)
+        ready, check = subjects.prepare(identity, request, sources, own=True)
+        if (found := stored_already(request, ready, store)) is not None:
+            handle.ended(wrap(found, True), run_id=found.id)
+            return handle
+        check(ready)
+
+        def make() -> Job:
+            return ready
 
     def work() -> None:
         if handle.done():
             return
         try:
+            job = make()
+            token.check()
             stored, served = fulfil(
                 request,
                 job,
@@ -78,7 +97,7 @@ def submit(
                 cancel=token,
                 background=True,
                 on_begin=handle.began,
-                check=lambda _: None,  # it was done before the run was put in the queue
+                check=check,  # does nothing the second time
             )
             handle.ended(wrap(stored, served), run_id=stored.id)
         except BaseException as error:

@@ -22,7 +22,7 @@ from workbench.execution.inputs import Resolved, Sources
 from workbench.execution.lifecycle import Job, execute
 from workbench.execution.progress import CancelToken, Progress
 from workbench.host import Host
-from workbench.method import Method
+from workbench.method import Method, ModelRole
 from workbench.record import check_study, run_key
 from workbench.store import Store, StoredRun
 
@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 
     from workbench.execution.blockwise import BlockSharing
 
-__all__ = ["Request", "SharedSubjects", "Waiting", "ask", "fulfil", "prepare", "stored_already"]
+__all__ = [
+    "Request",
+    "SharedSubjects",
+    "Waiting",
+    "ask",
+    "fulfil",
+    "named_models",
+    "owned",
+    "prepare",
+    "stored_already",
+]
 
 SEED_LIMIT = 2**63
 
@@ -212,9 +222,8 @@ class SharedSubjects:
         job = prepare(request, sources, resolved=given() if known is None else known[0], code=code)
         if known is None:
             if own:
-                job = replace(
-                    job, inputs={name: _owned(item, request.roles[name]) for name, item in job.inputs.items()}
-                )
+                copies = {name: _owned(item, request.roles[name]) for name, item in job.inputs.items()}
+                job = replace(job, inputs=copies)
             known = (job.inputs, set())
             with self._lock:
                 self._sets[identity] = known
@@ -228,6 +237,23 @@ class SharedSubjects:
                 done.add("checked")
 
         return job, check
+
+
+def owned(request: Request, sources: Sources, names: set[str]) -> dict[str, Resolved]:
+    """Subjects of these roles, loaded and identified, with copies of what lies in the caller's memory."""
+    roles = {name: item for name, item in request.roles.items() if name in names}
+    found = preparation.resolve(request.method, roles, sources)
+    return {name: _owned(item, roles[name]) for name, item in found.items()}
+
+
+def named_models(request: Request) -> set[str]:
+    """Roles whose models are still to be built: they were given as names, paths or runs."""
+    return {
+        name
+        for name, item in request.roles.items()
+        if isinstance(request.method.inputs[name], ModelRole)
+        and (isinstance(item, str) or preparation.run_reference(item) is not None)
+    }
 
 
 def _owned(subject: Resolved, given: Any) -> Resolved:

@@ -21,7 +21,7 @@ from typing import Any
 
 from workbench.execution.device import seed_everything
 
-__all__ = ["Turn", "warnings_of_this_thread"]
+__all__ = ["Turn", "taken", "warnings_of_this_thread"]
 
 LOOK = 0.1
 """Seconds between two looks whether a run that waits for its turn was cancelled."""
@@ -122,6 +122,12 @@ class Turn:
         with _CHANGED:
             _holders.remove(self)
             _CHANGED.notify_all()
+
+
+def taken() -> bool:
+    """Whether somebody else has the turn now, so that asking for it may take as long as that run goes without a pause."""
+    with _CHANGED:
+        return bool(_holders) and _holders[-1]._thread != threading.get_ident()
 
 
 def _global_generators() -> list[tuple[Callable[[Any], object], Any]]:

@@ -115,7 +115,13 @@ class LaunchPanel(Panel):
         self._progress = ipywidgets.HTML()
         self._curves = curves_view([])
         self._ended = ipywidgets.VBox()
-        return style.frame(self._form, self._progress, self._curves, self._ended)
+        return style.frame(self._form, self._progress, *self._elsewhere(), self._curves, self._ended)
+
+    def _elsewhere(self) -> list[ipywidgets.Widget]:
+        """Where to watch the workers, if workers compute it."""
+        dashboard = "" if self.bench.cluster is None else self.bench.cluster.dashboard
+        link = element("a", dashboard, href=dashboard, target="_blank")
+        return [fragment(element("div", "dask dashboard: ", link))] if dashboard else []
 
     def _described(self) -> dict[str, Any]:
         method = self.method
