@@ -32,10 +32,10 @@ import numpy as np
 class Costs:
     """Seconds and operations of each step; those marked measured are what `measure` gave on two busy cores, rounded."""
 
-    client: float = 0.0025
-    """Client's thread per point: make the order, submit it, take the outcome (measured)."""
-    scheduler: float = 0.001
-    """Scheduler per task: dask's documentation says about a millisecond (assumed)."""
+    client: float = 0.0046
+    """Client's processor time per point: make the order, submit it, take the outcome (measured by sweeps.py, 1,000 runs)."""
+    scheduler: float = 0.0055
+    """Scheduler's processor time per task (measured by sweeps.py; dask's documentation says about a millisecond)."""
     list_entry: float = 8e-6
     """Worker's time to list and compare one entry of the month's folder (measured)."""
     read_record: float = 0.8e-3
