@@ -9,8 +9,9 @@ can show: operations a second of the file system's metadata server, and millisec
 
 Two designs are compared:
 
-- `index`: each worker keeps the index as people do (so it was once). Before every run it lists the month's folder, which has changed, and reads
-  the record of every run that others finished since its last look. All workers together read every record 1,000 times.
+- `index`: each worker keeps the index as people do (so it was once). Before every run it lists the month's folder, which has
+  changed, and reads the record of every run that others finished since its last look. All workers together read every record
+  1,000 times.
 - `key files`: a worker looks into the folder named after the key, where every run with that key has left an empty file
   (so it is now: `workbench.store.keys`).
 """
