@@ -1,12 +1,13 @@
-"""The demo: a small network is trained on digits, one method of every family is run, one page shows what was found.
+"""The demo: a small network is trained on digits, one method of every family is run, a study puts them together.
 
 Only bundled data are used: the digits of scikit-learn and the photographs of scikit-image. The parameters are smaller than
-the papers' so that everything together takes two to three minutes on two cores; each report says what was run.
+the papers' so that everything together takes about three minutes on two cores; each report says what was run. The study
+(`ship-small`) takes the trained network and HAWQ's answer from the store and computes what else it asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,12 @@ from workbench._version import __version__
 if TYPE_CHECKING:
     from workbench.bench import Workbench
     from workbench.runs import Run
+    from workbench.study import StudyResult
 
-__all__ = ["STEPS", "Step", "run_demo"]
+__all__ = ["STEPS", "STUDY", "Step", "run_demo"]
 
+STUDY = "ship-small"
+STUDY_QUESTION = "What do few bits do to accuracy, calibration and detection, and how few are enough?"
 TRAINING, TESTING = "digits(split=train)", "digits(split=test)"
 
 
@@ -85,13 +89,21 @@ STEPS = (
         "discopatch",
         "detection.discopatch",
         "Would one notice that pictures became blurred or noisy?",
-        lambda runs: {"data": "photos(size=32, count=1200)", "preset": "fast", "test_images": 200, "severities": [3, 5]},
+        lambda runs: {
+            "data": "photos(size=32, count=1200)",
+            "preset": "fast",
+            "test_images": 200,
+            "severities": [3, 5],
+        },
     ),
 )
 
 
 def run_demo(bench: Workbench, folder: Path, *, force: bool = False) -> list[Run]:
-    """Run every step (or take it from the store), write the pages to `folder` and print what was found.
+    """Run every step and the study (or take them from the store), write the pages to `folder` and print what was found.
+
+    Returns:
+        the runs of the steps.
 
     Raises:
         StoreError: the store or the folder cannot be written.
@@ -104,6 +116,7 @@ def run_demo(bench: Workbench, folder: Path, *, force: bool = False) -> list[Run
     from rich.text import Text
 
     from workbench.cli.printing import console
+    from workbench.study import read_study
 
     out = console()
     folder = _writable(folder)
@@ -116,12 +129,20 @@ def run_demo(bench: Workbench, folder: Path, *, force: bool = False) -> list[Run
         run = runs[step.name] = bench.run(step.method, force=force, **step.arguments(runs))
         origin = "from the store" if run.served else f"{run.record.seconds:.0f} s"
         out.print(Text(f"    {run.report_data().summary} ({origin})"))
-    page = _write_pages(runs, folder)
+    described = read_study(STUDY)
+    out.print(Text.assemble(("study ", "dim"), (described.name, "bold"), f"  {STUDY_QUESTION}"))
+    study = bench.study(described, progress=False)
+    out.print(Text(f"    {study.report().conclusions}"))
+    for branch, reason in study.failures.items():
+        out.print(Text(f"    {branch}: {reason}", "red"))
+    page = _write_pages(runs, study, folder)
     served = sum(run.served for run in runs.values())
     seconds = time.perf_counter() - started
     out.print()
     _print_findings(runs)
     out.print(f"{len(runs)} runs in {seconds:.0f} s, {served} of them served from the store {bench.store.url}")
+    counts = ", ".join(f"{count} {status}" for status, count in study.counts.items())
+    out.print(f"and the runs of the study {study.name} in that time: {counts}")
     out.print(Text.assemble("Open ", (str(page), "bold"), " in a browser; `workbench runs` lists the runs."))
     return list(runs.values())
 
@@ -136,30 +157,35 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _write_pages(runs: Mapping[str, Run], folder: Path) -> Path:
-    """One page per run and an index that links them; pages that show these very runs already are left as they are."""
+def _write_pages(runs: Mapping[str, Run], study: StudyResult, folder: Path) -> Path:
+    """One page per run and one of the study, and an index that links them; pages that show these runs are left as they are."""
     from workbench.render import IndexCard, index_html
 
     pages = {step.name: folder / f"{step.method.replace('.', '-')}.html" for step in STEPS}
-    page = folder / "index.html"
-    outdated = [name for name, file in pages.items() if not _shows(file, runs[name])]
+    page, study_page = folder / "index.html", folder / f"study-{study.name}.html"
+    outdated = [name for name, file in pages.items() if not _shows(file, [runs[name].id])]
     for name in outdated:
         runs[name].report().save(pages[name])
-    if outdated or not page.exists():
+    renewed = not _shows(study_page, [run.id for made in study.runs.values() for run in made])
+    if renewed:
+        study.report().save(study_page)
+    if outdated or renewed or not page.exists():
         cards = [
             IndexCard.from_report(file.name, runs[name].report_data(), runs[name].stored, runs[name].info)
             for name, file in pages.items()
         ]
+        title = study.plan.study.title or study.name
+        cards.append(IndexCard(study_page.name, f"study {study.name}", title, study.report().conclusions))
         page.write_text(index_html(cards, title="Workbench demo"), encoding="utf-8")
     return page
 
 
-def _shows(page: Path, run: Run) -> bool:
-    """Whether a page was written from this run by this version."""
+def _shows(page: Path, runs: Sequence[str]) -> bool:
+    """Whether a page was written from these runs by this version."""
     if not page.exists():
         return False
     text = page.read_text(encoding="utf-8", errors="replace")
-    return run.id in text and f"workbench {__version__}" in text
+    return all(run in text for run in runs) and f"workbench {__version__}" in text
 
 
 def _print_findings(runs: Mapping[str, Run]) -> None:

@@ -11,6 +11,11 @@ def workbench_methods() -> list[MethodReference]:
     """Methods of this family; nothing heavy is imported until one is used."""
     return [
         MethodReference(
+            "detection.covariate_shift",
+            "workbench_detection.covariate_shift:CovariateShift",
+            "Blurs, disturbs, compresses or flattens pictures, to see what notices and what suffers",
+        ),
+        MethodReference(
             "detection.discopatch",
             "workbench_detection.discopatch:DisCoPatch",
             "Notices blur and other subtle drift of images without labels: a discriminator reads patch statistics",

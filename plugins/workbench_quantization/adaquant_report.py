@@ -90,6 +90,16 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             description="size of the weights over their size at 32 bits",
         ),
         Metric(
+            name="average_bits",
+            value=stored_bits(result) / float(_values(result, "parameter_count").sum()),
+            unit="bit",
+            direction="lower",
+            description="size of weights and scales, per weight",
+        ),
+        Metric(
+            name="size", value=stored_bits(result) / 8e6, unit="MB", direction="lower", description="with scales"
+        ),
+        Metric(
             name="layer_error_ratio",
             value=float(np.exp(np.mean(np.log((errors[:, 0, 1] + 1e-12) / (errors[:, 0, 0] + 1e-12))))),
             direction="lower",
@@ -103,6 +113,12 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         ),
     ]
     return tuple(metrics)
+
+
+def stored_bits(result: Result) -> float:
+    """Bits of the stored model's weights and scales (float32, one per output channel), as `quantization.uniform` counts them."""
+    weights = float((_values(result, "parameter_count") * _values(result, "bits").astype(np.int64)).sum())
+    return weights + 32.0 * _values(result, "scale").size
 
 
 def _tables(result: Result) -> tuple[Table, ...]:

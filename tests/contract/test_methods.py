@@ -91,6 +91,7 @@ CASES: Mapping[str, Case] = {
             "sweep": (),
         }
     ),
+    "detection.covariate_shift": Case({"shift": "noise", "severity": 4}),
     "detection.discopatch": Case(
         {
             "preset": "fast",

@@ -76,9 +76,21 @@ def test_every_step_asks_for_roles_and_parameters_that_its_method_has():
 # ------------------------------------------------------------------------------------------------------- a short version
 
 
+TINY = """
+name: tiny
+steps:
+  training:
+    method: training.classifier
+    inputs: {model: small-cnn, data: "digits(split=train)", validation: "digits(split=test)"}
+    parameters: {epochs: 2}
+  clean: {method: training.evaluation, inputs: {model: "${training}", data: "digits(split=test)[:50]"}}
+questions: {across: training, metrics: [{step: clean, metric: accuracy}]}
+"""
+
+
 @pytest.fixture
-def first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo cut down to two steps with two epochs: everything around the methods is the same."""
+def first_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo cut down to two steps with two epochs and a study of two runs: everything around the methods is the same."""
     from dataclasses import replace
 
     import workbench.demo as demo
@@ -86,6 +98,8 @@ def first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, photos = (next(step for step in STEPS if step.name == name) for name in ("classifier", "photos"))
     short = replace(classifier, arguments=lambda runs: {**classifier.arguments(runs), "epochs": 2})
     monkeypatch.setattr(demo, "STEPS", (short, photos))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setattr(demo, "STUDY", str(tmp_path / "tiny.yaml"))
 
 
 def test_first_steps_then_the_same_from_the_store(first_steps, workbench_command):
@@ -98,8 +112,9 @@ def test_first_steps_then_the_same_from_the_store(first_steps, workbench_command
     page = Path("pages/index.html").read_text(encoding="utf-8")
     bench = workbench.open("store")
     runs = bench.runs()
-    assert [run.status for run in runs] == ["complete"] * 2
-    for run in runs:
+    assert [run.status for run in runs] == ["complete"] * 3
+    assert "tiny in that time: 1 stored, 1 complete" in done.out
+    for run in runs[1:]:  # the newest is the study's own
         assert run.record.report["summary"].split(";")[0].split(" (")[0] in page
 
     shutil.rmtree("pages")
@@ -111,7 +126,8 @@ def test_first_steps_then_the_same_from_the_store(first_steps, workbench_command
 
     forced = workbench_command("demo", "-o", "pages", "--force")
     assert "0 of them served" in forced.out
-    assert len(bench.runs()) == 4
+    assert len(bench.runs()) == 5
+    assert "tiny in that time: 2 stored" in forced.out
 
 
 # -------------------------------------------------------------------------------------------------------- the whole demo
@@ -133,8 +149,11 @@ def test_the_whole_demo_in_processes_of_its_own(environment, tmp_path):
     assert f"0 of them served from the store {tmp_path / 'store'}" in first
     check_pages(tmp_path / "reports")
     bench = workbench.open(tmp_path / "store")
-    runs = {run.method: run for run in bench.runs()}
-    assert len(bench.runs()) == len(STEPS)
+    count, of_study = len(bench.runs()), {run.id for run in bench.runs("study = ship-small")}
+    both = [run for run in bench.runs() if run.method in ("training.classifier", "quantization.hawq")]
+    assert len(both) == 2, "the study took what the demo had trained and measured"
+    runs = {run.method: run for run in [*both, *(run for run in bench.runs() if run.id not in of_study)]}
+    assert len(runs) >= len(STEPS) - 1  # the evaluation of photographs is the study's, too
     assert {run.status for run in runs.values()} == {"complete"}
     assert all(run.report_data().metrics and run.report_data().views for run in runs.values())
 
@@ -146,4 +165,4 @@ def test_the_whole_demo_in_processes_of_its_own(environment, tmp_path):
 
     second = demo()
     assert f"{len(STEPS)} of them served from the store" in second
-    assert len(bench.runs()) == len(STEPS)
+    assert len(bench.runs()) == count

@@ -281,7 +281,7 @@ def test_repetitions_are_one_row_with_an_interval(bench: workbench.Workbench):
     matrix = result.matrix
     assert len(matrix.rows) == 3
     assert [len(matrix.cells[row, 0].values) for row in range(3)] == [3, 3, 3]
-    assert matrix.cells[2, 0].basis == "paired t over seeds"
+    assert matrix.cells[2, 0].basis == "paired bootstrap and repetitions"
 
 
 def test_the_report_escapes_what_the_description_says(bench: workbench.Workbench, tmp_path: Path):

@@ -12,7 +12,9 @@ from workbench.study.significance import (
     auroc,
     calibration_error,
     disagreement,
+    draws,
     holm,
+    judge_difference,
     mean,
     paired_bootstrap,
     pareto_front,
@@ -111,3 +113,38 @@ def test_disagreement_has_its_closed_form(rng: np.random.Generator):
     middle = (p + q) / 2
     expected = (stats.entropy(p[0], middle[0]) + stats.entropy(q[0], middle[0])) / 2
     assert disagreement([np.log(p), np.log(q)])[0] == pytest.approx(expected)
+
+
+def test_a_p_value_below_what_resamples_can_tell_is_that_of_a_normal_variable(rng: np.random.Generator):
+    first, second = rng.normal(0.45, 1, 500), rng.normal(size=500)
+    ours = paired_bootstrap(mean(first), mean(second), 500, resamples=2000).p_value
+    theirs = stats.ttest_rel(first, second).pvalue
+    assert theirs < 2 / 2001
+    assert np.log10(ours) == pytest.approx(np.log10(theirs), abs=1)
+
+
+def test_variances_of_samples_and_of_seeds_add_up(rng: np.random.Generator):
+    drawn, between = 0.3 + 0.05 * rng.normal(size=100_000), [0.2, 0.3, 0.4]
+    found = judge_difference(0.3, drawn, between)
+    samples, seeds = 0.05**2, 0.1**2 / 3
+    freedom = (samples + seeds) ** 2 / (seeds**2 / 2)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(samples + seeds)
+    assert (found.lower, found.upper) == pytest.approx((0.3 - half, 0.3 + half), rel=0.01)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.3 / np.sqrt(samples + seeds), freedom), rel=0.03)
+    # Without variance between seeds only the samples count, without that of samples it is the paired t test over seeds.
+    assert judge_difference(0.3, drawn, [0.3, 0.3]).upper == pytest.approx(0.3 + 1.96 * 0.05, rel=0.01)
+    alone = judge_difference(0.3, np.full(100, 0.3), between)
+    assert alone.p_value == pytest.approx(stats.ttest_1samp(between, 0).pvalue)
+
+
+def test_intervals_over_samples_and_seeds_cover_the_difference(rng: np.random.Generator):
+    """Two-way chance: every sample has an effect of its own, every seed too; neither alone would cover it."""
+    covered, trials, samples, seeds = 0, 300, 60, 3
+    for trial in range(trials):
+        effect = rng.normal(0, 1, samples)[None] + rng.normal(0, 0.15, seeds)[:, None]
+        effect = effect + rng.normal(0, 0.3, (seeds, samples))
+        drawn = np.concatenate([counts @ effect.mean(axis=0) / samples
+                                for counts in draws(np.zeros(samples, dtype=np.int64), 300, trial)])  # fmt: skip
+        found = judge_difference(float(effect.mean()), drawn, effect.mean(axis=1))
+        covered += found.lower <= 0 <= found.upper
+    assert 0.90 * trials <= covered <= 0.99 * trials

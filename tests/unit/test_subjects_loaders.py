@@ -397,6 +397,34 @@ def test_idx_pairs_are_found_by_folder_prefix_and_file(packed, tmp_path):
     np.testing.assert_array_equal(opened(f"{tmp_path}(split=train)[2:]")["image"][:, 0], first[2:])
 
 
+def test_idx_pictures_at_another_size_and_in_colour(tmp_path):
+    image, _ = mnist(tmp_path, "t10k", 3)
+    data = opened(f"{tmp_path}(size=10, color=true)")
+    assert data["image"].shape == (3, 3, 10, 10)
+    for channel in range(3):
+        expected = Image.fromarray(image[1]).resize((10, 10), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(data["image"][1, channel], np.asarray(expected))
+    for wrong, argument in (("size=0", "size"), ("color=3", "color"), ("crop=2", "data")):
+        with pytest.raises(InputError) as caught:
+            opened(f"{tmp_path}({wrong})")
+        assert caught.value.argument == argument
+
+
+def test_a_relative_path_is_looked_for_in_the_data_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    image, _ = mnist(tmp_path / "data" / "mnist", "t10k", 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORKBENCH_DATA", raising=False)
+    with pytest.raises(InputError):
+        opened("mnist(split=test)")
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    np.testing.assert_array_equal(opened("mnist(split=test)[1:]")["image"][:, 0], image[1:])
+    # What is at hand comes first.
+    (tmp_path / "mnist").mkdir()
+    nearer, _ = mnist(tmp_path / "mnist", "t10k", 2)
+    np.testing.assert_array_equal(opened("mnist")["image"][:, 0], nearer)
+
+
 def test_idx_files_that_cannot_be_right_are_named(tmp_path):
     mnist(tmp_path, "t10k", 3, packed=False)
     path = tmp_path / "t10k-images-idx3-ubyte"

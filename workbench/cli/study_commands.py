@@ -150,5 +150,5 @@ def _print_found(result: StudyResult) -> None:
         table.add_row(printable(row.label), *cells)
     out = console()
     out.print(table)
-    out.print(printable(f"+ better, - worse than {matrix.rows[matrix.baseline].label}; the report says by which test."))
+    out.print(printable(f"+ better, - worse than {matrix.baseline}; the report says by which test."))
     out.print(printable(result.report().conclusions))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.render.texts import number_text
-from workbench.study.matrix import BOOTSTRAP, INTERVALS, LEVEL, SEEDS, Matrix
+from workbench.study.comparing import BOOTSTRAP, BOTH, INTERVALS, LEVEL, SEEDS
+from workbench.study.matrix import Matrix
 
 __all__ = ["RULES", "conclusions", "how_compared"]
 
 RULES = (
     "A metric changes where the adjusted p-value is at most 0.05, or, where only intervals are stored, where the two do not "
-    "overlap. For each metric the variants that change are counted and the worst and the best of them named.",
-    "Among variants that are worse in no compared metric and whose comparisons were all possible, the one of least cost is "
-    "named, with the largest loss in the first metric that its interval leaves open. Not finding a loss is no proof that there "
-    "is none.",
+    "overlap. For each metric the comparisons that changed are counted (over all its columns) and the worst and the best of "
+    "them named by the size of the difference.",
+    "Among variants that are worse in no compared metric (by more than the study tolerates, where it says so) and whose "
+    "comparisons were all possible, the one of least cost is named for each baseline, with the largest loss in the first metric "
+    "that its interval leaves open. Not finding a loss is no proof that there is none.",
+    "Of repairs, the one of lowest (or highest, where more is better) median over the variants is named, and in how many "
+    "variants each of them is better than before; that is a count, not a test.",
 )
 
 
@@ -25,49 +29,104 @@ def conclusions(matrix: Matrix, cost: str) -> str:
         matrix: the numbers.
         cost: label of the column that says what a variant costs; empty: none.
     """
-    sentences = [text for column in range(len(matrix.columns)) if (text := _metric(matrix, column))]
+    metrics: dict[tuple[str, str, str], list[int]] = {}
+    for number, column in enumerate(matrix.columns):
+        metrics.setdefault((column.asked.label or column.label, column.asked.step, column.asked.metric), []).append(
+            number
+        )
+    sentences: list[str] = []
     if cost and matrix.labelled(cost):
-        sentences.append(_cheapest(matrix, matrix.labelled(cost)[0]))
+        bases = dict.fromkeys(matrix.baselines)
+        sentences += [_cheapest(matrix, matrix.labelled(cost)[0], base, several=len(bases) > 1) for base in bases]
+    sentences += [text for (label, *_), columns in metrics.items() if (text := _repairs(matrix, label, columns))]
+    sentences += [text for (label, *_), columns in metrics.items() if (text := _metric(matrix, label, columns))]
     return " ".join(sentences) or "There is nothing to compare: no metric of the study is known for two variants."
 
 
-def _compared(matrix: Matrix, column: int) -> list[int]:
-    tested = [*range(len(matrix.rows))]
-    return [row for row in tested if matrix.cells[row, column].basis in (BOOTSTRAP, SEEDS, INTERVALS)]
+def _is_compared(matrix: Matrix, row: int, column: int) -> bool:
+    return matrix.cells[row, column].basis in (BOOTSTRAP, BOTH, SEEDS, INTERVALS)
 
 
-def _metric(matrix: Matrix, column: int) -> str:
-    described, rows = matrix.columns[column], _compared(matrix, column)
-    if not rows or described.direction == "neutral":
+def _metric(matrix: Matrix, label: str, columns: list[int]) -> str:
+    """Which comparisons of a metric show a change."""
+    direction = matrix.columns[columns[0]].direction
+    compared = [(row, c) for c in columns for row in range(len(matrix.rows)) if _is_compared(matrix, row, c)]
+    if not compared or direction == "neutral":
         return ""
-    base = matrix.rows[matrix.baseline].label
-    worse = [row for row in rows if matrix.better(row, column) is False]
-    better = [row for row in rows if matrix.better(row, column)]
+    what = "variants" if len(columns) == 1 else "comparisons"
+    worse = [key for key in compared if matrix.better(*key) is False]
+    better = [key for key in compared if matrix.better(*key)]
     if not worse and not better:
-        many = "the one variant compared does not differ" if len(rows) == 1 else f"none of {len(rows)} variants differs"
-        return f"{_start(described.label)}: {many} significantly from {base}."
-    sign = 1 if described.direction == "higher" else -1
+        many = f"none of {len(compared)} {what} differs"
+        if len(compared) == 1:
+            many = "the one variant compared does not differ"
+        return f"{_start(label)}: {many} significantly from {matrix.baseline}."
+    sign = 1 if direction == "higher" else -1
     parts = []
     for kind, found, extreme in (("worse", worse, min), ("better", better, max)):
         if found:
-            far = extreme(found, key=lambda row: sign * matrix.cells[row, column].value)
-            value, reference = (number_text(matrix.cells[row, column].value) for row in (far, matrix.baseline))
+            row, column = extreme(found, key=lambda key: sign * matrix.cells[key].difference)
+            value = number_text(matrix.cells[row, column].value)
+            reference = number_text(matrix.cells[matrix.baselines[row], column].value)
             which = "most so " if len(found) > 1 else ""
-            parts.append(
-                f"{len(found)} of {len(rows)} {kind} than {base} ({which}{matrix.rows[far].label}: {value} against {reference})"
-            )
-    return f"{_start(described.label)}: {', '.join(parts)}."
+            words = matrix.columns[column].words
+            where = f"{matrix.rows[row].label}{f' ({words})' if len(columns) > 1 and words else ''}"
+            counted = f"{len(found)} of {len(compared)}{'' if len(columns) == 1 else ' comparisons'}"
+            parts.append(f"{counted} {kind} than {matrix.baseline} ({which}{where}: {value} against {reference})")
+    return f"{_start(label)}: {', '.join(parts)}."
 
 
 def _start(label: str) -> str:
     return label[:1].upper() + label[1:]
 
 
-def _cheapest(matrix: Matrix, cost: int) -> str:
+def _repairs(matrix: Matrix, label: str, columns: list[int]) -> str:
+    """Which of several repairs of a metric leaves the best median, and how often each is better than before."""
+    asked, direction = matrix.columns[columns[0]].asked, matrix.columns[columns[0]].direction
+    if not asked.before or direction == "neutral":
+        return ""
+    before = matrix.column(matrix.labelled(asked.before)[0])
+    medians: dict[int, float] = {}
+    gains: dict[int, str] = {}
+    for column in columns:
+        after = matrix.column(column)
+        known = np.isfinite(after) & np.isfinite(before)
+        if known.any():
+            medians[column] = float(np.median(after[known]))
+            gained = (after < before) if direction == "lower" else (after > before)
+            counted = f"in {int((gained & known).sum())} of {int(known.sum())}"
+            gains[column] = f"{matrix.columns[column].words} {counted}".strip()
+    if not medians:
+        return ""
+    best = (min if direction == "lower" else max)(medians, key=lambda column: medians[column])
+    reference = number_text(float(np.nanmedian(before)))
+    words = matrix.columns[best].words
+    which = f"its {'lowest' if direction == 'lower' else 'highest'} median with {words}" if words else "a median"
+    middle = f"{number_text(medians[best])} against {reference} before"
+    return (
+        f"{_start(label)} has {which} ({middle}); better than before: {', '.join(gains.values())} variants."
+        if words
+        else f"{_start(label)} has {which} of {middle} and is better than before {', '.join(gains.values())} variants."
+    )
+
+
+def _loses(matrix: Matrix, row: int, column: int) -> bool:
+    """Whether a variant is worse by more than what the study tolerates."""
+    return (
+        matrix.better(row, column) is False
+        and abs(matrix.cells[row, column].difference) > matrix.columns[column].asked.tolerance
+    )
+
+
+def _cheapest(matrix: Matrix, cost: int, base: int, *, several: bool) -> str:
+    """The variant of least cost that shows no loss against this baseline."""
+    members = [row for row in range(len(matrix.rows)) if matrix.baselines[row] == base]
     others = [
         c
         for c in range(len(matrix.columns))
-        if c != cost and matrix.columns[c].direction != "neutral" and _compared(matrix, c)
+        if matrix.columns[c].asked.label != matrix.columns[cost].asked.label
+        and matrix.columns[c].direction != "neutral"
+        and any(_is_compared(matrix, row, c) for row in members)
     ]
     if not others:
         return "Which variant is worth its cost cannot be said: no other metric could be compared."
@@ -75,20 +134,18 @@ def _cheapest(matrix: Matrix, cost: int) -> str:
     sign = -1 if matrix.columns[cost].direction == "higher" else 1
     fitting = [
         row
-        for row in range(len(matrix.rows))
+        for row in members
         if np.isfinite(prices[row])
-        and (
-            row == matrix.baseline
-            or all(row in _compared(matrix, c) and matrix.better(row, c) is not False for c in others)
-        )
+        and (row == base or all(_is_compared(matrix, row, c) and not _loses(matrix, row, c) for c in others))
     ]
     label = matrix.columns[cost].label
     if not fitting:
         return f"No variant has a known {label} and no significant loss."
     best = min(fitting, key=lambda row: sign * prices[row])
-    if best == matrix.baseline:
+    name = f" compared with {matrix.rows[base].label}" if several else ""
+    if best == base:
         return (
-            f"Every variant of less {label} is significantly worse in at least one of the {len(others)} compared metrics, "
+            f"Every variant of less {label}{name} is significantly worse in at least one of the {len(others)} compared metrics, "
             "or could not be compared."
         )
     column = others[0]
@@ -105,21 +162,28 @@ def _cheapest(matrix: Matrix, cost: int) -> str:
         how_much = f"a {kind} of up to {number_text(float(loss))}" if loss > 0 else f"no {kind}"
         open_loss = f" Its {100 * LEVEL:.0f} % interval leaves open {how_much} in {described.label}."
     return (
-        f"The variant of least {label} without a significant loss in any of the {len(others)} compared metrics is "
+        f"The variant of least {label} without a significant loss in any of the {len(others)} compared metrics{name} is "
         f"{matrix.rows[best].label} ({label} {number_text(float(prices[best]))} against "
-        f"{number_text(float(prices[matrix.baseline]))}).{open_loss}"
+        f"{number_text(float(prices[base]))}).{open_loss}"
     )
 
 
 def how_compared(matrix: Matrix) -> tuple[str, ...]:
     """Notes: how many comparisons were made in which way, and the correction."""
-    bases = [cell.basis for (row, _), cell in matrix.cells.items() if row != matrix.baseline and cell.basis]
+    bases = [cell.basis for (row, _), cell in matrix.cells.items() if not matrix.is_baseline(row) and cell.basis]
     notes = []
     if count := bases.count(BOOTSTRAP):
         notes.append(
             f"{count} comparisons by paired bootstrap over the samples that both runs were judged on ({matrix.resamples:,} "
-            "resamples, percentile interval, two-sided). It covers the choice of test samples, not that of training seeds. "
+            "resamples, percentile interval, two-sided; p-values too small for that many resamples are those of a normal "
+            "variable with their standard error). It covers the choice of test samples, not that of training seeds. "
             "Differences of calibration errors are differences of two numbers that small samples bias upwards."
+        )
+    if count := bases.count(BOTH):
+        notes.append(
+            f"{count} comparisons by paired bootstrap over samples and by repetitions: the variance of the mean over the "
+            "repetitions under resampling plus that between repetitions over their number, Student's t with Satterthwaite's "
+            "degrees of freedom."
         )
     if count := bases.count(SEEDS):
         notes.append(

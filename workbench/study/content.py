@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from workbench.runs import Run
     from workbench.study.result import StudyResult
 
-__all__ = ["StudyArrays", "study_content"]
+__all__ = ["StudyArrays", "front", "study_content"]
 
 PICTURES = 12
+NAMED = 8
+"""Variants that are all named in a scatter; of more, only those on the front."""
+FEW = 6
+"""Variants whose predictions are all named above a picture."""
 ARROWS = {"higher": " ↑", "lower": " ↓", "neutral": ""}
 
 
@@ -69,7 +74,7 @@ def _differences(matrix: Matrix) -> Table:
     for row in range(len(matrix.rows)):
         for number, column in enumerate(matrix.columns):
             cell = matrix.cells[row, number]
-            if row == matrix.baseline or not np.isfinite(cell.difference):
+            if matrix.is_baseline(row) or not np.isfinite(cell.difference):
                 continue
             tested = np.isfinite(cell.p_value)
             span = f"{number_text(cell.difference_lower)} to {number_text(cell.difference_upper)}" if tested else ""
@@ -81,7 +86,7 @@ def _differences(matrix: Matrix) -> Table:
                 _probability(cell.p_value), _probability(cell.adjusted), verdict, cell.basis,
             ))  # fmt: skip
     columns = ("variant", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict", "compared by")
-    title = f"Differences from {matrix.rows[matrix.baseline].label}"
+    title = f"Differences from {matrix.baseline}"
     return Table(title=title, columns=columns, rows=tuple(rows))
 
 
@@ -94,33 +99,55 @@ def _fronts(matrix: Matrix, pairs: list[tuple[str, str]], data: dict[str, Any]) 
     views: list[View] = []
     drawn = [(x, y) for first, second in pairs for x in matrix.labelled(first) for y in matrix.labelled(second)]
     for number, (x, y) in enumerate(drawn):
-        first, second = matrix.columns[x], matrix.columns[y]
-        if "neutral" in (first.direction, second.direction):
-            which = first if first.direction == "neutral" else second
-            where = f"questions.metrics ({which.label})"
-            raise InputError(where, expected="a direction, because fronts need to know which way is better", got="none")
-        higher = (first.direction == "higher", second.direction == "higher")
-        front = pareto_front(matrix.column(x), matrix.column(y), higher=higher)
-        data[f"front_x_{number}"] = ("variant", matrix.column(x))
-        data[f"front_y_{number}"] = ("variant", matrix.column(y))
-        data[f"front_{number}"] = ("variant", front)
-        known = matrix.column(x)[np.isfinite(matrix.column(x))]
-        wide = bool(len(known)) and known.min() > 0 and known.max() >= 8 * known.min()
-        names = ", ".join(row.label for row, on in zip(matrix.rows, front, strict=True) if on) or "none"
-        views.append(
-            Scatter(
-                title=f"{first.label} against {second.label}",
-                x=f"front_x_{number}",
-                y=f"front_y_{number}",
-                label="variant",
-                highlight=f"front_{number}",
-                log_x=wide,
-                x_label=first.label + ARROWS[first.direction],
-                y_label=second.label + ARROWS[second.direction],
-                caption=f"On the Pareto front (large): {names}.",
-            )
-        )
+        for column in (matrix.columns[x], matrix.columns[y]):
+            if column.direction == "neutral":
+                where = f"questions.metrics ({column.label})"
+                raise InputError(
+                    where, expected="a direction, because fronts need to know which way is better", got="none"
+                )
+        view, arrays = front(matrix, x, y, number)
+        data |= arrays
+        views.append(view)
     return views
+
+
+def front(matrix: Matrix, x: int, y: int, number: int = 0) -> tuple[Scatter, dict[str, Any]]:
+    """Two columns against each other with the Pareto front, where both have a direction; and the arrays it is drawn from.
+
+    Args:
+        matrix: the numbers.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        number: tells the arrays of several such views apart.
+    """
+    first, second = matrix.columns[x], matrix.columns[y]
+    known = "neutral" not in (first.direction, second.direction)
+    higher = (first.direction == "higher", second.direction == "higher")
+    on_front = pareto_front(matrix.column(x), matrix.column(y), higher=higher) & known
+    arrays = {
+        f"front_x_{number}": ("variant", matrix.column(x)),
+        f"front_y_{number}": ("variant", matrix.column(y)),
+        f"front_{number}": ("variant", on_front),
+    }
+    finite = matrix.column(x)[np.isfinite(matrix.column(x))]
+    wide = bool(len(finite)) and finite.min() > 0 and finite.max() >= 8 * finite.min()
+    names = ", ".join(row.label for row, on in zip(matrix.rows, on_front, strict=True) if on) or "none"
+    few = len(matrix.rows) <= NAMED
+    view = Scatter(
+        title=f"{first.label} against {second.label}",
+        x=f"front_x_{number}",
+        y=f"front_y_{number}",
+        label="variant" if few else f"front_name_{number}",
+        highlight=f"front_{number}",
+        log_x=wide,
+        x_label=first.label + ARROWS[first.direction],
+        y_label=second.label + ARROWS[second.direction],
+        caption=f"On the Pareto front (large): {names}." if known else "No front: one of them has no better side.",
+    )
+    if not few:  # names of all would cover each other
+        named = [row.label if on else "" for row, on in zip(matrix.rows, on_front, strict=True)]
+        arrays[f"front_name_{number}"] = ("variant", np.array(named))
+    return view, arrays
 
 
 def _parallel(matrix: Matrix, data: dict[str, Any]) -> list[View]:
@@ -177,11 +204,14 @@ def _samples(result: StudyResult, data: dict[str, Any]) -> list[View]:
     captions = []
     for sample in worst:
         true = f"{names[int(label[sample])]}? " if label is not None else ""
-        captions.append(f"{true}{'/'.join(names[int(row[sample])] for row in predictions)}")
+        said = [names[int(row[sample])] for row in predictions]
+        counted = [f"{name} {count}" for name, count in Counter(said).most_common(3)]
+        captions.append(f"{true}{'/'.join(said) if len(said) <= FEW else ', '.join(counted)}")
     data["disputed"] = (("dispute", "channel", "y", "x"), _pictures(subject, rows[worst]))
     data["disputed_said"] = ("dispute", captions)
     data["disputed_divergence"] = ("dispute", divergence[worst])
-    what = f"Above each: {'its label, then ' if label is not None else ''}what {', '.join(labels)} say, in this order. "
+    said_by = f"what {', '.join(labels)} say, in this order" if len(labels) <= FEW else "what most of the variants say"
+    what = f"Above each: {'its label, then ' if label is not None else ''}{said_by}. "
     caption = (
         f"{what}Largest Jensen-Shannon divergence of the predictions in {step}: {divergence[worst[0]]:.2f} down to "
         f"{divergence[worst[-1]]:.2f} nats of at most {np.log(len(runs)):.2f}; the median sample has {np.median(divergence):.2g}."

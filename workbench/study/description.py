@@ -17,8 +17,9 @@
       metrics: [{step: clean, metric: accuracy}]
 
 `${name}` stands for a subject, a choice, or the run of a step; `${name.variable}` for one array (or one of several models) that
-it stored. Every other text is a subject as in `bench.run`. Where something upstream has variants, what takes it has them
-too. Two inputs go together only where they stem from the same variant of everything that both stem from.
+it stored, `${name[alternative]}` for one alternative of a choice. Every other text is a subject as in `bench.run`. Where
+something upstream has variants, what takes it has them too. Two inputs go together only where they stem from the same variant
+of everything that both stem from.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ __all__ = ["Choice", "Metric", "Questions", "Reference", "Step", "Study", "parse
 
 SHIPPED = Path(__file__).parent / "studies"
 _NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
-_REFERENCE = re.compile(r"\$\{(" + _NAME + r")(?:\.([A-Za-z0-9_./-]+))?\}")
+_REFERENCE = re.compile(r"\$\{(" + _NAME + r")(?:\[([^\[\]{}$]+)\])?(?:\.([A-Za-z0-9_./-]+))?\}")
 
 Name = Annotated[str, pydantic.Field(pattern=f"^{_NAME}$")]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63, strict=True)]
-Choice = dict[str, str] | list[str]
-"""Alternatives: references or subjects, in a mapping with what to call them."""
+Choice = dict[str, str | list[str]] | list[str]
+"""Alternatives: references or subjects, in a mapping with what to call them; several may go by one name."""
 
 
 class _Data(pydantic.BaseModel):
@@ -72,8 +73,17 @@ class Metric(_Data):
     label: str = ""
     direction: Literal["higher", "lower"] | None = None
     """Which way is better, where the method does not say."""
-    otherwise: float | None = None
-    """Value where the run has no such metric, e.g. 32 bits for a model that was not quantised."""
+    otherwise: float | dict[str, float] | None = None
+    """Value where the run has no such metric, e.g. 32 bits for a model that was not quantised; or one for each alternative
+    of a choice: `{ResNet-20: 1.1, ResNet-56: 3.4}`."""
+    where: dict[str, str | int | float] = {}
+    """Which variants of the step to show, by choice or by `step.parameter`: `{shifted.severity: 4}`; others are left out."""
+    group: str = ""
+    """Columns of one group make a table of their own under this heading."""
+    tolerance: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """A significant loss up to this does not count against a variant when the cheapest one without a loss is named."""
+    before: str = ""
+    """Label of the metric that this one repairs: the conclusions then say by how much."""
 
 
 class Questions(_Data):
@@ -82,7 +92,9 @@ class Questions(_Data):
     across: str
     """The choice or step whose variants are compared: the rows of the matrix."""
     baseline: str = ""
-    """Label of the variant with which the others are compared; default: the first."""
+    """The variant with which the others are compared: its label, or an alternative of `across`; where there are several of
+    that alternative (one for each network, say), each variant is compared with the one it shares everything else with.
+    Default: the first."""
     metrics: Annotated[list[Metric], pydantic.Field(min_length=1)]
     fronts: list[tuple[str, str]] = []
     """Pairs of columns (labels of metrics) between which to choose: Pareto fronts."""
@@ -90,6 +102,8 @@ class Questions(_Data):
     """The column that says what a variant costs; the conclusion names the cheapest variant without a proven loss."""
     disagreement: str = ""
     """A step with stored logits: samples on which the variants disagree most."""
+    beside: list[Metric] = []
+    """Numbers of steps that do not stem from the variants, to look at beside the matrix."""
 
 
 class Study(_Data):
@@ -142,10 +156,11 @@ class Study(_Data):
 
 
 class Reference(_Data):
-    """`${name}` or `${name.variable}`."""
+    """`${name}`, `${name.variable}`, or `${name[alternative]}` of a choice."""
 
     name: str
     variable: str = ""
+    alternative: str = ""
 
 
 def parse(text: str, where: str) -> Reference | str:
@@ -160,11 +175,10 @@ def parse(text: str, where: str) -> Reference | str:
     """
     match = _REFERENCE.fullmatch(text.strip())
     if match is not None:
-        return Reference(name=match[1], variable=match[2] or "")
+        return Reference(name=match[1], variable=match[3] or "", alternative=match[2] or "")
     if "${" in text:
-        raise InputError(
-            where, expected="a whole reference, ${step} or ${step.variable}, or a subject without any", got=repr(text)
-        )
+        expected = "a whole reference, ${step}, ${step.variable} or ${choice[alternative]}, or a subject without any"
+        raise InputError(where, expected=expected, got=repr(text))
     return text
 
 

@@ -10,21 +10,22 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.record import report_number
+from workbench.study.comparing import LEVEL, Cell, Comparisons, corrected
 from workbench.study.description import Metric
 from workbench.study.plan import Branch, Option, belongs, spelled, variants
-from workbench.study.samples import Judged, judged
-from workbench.study.significance import RESAMPLES, holm, paired_bootstrap
+from workbench.study.significance import RESAMPLES
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from workbench.study.result import StudyResult
 
-__all__ = ["Cell", "Column", "Matrix", "Row", "make_matrix"]
+__all__ = ["Cell", "Column", "Matrix", "Row", "columns_of", "make_matrix"]
 
-LEVEL = 0.95
 MOST_RESAMPLES = 20_000
-BOOTSTRAP, SEEDS, INTERVALS = "paired bootstrap", "paired t over seeds", "stored intervals"
+MANY, FEWER = 200, 2_000
+"""Tests above which more resamples cost more than they tell, because small p-values come from the normal tail anyway; and how
+many resamples are made then."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,8 @@ class Column:
     trail: Mapping[str, str]
     direction: str = "neutral"
     unit: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number and how it compares with the baseline's. NaN: not known."""
-
-    value: float
-    lower: float = np.nan
-    upper: float = np.nan
-    branches: tuple[Branch, ...] = ()
-    values: tuple[float, ...] = ()
-    difference: float = np.nan
-    difference_lower: float = np.nan
-    difference_upper: float = np.nan
-    p_value: float = np.nan
-    adjusted: float = np.nan
-    basis: str = ""
-    """How it was compared: paired bootstrap, paired t over seeds, stored intervals, or not at all."""
-    differs: bool = False
-    """Adjusted p at most 5 %, or, where only intervals are stored, intervals that do not overlap."""
+    words: str = ""
+    """What tells it from the other columns of its metric."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +57,24 @@ class Matrix:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[int, int], Cell]
-    baseline: int
+    baselines: tuple[int, ...]
+    """For each row the row that it is compared with; a baseline is its own."""
     resamples: int
 
     def column(self, column: int) -> np.ndarray:
         """Values of a column, (row,)."""
         return np.array([self.cells[row, column].value for row in range(len(self.rows))])
+
+    def is_baseline(self, row: int) -> bool:
+        """Whether others are compared with it."""
+        return self.baselines[row] == row
+
+    @property
+    def baseline(self) -> str:
+        """What the variants are compared with, in words: the common part of the baselines' labels."""
+        names = [self.rows[row].label.split(", ") for row in dict.fromkeys(self.baselines)]
+        shared = [part for part in names[0] if all(part in name for name in names)]
+        return ", ".join(shared) or " or ".join(self.rows[row].label for row in dict.fromkeys(self.baselines))
 
     def labelled(self, label: str) -> list[int]:
         """Columns of the metric that the study calls so."""
@@ -107,8 +102,10 @@ class Matrix:
             "variant": [row.label for row in self.rows],
             "metric": [column.label for column in self.columns],
             "direction": ("metric", [column.direction for column in self.columns]),
+            "group": ("metric", [column.asked.group for column in self.columns]),
+            "baseline": ("variant", [self.rows[row].label for row in self.baselines]),
         }
-        return xr.Dataset(data, coords=coords, attrs={"baseline": self.rows[self.baseline].label, "level": LEVEL})
+        return xr.Dataset(data, coords=coords, attrs={"baseline": self.baseline, "level": LEVEL})
 
 
 def make_matrix(result: StudyResult) -> Matrix:
@@ -119,7 +116,7 @@ def make_matrix(result: StudyResult) -> Matrix:
     for number, column in enumerate(columns):
         described: dict[str, Any] = {}
         for at in range(len(rows)):
-            cells[at, number], found = _cell(result, column.asked, members.get((at, number), []))
+            cells[at, number], found = _cell(result, column.asked, rows[at].trail, members.get((at, number), []))
             described = described or found
         direction = column.asked.direction or described.get("direction", "neutral")
         columns[number] = replace(column, direction=direction, unit=described.get("unit", ""))
@@ -129,16 +126,34 @@ def make_matrix(result: StudyResult) -> Matrix:
             "study", expected="at least one variant with a metric of the study", got=f"none with {metrics}",
             hint="`workbench study status` says what is there and what failed.",
         )  # fmt: skip
-    wanted = result.plan.study.questions.baseline
-    baseline = [row.label for row in rows].index(wanted) if wanted else 0
-    resamples = min(MOST_RESAMPLES, max(RESAMPLES, 200 * (len(rows) - 1) * len(columns)))
+    baselines = _baselines(rows, result.plan.study.questions.across, result.plan.study.questions.baseline)
+    tests = sum(base != row for row, base in enumerate(baselines)) * len(columns)
+    resamples = min(MOST_RESAMPLES, max(RESAMPLES, 200 * tests)) if tests <= MANY else FEWER
+    compare = Comparisons(result, resamples)
     compared = {
         key: cell
-        if key[0] == baseline
-        else _compared(result, columns[key[1]].asked, cell, cells[baseline, key[1]], resamples)
+        if key[0] == baselines[key[0]]
+        else compare(columns[key[1]].asked, cell, cells[baselines[key[0]], key[1]])
         for key, cell in cells.items()
     }
-    return Matrix(tuple(rows), tuple(columns), _corrected(compared), baseline, resamples)
+    return Matrix(tuple(rows), tuple(columns), corrected(compared), baselines, resamples)
+
+
+def _baselines(rows: list[Row], across: str, wanted: str) -> tuple[int, ...]:
+    """Per row the number of the one to compare it with: of the wanted label, or the wanted alternative with all else shared."""
+    labels = [row.label for row in rows]
+    if not wanted or wanted in labels:
+        return (labels.index(wanted) if wanted else 0,) * len(rows)
+    candidates = [number for number, row in enumerate(rows) if row.trail.get(across) == wanted]
+    found = []
+    for row in rows:
+        shared = [
+            number
+            for number in candidates
+            if all(row.trail.get(name) == value for name, value in rows[number].trail.items() if name != across)
+        ]
+        found.append(shared[0] if len(shared) == 1 else candidates[0])
+    return tuple(found)
 
 
 def _columns(result: StudyResult, rows: list[Row]) -> tuple[list[Column], dict[tuple[int, int], list[Branch | None]]]:
@@ -151,11 +166,17 @@ def _columns(result: StudyResult, rows: list[Row]) -> tuple[list[Column], dict[t
             for option in result.plan.options(asked.step):
                 if not any(belongs(option, variant, across, asked.step) for variant in row.options):
                     continue
-                extra = {name: value for name, value in option.trail.items() if row.trail.get(name) != value}
+                if any(str(value) != option.trail.get(name) for name, value in asked.where.items()):
+                    continue
+                extra = {
+                    name: value
+                    for name, value in option.trail.items()
+                    if row.trail.get(name) != value and name not in asked.where
+                }
                 words = ", ".join(spelled(name, value) for name, value in extra.items())
                 label = (asked.label or f"{asked.step} {asked.metric}") + (f" ({words})" if words else "")
                 key = (which, words)
-                columns.setdefault(key, Column(label, asked, extra))
+                columns.setdefault(key, Column(label, asked, extra, words=words))
                 cell = members.setdefault((at, list(columns).index(key)), [])
                 made = option.value if isinstance(option.value, Branch) else None
                 if made not in cell:
@@ -163,13 +184,18 @@ def _columns(result: StudyResult, rows: list[Row]) -> tuple[list[Column], dict[t
     return list(columns.values()), members
 
 
-def _cell(result: StudyResult, asked: Metric, branches: list[Branch | None]) -> tuple[Cell, dict[str, Any]]:
+def _cell(
+    result: StudyResult, asked: Metric, trail: Mapping[str, str], branches: list[Branch | None]
+) -> tuple[Cell, dict[str, Any]]:
     """Value (mean over repetitions) and interval; and what the report says about the metric."""
+    otherwise = asked.otherwise
+    if isinstance(otherwise, dict):
+        otherwise = next((otherwise[value] for value in trail.values() if value in otherwise), None)
     values, described, kept = [], dict[str, Any](), []
     for branch in branches:
         run = None if branch is None else result.run(branch)
-        if branch is None and asked.otherwise is not None:
-            values.append(asked.otherwise)  # a subject, which no run made
+        if branch is None and otherwise is not None:
+            values.append(otherwise)  # a subject, which no run made
         if branch is None or run is None:
             continue
         entries = {entry["name"]: entry for entry in (run.record.report or {}).get("metrics", ())}
@@ -177,8 +203,8 @@ def _cell(result: StudyResult, asked: Metric, branches: list[Branch | None]) -> 
             described = described or entries[asked.metric]
             values.append(run.metrics[asked.metric])
             kept.append(branch)
-        elif asked.otherwise is not None:
-            values.append(asked.otherwise)
+        elif otherwise is not None:
+            values.append(otherwise)
             kept.append(branch)
     if not values:
         return Cell(np.nan), described
@@ -192,59 +218,21 @@ def _cell(result: StudyResult, asked: Metric, branches: list[Branch | None]) -> 
     return Cell(float(np.mean(values)), lower, upper, tuple(kept), tuple(values)), described
 
 
-# ------------------------------------------------------------------------------------------------------------ comparing
-
-
-def _compared(result: StudyResult, asked: Metric, cell: Cell, base: Cell, resamples: int) -> Cell:
-    if not (np.isfinite(cell.value) and np.isfinite(base.value)):
-        return cell
-    cell = replace(cell, difference=cell.value - base.value)
-    if len(cell.branches) > 1 or len(base.branches) > 1:
-        return _over_seeds(cell, base)
-    if cell.branches == base.branches:
-        return replace(cell, basis="the same run")
-    first, second = _judged(result, asked, cell), _judged(result, asked, base)
-    if first is not None and second is not None and first.same_samples(second):
-        found = paired_bootstrap(first.statistic, second.statistic, first.strata, resamples=resamples, level=LEVEL)
-        return replace(
-            cell, difference=found.value, difference_lower=found.lower, difference_upper=found.upper,
-            p_value=found.p_value, basis=BOOTSTRAP,
-        )  # fmt: skip
-    if np.isfinite([cell.lower, cell.upper, base.lower, base.upper]).all():
-        return replace(cell, basis=INTERVALS, differs=cell.lower > base.upper or cell.upper < base.lower)
-    return replace(cell, basis="not compared: neither shared samples nor intervals are stored")
-
-
-def _over_seeds(cell: Cell, base: Cell) -> Cell:
-    """Repetitions are compared in pairs that share the seeds of the steps that both stem from."""
-    own = {tuple(sorted(branch.seeds.items())): value for branch, value in zip(cell.branches, cell.values, strict=True)}
-    other = {
-        tuple(sorted(branch.seeds.items())): value for branch, value in zip(base.branches, base.values, strict=True)
-    }
-    if len(own) < 2 or set(own) != set(other):
-        return replace(cell, basis="not compared: the repetitions of the two do not pair up")
-    from scipy import stats
-
-    from workbench.toolkit.statistics import mean_interval
-
-    differences = np.array([own[seeds] - other[seeds] for seeds in own])
-    if np.ptp(differences) == 0:
-        return replace(cell, basis="not compared: the difference is the same for all seeds")
-    lower, upper = mean_interval(differences, level=LEVEL).bounds
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return replace(cell, difference_lower=lower, difference_upper=upper, p_value=p, basis=SEEDS)
-
-
-def _judged(result: StudyResult, asked: Metric, cell: Cell) -> Judged | None:
-    run = result.run(cell.branches[0]) if cell.branches else None
-    return None if run is None else judged(run, cell.branches[0], asked.metric)
-
-
-def _corrected(cells: Mapping[tuple[int, int], Cell]) -> dict[tuple[int, int], Cell]:
-    """Holm's correction over all p-values of the matrix."""
-    tested = [key for key, cell in cells.items() if np.isfinite(cell.p_value)]
-    adjusted = dict(zip(tested, holm([cells[key].p_value for key in tested]), strict=True))
-    return {
-        key: replace(cell, adjusted=adjusted[key], differs=adjusted[key] <= 1 - LEVEL) if key in adjusted else cell
-        for key, cell in cells.items()
-    }
+def columns_of(result: StudyResult, asked: list[Metric]) -> list[tuple[Column, Cell]]:
+    """Numbers of steps whatever their variants; repetitions are one."""
+    found: list[tuple[Column, Cell]] = []
+    for metric in asked:
+        groups: dict[str, list[Branch | None]] = {}
+        trails: dict[str, Mapping[str, str]] = {}
+        for option in result.plan.options(metric.step):
+            if any(str(value) != option.trail.get(name) for name, value in metric.where.items()):
+                continue
+            words = ", ".join(spelled(name, value) for name, value in option.trail.items() if name not in metric.where)
+            groups.setdefault(words, []).append(option.value if isinstance(option.value, Branch) else None)
+            trails[words] = option.trail
+        for words, branches in groups.items():
+            cell, described = _cell(result, metric, trails[words], branches)
+            label = (metric.label or f"{metric.step} {metric.metric}") + (f" ({words})" if words else "")
+            direction = metric.direction or described.get("direction", "neutral")
+            found.append((Column(label, metric, trails[words], direction, described.get("unit", ""), words), cell))
+    return found

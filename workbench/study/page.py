@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import numpy as np
 
+from workbench.errors import WorkbenchError
 from workbench.render import sections
-from workbench.render.html import figures_section, notebook_fragment, page, section
-from workbench.render.markup import Html, element, join
+from workbench.render.html import figures_section, notebook_fragment, page, resolve_views, section
+from workbench.render.markup import Html, element, embedded, join
+from workbench.render.plots import TablesPlot
 from workbench.render.texts import number_text
+from workbench.study.comparing import Cell
 from workbench.study.content import ARROWS, StudyArrays, study_content
-from workbench.study.lineage import lineage_figure
-from workbench.study.matrix import Cell, Matrix
-from workbench.study.plan import spelled
+from workbench.study.lineage import lineage_drawing
+from workbench.study.matrix import Column, Matrix, columns_of
+from workbench.study.plan import Branch, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.method import Result
-    from workbench.report import Report
+    from workbench.report import Report, View
     from workbench.study.result import StudyResult
 
 __all__ = ["StudyReport"]
+
+MANY = 60
+"""Runs from which on their table is folded."""
 
 MARKS = {True: ("▲", "better", "#1a7f4b"), False: ("▼", "worse", "#b3261e")}
 
@@ -85,38 +93,61 @@ class StudyReport:
 
     def _body(self, folder: str) -> list[Html | None]:
         report, arrays = self._content
+        figures = figures_section(report.views, cast("Result", arrays), self.result.name)  # the part that views use
+        return [*self._opening(folder), figures, *self._closing(folder)]
+
+    def _opening(self, folder: str) -> list[Html | None]:
+        """Conclusions and numbers."""
+        report, _ = self._content
         tables = [element("details", element("summary", f"{table.title}, {len(table.rows)} comparisons"),
                           sections.report_table(table), class_="wb-card") for table in report.tables]  # fmt: skip
         return [
             element("p", report.summary, class_="wb-lead"),
-            section("Variants and metrics", element("div", self._matrix(folder), class_="wb-card"), *tables),
-            figures_section(report.views, cast("Result", arrays), self.result.name),  # the part that views use
-            section("How the runs feed each other", self._lineage()),
-            section("Notes", element("div", sections.notes_list(report.notes), class_="wb-card")),
-            section("Without a run", self._failures()),
-            section("Runs", element("div", self._runs(folder), class_="wb-card")),
+            section("Variants and metrics", *self._matrices(folder), *tables),
+            section("Beside the variants", self._beside(folder)),
         ]
 
-    def _matrix(self, folder: str) -> Html:
-        matrix = self.matrix
-        rows = []
-        for at, row in enumerate(matrix.rows):
-            base = " (baseline)" if at == matrix.baseline else ""
-            cells = [
-                self._cell(matrix.cells[at, number], matrix.better(at, number)) for number in range(len(matrix.columns))
-            ]
-            rows.append((element("b", row.label + base), *cells))
-        names = [f"{c.label}{ARROWS[c.direction]}" + (f" [{c.unit}]" if c.unit else "") for c in matrix.columns]
+    def _closing(self, folder: str) -> list[Html | None]:
+        """Where the numbers come from."""
+        report, _ = self._content
+        return [
+            section("How the runs feed each other", self._lineage(folder)),
+            section("Notes", element("div", sections.notes_list(report.notes), class_="wb-card")),
+            section("Without a run", self._failures()),
+            section("Runs", self._runs(folder)),
+        ]
+
+    def _matrices(self, folder: str) -> list[Html]:
+        """One table per group of metrics."""
+        groups: dict[str, list[int]] = {}
+        for number, column in enumerate(self.matrix.columns):
+            groups.setdefault(column.asked.group, []).append(number)
+        tables = [
+            element("div", element("h3", group) if group else None, self._table(numbers, folder), class_="wb-card")
+            for group, numbers in groups.items()
+        ]
         caption = (
             "Below each value its 95 % interval. ▲ better, ▼ worse than the baseline: adjusted p at most 0.05, or, where only "
             "intervals are stored (◇), intervals that do not overlap."
         )
-        return join([
-            sections.table_html(("variant", *names), rows, (False, *(True for _ in names))),
-            element("div", caption, class_="wb-caption"),
-        ])  # fmt: skip
+        return [*tables, element("div", caption, class_="wb-caption")]
 
-    def _cell(self, cell: Cell, better: bool | None) -> Html:
+    def _table(self, numbers: list[int], folder: str) -> Html:
+        """Variants of one baseline together; columns of one metric by what tells them apart."""
+        matrix = self.matrix
+        columns = [matrix.columns[number] for number in numbers]
+        alike = len(columns) > 1 and len({(column.asked.step, column.asked.metric) for column in columns}) == 1
+        short = alike and all(column.words for column in columns)
+        names = [_heading(column, short=short) for column in columns]
+        rows = []
+        for at in sorted(range(len(matrix.rows)), key=lambda at: matrix.baselines[at]):
+            label = element("b", matrix.rows[at].label, style="white-space: nowrap")
+            base = element("span", " (baseline)", class_="wb-dim") if matrix.is_baseline(at) else None
+            cells = [self._cell(matrix.cells[at, number], matrix.better(at, number), folder) for number in numbers]
+            rows.append((join([label, base]), *cells))
+        return sections.table_html(("variant", *names), rows, (False, *(True for _ in names)))
+
+    def _cell(self, cell: Cell, better: bool | None, folder: str) -> Html:
         if not np.isfinite(cell.value):
             return element("span", "–", class_="wb-dim")
         mark = None
@@ -128,16 +159,40 @@ class StudyReport:
         if np.isfinite(cell.lower):
             text = f"{number_text(cell.lower)} to {number_text(cell.upper)}"
             span = element("div", text, style="font-size: 0.8em; white-space: nowrap; opacity: 0.65")
-        return join([number_text(cell.value), mark, by_intervals, span])
+        return join([self._value(cell, folder), mark, by_intervals, span])
 
-    def _lineage(self) -> Html:
-        from workbench.render.pixels import data_uri
-        from workbench.report import FreeForm
+    def _value(self, cell: Cell, folder: str) -> Html:
+        """The number, linked to the (first) run that has it, which a notebook shows when one points at it."""
+        runs = [run.id for branch in cell.branches if (run := self.result.run(branch)) is not None]
+        text = number_text(cell.value)
+        if folder and runs:
+            return element("a", text, href=_address(folder, runs[0]), title=", ".join(runs))
+        return element("span", text, title=", ".join(runs) or None)
 
-        drawn = base64.b64decode(FreeForm.from_figure(lineage_figure(self.result), title="lineage").png)
-        picture = element("img", src=data_uri(drawn), alt="graph of the runs", style="width: 100%")
-        caption = element("figcaption", "Boxes are runs, arrows lead to what took them; grey: no run.")
-        return element("figure", picture, caption, class_="wb-card wb-wide")
+    def _beside(self, folder: str) -> Html | None:
+        found = columns_of(self.result, self.result.plan.study.questions.beside)
+        rows = [
+            (_heading(column), self._cell(cell, None, folder), str(len(cell.values)))
+            for column, cell in found
+            if np.isfinite(cell.value)
+        ]
+        if not rows:
+            return None
+        return element(
+            "div", sections.table_html(("metric", "value", "runs"), rows, (False, True, True)), class_="wb-card"
+        )
+
+    def _lineage(self, folder: str) -> Html:
+        def link(branch: Branch) -> str:
+            run = self.result.outcomes[branch.id].run_id
+            return _address(folder, run) if folder and run else ""
+
+        caption = element(
+            "figcaption", "Boxes are runs (or steps with many), lines lead to what took them; dashed: no run."
+        )
+        return element(
+            "figure", lineage_drawing(self.result, link), caption, class_="wb-card wb-wide", style="margin: 0"
+        )
 
     def _failures(self) -> Html | None:
         found = self.result.failures
@@ -151,11 +206,14 @@ class StudyReport:
             if run is None:
                 continue
             name = element("code", run.id)
-            shown = element("a", name, href=f"{quote(folder)}/{quote(run.id)}.html") if folder else name
+            shown = element("a", name, href=_address(folder, run.id)) if folder else name
             variant = ", ".join(spelled(key, value) for key, value in branch.trail.items())
             metrics = run.report_data().metrics
             rows.append((branch.step, variant, str(branch.seed), shown, sections.metrics_line(metrics, 3)))
-        return sections.table_html(("step", "variant", "seed", "run", "found"), rows)
+        table = sections.table_html(("step", "variant", "seed", "run", "found"), rows)
+        if len(rows) > MANY:
+            table = element("details", element("summary", f"All {len(rows)} runs"), table)
+        return element("div", table, class_="wb-card")
 
     # --- for papers -------------------------------------------------------------------------------------------------
 
@@ -190,12 +248,69 @@ class StudyReport:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
+    def bundles(self) -> list[dict[str, Any]]:
+        """What is published to the notebook, in order: MIME type -> content. Figures are interactive where the front end can."""
+        from workbench.render.interactive_theme import dark_figures
+
+        report, arrays = self._content
+        before, after = self._opening(""), self._closing("")
+        look = element("style", embedded(dark_figures())) if report.views else None
+        return [
+            {"text/html": notebook_fragment(look, *before), "text/plain": repr(self)},
+            *figure_bundles(report.views, cast("Result", arrays)),
+            {"text/html": notebook_fragment(*after), "text/plain": "\n".join(report.notes)},
+        ]
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        for bundle in self.bundles():
+            display(bundle, raw=True)  # type: ignore[no-untyped-call]
+
     def __repr__(self) -> str:
         return f"<report of study {self.result.name}: {self.conclusions}>"
 
     def _repr_html_(self) -> str:
         study = self.result.plan.study
         return notebook_fragment(element("b", study.title or study.name, class_="wb-title"), *self._body(""))
+
+
+def figure_bundles(views: Sequence[View], arrays: Result) -> list[dict[str, Any]]:
+    """Each view as plotly's JSON with a JPEG for readers without scripts, followed by its caption."""
+    from workbench.render.interactive import figure
+    from workbench.render.static import jpeg
+
+    shown: list[dict[str, Any]] = []
+    for view, plot in zip(views, resolve_views(views, arrays), strict=True):
+        if isinstance(plot, WorkbenchError):
+            text = f"The view {view.title!r} cannot be drawn. {plot}"
+            shown.append(
+                {"text/html": notebook_fragment(element("div", text, class_="wb-caption")), "text/plain": text}
+            )
+            continue
+        if not isinstance(plot, TablesPlot):
+            document = json.loads(figure(plot).to_json())
+            shown.append(
+                {
+                    "application/vnd.plotly.v1+json": document | {"config": {"displaylogo": False, "responsive": True}},
+                    "image/jpeg": base64.b64encode(jpeg(plot)).decode(),
+                    "text/plain": f"[figure: {plot.title}]",
+                }
+            )
+        if plot.caption:
+            caption = notebook_fragment(element("div", plot.caption, class_="wb-caption"))
+            shown.append({"text/html": caption, "text/plain": plot.caption})
+    return shown
+
+
+def _address(folder: str, run_id: str) -> str:
+    return f"{quote(folder)}/{quote(run_id)}.html"
+
+
+def _heading(column: Column, *, short: bool = False) -> str:
+    return f"{column.words if short else column.label}{ARROWS[column.direction]}" + (
+        f" [{column.unit}]" if column.unit else ""
+    )
 
 
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -68,11 +68,11 @@ class Branch:
 
 
 def spelled(name: str, value: str) -> str:
-    """An entry of a trail for people: `store_width 4`; what has a name of its own stands for itself."""
+    """An entry of a trail for people: `severity 4`; what has a name of its own, or is a word, stands for itself."""
     axis = name.partition(".")[2]
     if axis == "method":
         return value.rpartition(".")[2]
-    return f"{axis} {value}" if axis else value
+    return f"{axis} {value}" if axis and not value.isidentifier() else value
 
 
 def agree(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
@@ -145,7 +145,10 @@ def make_plan(study: Study, host: Host) -> Plan:
 
 
 def _texts(given: str | Choice) -> list[str]:
-    return [given] if isinstance(given, str) else list(given.values()) if isinstance(given, dict) else list(given)
+    if isinstance(given, str):
+        return [given]
+    parts = given.values() if isinstance(given, dict) else given
+    return [text for part in parts for text in ([part] if isinstance(part, str) else part)]
 
 
 def _order(study: Study) -> list[str]:
@@ -170,6 +173,8 @@ def _order(study: Study) -> list[str]:
                 continue
             if reference.name not in graph and reference.name not in study.subjects:
                 raise _unknown(where, reference.name, [*study.subjects, *graph])
+            if reference.alternative and reference.name not in study.choices:
+                raise InputError(where, expected=f"${{{reference.name}}}, which is no choice", got=text)
             if reference.variable and reference.name in study.subjects:
                 raise InputError(where, expected=f"${{{reference.name}}}, because subjects have no variables", got=text)
             if reference.name in graph:
@@ -197,7 +202,13 @@ def _unknown(where: str, name: str, known: Sequence[str]) -> InputError:
 def _referred(text: str, where: str, plan: Plan) -> Iterable[Option]:
     reference = parse(text, where)
     if isinstance(reference, Reference) and reference.name not in plan.study.subjects:
-        for option in plan.options(reference.name):
+        options = plan.options(reference.name)
+        if reference.alternative:
+            options = tuple(o for o in options if o.trail.get(reference.name) == reference.alternative)
+            if not options:
+                known = ", ".join(_alternatives(plan.study.choices[reference.name]))
+                raise InputError(where, expected=f"an alternative of {reference.name} ({known})", got=text)
+        for option in options:
             if not reference.variable:
                 yield option
             elif isinstance(option.value, Branch):
@@ -210,15 +221,18 @@ def _referred(text: str, where: str, plan: Plan) -> Iterable[Option]:
 
 def _offered(given: Choice, axis: str, where: str, plan: Plan) -> Iterable[Option]:
     """Alternatives, each marked on the axis."""
-    named = (
-        given
-        if isinstance(given, dict)
-        else {text.strip().removeprefix("${").removesuffix("}"): text for text in given}
-    )
-    for label, text in named.items():
-        for number, option in enumerate(_referred(text, where, plan)):
+    for label, texts in _alternatives(given).items():
+        options = [option for text in texts for option in _referred(text, where, plan)]
+        for number, option in enumerate(options):
             passes = {**option.passes, axis: f"{label}/{number}"}
             yield Option(option.value, option.variable, passes, {axis: label, **option.trail}, option.seeds)
+
+
+def _alternatives(given: Choice) -> dict[str, list[str]]:
+    """What is offered under each name; what has none goes by its reference."""
+    if isinstance(given, dict):
+        return {label: [texts] if isinstance(texts, str) else texts for label, texts in given.items()}
+    return {text.strip().removeprefix("${").removesuffix("}"): [text] for text in given}
 
 
 # -------------------------------------------------------------------------------------------------------------- branches
@@ -310,18 +324,34 @@ def _text(value: Any) -> str:
 def _check_questions(plan: Plan) -> None:
     questions, names = plan.study.questions, [*plan.steps, *plan.choices]
     asked = [("across", questions.across), *((f"metrics.{i}.step", m.step) for i, m in enumerate(questions.metrics))]
+    asked += [(f"beside.{i}.step", m.step) for i, m in enumerate(questions.beside)]
     asked += [("disagreement", questions.disagreement)] if questions.disagreement else []
     for part, name in asked:
         if name not in names:
             raise _unknown(f"questions.{part}", name, names)
     known = variants(plan)
-    if questions.baseline and questions.baseline not in known:
+    alternatives = {option.trail.get(questions.across) for options in known.values() for option in options}
+    if questions.baseline and questions.baseline not in {*known, *alternatives}:
         expected = f"one of the variants of {questions.across} ({'; '.join(known)})"
         raise InputError("questions.baseline", expected=expected, got=repr(questions.baseline))
     labels = [metric.label for metric in questions.metrics if metric.label]
     wanted = [("cost", questions.cost)] if questions.cost else []
     wanted += [("fronts", label) for pair in questions.fronts for label in pair]
+    wanted += [(f"metrics.{i}.before", metric.before) for i, metric in enumerate(questions.metrics) if metric.before]
     for part, label in wanted:
         if label not in labels:
             expected = f"the label of a metric of the study ({', '.join(labels) or 'none has one'})"
             raise InputError(f"questions.{part}", expected=expected, got=repr(label))
+    for number, metric in enumerate(questions.metrics):
+        offered = {name: set[str]() for option in plan.options(metric.step) for name in option.trail}
+        for option in plan.options(metric.step):
+            for name, value in option.trail.items():
+                offered[name].add(value)
+        for name, wished in metric.where.items():
+            if str(wished) not in offered.get(name, ()):
+                there = (
+                    "; ".join(f"{key}: {', '.join(sorted(values))}" for key, values in offered.items()) or "no variants"
+                )
+                raise InputError(
+                    f"questions.metrics.{number}.where", expected=f"one of {there}", got=f"{name}: {value}"
+                )

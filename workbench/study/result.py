@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from workbench.bench import Workbench
+    from workbench.panels.study import StudyPanel
     from workbench.runs import Run
     from workbench.study.matrix import Matrix
     from workbench.study.page import StudyReport
@@ -136,6 +137,18 @@ class StudyResult:
         from workbench.study.page import StudyReport
 
         return StudyReport(self)
+
+    def panel(self) -> StudyPanel:
+        """The study to look through: numbers, any two metrics with their front, parallel coordinates, lineage, every run.
+
+        Raises:
+            InputError: no variant has any of the metrics.
+        """
+        from importlib import import_module
+
+        # Panels lie on the floor above, so the module is named as text and loaded when somebody wants to look.
+        made: StudyPanel = import_module("workbench.panels.study").StudyPanel(self)
+        return made
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())

@@ -32,6 +32,8 @@ class Judged:
     """Per sample the number of its stratum, (sample,)."""
     samples: tuple[Any, ...]
     """What says which samples these are: subjects and arrays."""
+    rows: Any = None
+    """Positions of the samples in their data where a run was judged on a part of them; None: all, in order."""
 
     def same_samples(self, other: Judged) -> bool:
         """Whether the other was judged on the same samples in the same order."""
@@ -71,6 +73,7 @@ def _of_logits(run: Run, branch: Branch, metric: str) -> Judged | None:
         STATISTICS[metric](log_probability, label),
         np.zeros(len(label), dtype=np.int64),
         (branch.root("data"), label, rows),
+        None if rows is None else rows.astype(np.int64),
     )
 
 
@@ -98,10 +101,10 @@ STATISTICS: Mapping[str, Callable[[Floats, Any], Statistic]] = {
 
 def _of_scores(run: Run, branch: Branch, metric: str) -> Judged | None:
     name = metric.removeprefix("auroc_")
-    if "score" not in run or "anomalous" not in run or name not in run["score"].coords.get("method", ()):
+    if "score" not in run or "anomalous" not in run or name not in run["score"].coords.get("detector", ()):
         return None
     anomalous = run["anomalous"].values.astype(bool)
-    score = run["score"].sel({"method": name}).values.astype(np.float64)
+    score = run["score"].sel(detector=name).values.astype(np.float64)
     if not np.isfinite(score).all():
         return None
     samples = (branch.root("data"), branch.root("ood"), anomalous)

@@ -17,7 +17,9 @@ __all__ = [
     "auroc",
     "calibration_error",
     "disagreement",
+    "draws",
     "holm",
+    "judge_difference",
     "mean",
     "paired_bootstrap",
     "pareto_front",
@@ -28,6 +30,8 @@ Statistic = Callable[[Floats], Floats]
 """Counts (resample, sample) of how often each sample was drawn -> the metric of each resample."""
 
 RESAMPLES = 4000
+FEW = 10
+"""Resamples on the other side of zero below which their number says little about p."""
 BLOCK = 4_000_000
 """Counts in memory at a time (32 MB)."""
 
@@ -84,9 +88,8 @@ def paired_bootstrap(
 ) -> Difference:
     """Difference of a metric between two runs on the same samples: percentile interval and two-sided p-value.
 
-    p = 2 (min(#(d* <= 0), #(d* >= 0)) + 1) / (resamples + 1), at most 1: the percentile interval turned into a test, after
-    Davison and Hinkley (1997, chapters 4 and 5). Differences of calibration errors are resampled as they are; the
-    upward bias that both errors have on small samples cancels in part only.
+    Differences of calibration errors are resampled as they are; the upward bias that both errors have on small samples
+    cancels in part only.
 
     Args:
         variant: metric of the run to judge.
@@ -99,14 +102,51 @@ def paired_bootstrap(
     strata = np.zeros(samples, dtype=np.int64) if isinstance(samples, int) else samples
     once = np.ones((1, len(strata)))
     value = float(variant(once)[0] - baseline(once)[0])
-    drawn = np.concatenate([variant(counts) - baseline(counts) for counts in _draws(strata, resamples, seed)])
+    drawn = np.concatenate([variant(counts) - baseline(counts) for counts in draws(strata, resamples, seed)])
+    return judge_difference(value, drawn, level=level)
+
+
+def judge_difference(value: float, drawn: Floats, between: Sequence[float] = (), *, level: float = 0.95) -> Difference:
+    """Interval and p-value of a difference from its resampled values and, with repetitions, from how those differ.
+
+    Without repetitions: percentile interval, and p = 2 (min(#(d* <= 0), #(d* >= 0)) + 1) / (resamples + 1), at most 1: the
+    interval turned into a test, after Davison and Hinkley (1997, chapters 4 and 5). Fewer than `FEW` resamples on one side
+    cannot tell how small p is; then it is that of a normal variable with the standard error of the resamples, if smaller.
+
+    With repetitions two things are left to chance, the samples and the seeds. Their variances add up: that of the resampled
+    mean over the repetitions, and s^2 / k of the k differences. Interval and p-value are Student's with the degrees of
+    freedom of Satterthwaite (1946), where the resampled part counts as known. Repetitions that were judged on different
+    samples make the second part too large, not too small.
+
+    Args:
+        value: the difference, a mean over repetitions where there are some.
+        drawn: the same for each resample, (resample,).
+        between: the differences of the single repetitions; fewer than two: none.
+        level: confidence of the interval.
+    """
+    from scipy import stats
+
     tail = (1 - level) / 2
-    lower, upper = np.quantile(drawn, [tail, 1 - tail])
-    extreme = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, float(lower), float(upper), min(1.0, 2 * (extreme + 1) / (resamples + 1)))
+    of_samples = float(drawn.var(ddof=1))
+    if len(between) < 2:
+        lower, upper = np.quantile(drawn, [tail, 1 - tail])
+        extreme = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        p = min(1.0, 2 * (extreme + 1) / (len(drawn) + 1))
+        if extreme < FEW and of_samples > 0:
+            p = min(p, 2 * float(stats.norm.sf(abs(value) / np.sqrt(of_samples))))
+        return Difference(value, float(lower), float(upper), p)
+    of_seeds = float(np.var(between, ddof=1)) / len(between)
+    total = of_samples + of_seeds
+    if total == 0:
+        return Difference(value, value, value, float(value == 0))
+    freedom = total**2 * (len(between) - 1) / of_seeds**2 if of_seeds > 0 else np.inf
+    error, quantile = np.sqrt(total), float(stats.t.isf(tail, freedom))
+    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return Difference(value, float(value - quantile * error), float(value + quantile * error), p)
 
 
-def _draws(strata: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+def draws(strata: NDArray[np.int64], resamples: int, seed: int = 0) -> Iterator[Floats]:
+    """Blocks of counts (resample, sample): how often each sample was drawn, with replacement within its stratum."""
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     size = max(1, BLOCK // len(strata))

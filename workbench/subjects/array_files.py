@@ -30,7 +30,7 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.schema import VARIABLES
 
-__all__ = ["SPLITS", "channel_first", "conventional", "find_idx", "read_arrays", "read_idx"]
+__all__ = ["SPLITS", "channel_first", "conventional", "find_idx", "read_arrays", "read_idx", "scaled"]
 
 Arrays = Mapping[str, Any]
 
@@ -140,6 +140,23 @@ def read_idx(path: Path, argument: str) -> np.ndarray:
         )
     values: np.ndarray = np.frombuffer(content, dtype, offset=header).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
+
+
+def scaled(image: np.ndarray, size: Any, argument: str) -> np.ndarray:
+    """Pictures (sample, channel, y, x), uint8, at `size` x `size` pixels (Pillow's bilinear filter).
+
+    Raises:
+        InputError: no such size, or pictures that are not uint8.
+    """
+    from PIL import Image
+
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4096:
+        raise InputError("size", expected="an integer from 1 to 4096", got=repr(size))
+    if image.dtype != np.uint8:
+        raise InputError(argument, expected="uint8 pictures where a size is given", got=str(image.dtype))
+    flat = image.reshape(-1, *image.shape[2:])
+    pictures = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in flat]
+    return np.stack(pictures).reshape(*image.shape[:2], size, size)
 
 
 def find_idx(path: Path) -> dict[str, tuple[Path, Path | None]]:

@@ -5,13 +5,14 @@ What a path holds is told from its suffix and its contents:
     folder of pictures        sub-folder = class; `size`, `crop`, `gray` (image_files)
     *.parquet, a folder of    Hugging Face layout; `image`, `label`, `size`, `crop`, `gray`, `split` (image_files)
     CIFAR-10/-100 folder      python pickles (restricted reader) or binary; `split` (cifar)
-    idx, idx.gz or a prefix   MNIST and its relatives; `split` where a folder holds several (array_files)
+    idx, idx.gz or a prefix   MNIST and its relatives; `split` where a folder holds several, `size`, `color` (array_files)
     npz, npy, safetensors     `layout`, `split`, `variable`, VARIABLE=NAME (array_files)
     zarr                      an xarray Dataset, or arrays as above; also a URL; lazy
     *.txt, *.md, *.rst, or    text as token ids; `tokenizer`, `length` (text_files)
     a folder of such files
 
-A slice at the end picks samples. What is left is read into memory up to `IN_MEMORY` bytes and stays lazy above.
+A relative path that does not exist is looked for under $WORKBENCH_DATA too. A slice at the end picks samples. What is left is
+read into memory up to `IN_MEMORY` bytes and stays lazy above.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError, WorkbenchError
-from workbench.subjects.array_files import conventional, find_idx, read_arrays, read_idx
+from workbench.subjects.array_files import conventional, find_idx, read_arrays, read_idx, scaled
+from workbench.subjects.builtin import data_folder
 from workbench.subjects.cifar import is_cifar, load_cifar
 from workbench.subjects.data import as_dataset
 from workbench.subjects.grammar import check_call, split_arguments, split_slice
@@ -78,11 +80,19 @@ def open_data(
     elif "://" in name:
         loaded = _open_zarr(name, arguments, role)
     else:
-        path = Path(os.path.expanduser(name))
+        path = _located(name)
         if not name or (not path.exists() and not find_idx(path)):
             raise _unknown(name, path, datasets, role)
         loaded = _open_path(path, arguments, role)
     return _finish(loaded, part, variables, role, text)
+
+
+def _located(name: str) -> Path:
+    """The path as it is written, or else below $WORKBENCH_DATA where it exists there."""
+    path, base = Path(os.path.expanduser(name)), data_folder()
+    if not name or base is None or path.is_absolute() or path.exists() or find_idx(path):
+        return path
+    return base / path if (base / path).exists() else path
 
 
 def _unknown(name: str, path: Path, datasets: Datasets, role: str) -> InputError:
@@ -199,16 +209,28 @@ def _open_parquet(paths: list[Path], path: Path, arguments: Mapping[str, Any], r
 def _open_idx(
     pairs: Mapping[str, tuple[Path, Path | None]], path: Path, arguments: Mapping[str, Any], role: str
 ) -> xr.Dataset:
-    """The test part of MNIST is called t10k; pictures (n, y, x) get their one channel."""
+    """The test part of MNIST is called t10k; pictures (n, y, x) get their one channel.
+
+    `size` scales to a square (bilinear); `color=true` repeats the grey channel as red, green and blue, for networks that
+    take colour pictures.
+    """
     options = dict(arguments)
     named = {"test" if prefix.endswith("t10k") else prefix: pair for prefix, pair in pairs.items()}
     images, labels = named[_part(named, options.pop("split", None), str(path))]
+    size, color = options.pop("size", None), options.pop("color", False)
     if options:
-        raise InputError(role, expected="the argument split", got=", ".join(options))
+        raise InputError(role, expected="the arguments split, size and color", got=", ".join(options))
+    if not isinstance(color, bool):
+        raise InputError("color", expected="true or false", got=repr(color))
     image = read_idx(images, role)
     if image.ndim not in (3, 4):
         raise InputError(role, expected="pictures (n, y, x)", got=f"shape {image.shape} in {str(images)!r}")
-    dataset = xr.Dataset({"image": (("sample", "channel", "y", "x"), image[:, None] if image.ndim == 3 else image)})
+    image = image[:, None] if image.ndim == 3 else image
+    if size is not None:
+        image = scaled(image, size, role)
+    if color and image.shape[1] == 1:
+        image = np.repeat(image, 3, axis=1)
+    dataset = xr.Dataset({"image": (("sample", "channel", "y", "x"), image)})
     if labels is None:
         return dataset
     label = read_idx(labels, role)
