@@ -18,20 +18,20 @@ def paired_auroc(
     """AUROC of each score, and of each score on the same resamples of the samples.
 
     Args:
-        scores: (method, sample), larger = more anomalous.
+        scores: (detector, sample), larger = more anomalous.
         anomalous: (sample,) bool.
         rng: where the resamples come from; normal and anomalous samples are redrawn separately.
         resamples: how many.
 
     Returns:
-        (method,) and (method, resample).
+        (detector,) and (detector, resample).
     """
     orders = [np.argsort(score, kind="stable") for score in scores]
     starts = [np.unique(score[order], return_index=True)[1] for score, order in zip(scores, orders, strict=True)]
     normals, anomalies = int((~anomalous).sum()), int(anomalous.sum())
 
     def of_counts(count: np.ndarray) -> np.ndarray:
-        """(resample, sample) counts to (method, resample)."""
+        """(resample, sample) counts to (detector, resample)."""
         rows = []
         for order, start in zip(orders, starts, strict=True):
             sorted_count, sorted_kind = count[:, order], anomalous[order]

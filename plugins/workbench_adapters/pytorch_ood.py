@@ -179,7 +179,7 @@ def check_roles(inputs: Inputs, kind: str) -> None:
 
 
 def write_gains(scores: np.ndarray, anomalous: np.ndarray, resamples: int, out: Out) -> None:
-    """Write AUROC of the first score less that of every score (method, sample), with paired bootstrap intervals."""
+    """Write AUROC of the first score less that of every score (detector, sample), with paired bootstrap intervals."""
     whole, drawn = paired_auroc(scores, anomalous, out.rng("paired"), resamples)
     gain = drawn[0] - drawn
     low, high = np.quantile(gain, (0.025, 0.975), axis=1)

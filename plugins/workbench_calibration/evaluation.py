@@ -32,7 +32,7 @@ from workbench_calibration.samples import PROBABILITY_FLOOR, Parts, Samples
 
 SCORE_ARRAYS = ("value", "lower", "upper", "change", "change_lower", "change_upper", "chance", "chance_lower",
                 "chance_upper", "p_value")
-"""What `evaluate` writes over (method, metric)."""
+"""What `evaluate` writes over (recalibrator, metric)."""
 
 Calibrator = Callable[[Tensor], Tensor]
 """Logits float64 (sample, class) to probabilities float64 (sample, class)."""
@@ -190,7 +190,7 @@ def _write_tables(
     drawn: Mapping[str, Mapping[str, np.ndarray]],
     chance: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """The arrays over (method, metric)."""
+    """The arrays over (recalibrator, metric)."""
     tables = {
         name: _uncertainty(value, metrics[UNCALIBRATED], drawn[name], drawn[UNCALIBRATED], chance[name])
         for name, value in metrics.items()

@@ -64,7 +64,7 @@ def evaluation_report(
 
     Args:
         result: of a run that ended with `evaluate`.
-        main: the method's own label on dim `method`.
+        main: the method's own label on dim `recalibrator`.
         summary: the method's sentence; one about the metrics follows it.
         first: tables before the table of metrics.
         tables: after it.
@@ -89,7 +89,7 @@ def evaluation_report(
 
 
 class Scores:
-    """The arrays over (method, metric) of a result, read once: `scores("value", "temperature", "ks_error")`."""
+    """The arrays over (recalibrator, metric) of a result, read once: `scores("value", "temperature", "ks_error")`."""
 
     def __init__(self, result: Result) -> None:
         first = result["value"]
@@ -296,7 +296,7 @@ def rank_table(scores: Scores) -> Table:
 
 
 def ranks(values: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """Ranks (method, metric) over the metrics of which less is better; a debiased error is better the nearer to 0."""
+    """Ranks (recalibrator, metric) over the metrics of which less is better; a debiased error is better the nearer to 0."""
     first = next(iter(values.values()))
     metrics = [name for name in first if name not in (*HIGHER, *NEUTRAL, "squared_ce_mass_debiased")]
     table = np.array([[abs(row[metric]) for metric in metrics] for row in values.values()])

@@ -32,7 +32,7 @@ RANKED = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks (method, metric) over `RANKED`, 1 is best and ties share their rank, with the best and worst that chance leaves."""
+    """Ranks (recalibrator, metric) over `RANKED`: 1 is best, ties share their rank; and the best and worst that chance leaves."""
 
     rank: Float
     best: Float

@@ -42,6 +42,8 @@ GROUP = 16
 """Resamples whose counts are drawn together."""
 SOME_COUNTS = 250_000
 """Counts of whole resamples worked on at a time (2 MB in float64)."""
+SOME_DRAWS = 4_000_000
+"""Counts, or labels drawn, of some samples in all resamples that are worked on at a time (32 MB in float64)."""
 
 
 class ResampleCounts:
@@ -128,6 +130,11 @@ class ResampledScores:
 
     def add(self, p: Float, label: NDArray[np.int64]) -> None:
         """Add the next samples in order: probabilities float64 (sample, class) and their labels."""
+        some = max(1, SOME_DRAWS // max(self.counts.resamples, self.draws))
+        for start in range(0, len(p), some):
+            self._add(p[start : start + some], label[start : start + some])
+
+    def _add(self, p: Float, label: NDArray[np.int64]) -> None:
         rows = np.arange(len(p))
         here = slice(self.seen, self.seen + len(p))
         best = p.argmax(axis=1)

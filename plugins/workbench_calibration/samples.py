@@ -23,6 +23,8 @@ from workbench.toolkit import split_indices, to_tensor
 
 PROBABILITY_FLOOR = 1e-30
 """Probabilities below this count as this (and rows are renormalised) before a logarithm is taken."""
+LARGEST_LOGIT = 1e30
+"""Logits beyond +-this count as this: the lowest number of a type, which stands for masked classes, overflows in sums."""
 IN_MEMORY_ENTRIES = 8_000_000
 """Up to so many logits (64 MB in float64) are kept in memory; more are read anew whenever they are needed."""
 BLOCK_ENTRIES = 1_000_000
@@ -142,8 +144,11 @@ class Scores:
             values, raised = log_probability(values, self.role)
         elif values.shape[1] == 1:
             values = torch.cat([torch.zeros_like(values), values], dim=1)
-        if not torch.isfinite(values).all():
+        low, high = (float(end) for end in values.aminmax())
+        if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(f"{self.role}['logit']", expected="finite numbers", got="NaN or infinity")
+        if max(-low, high) > LARGEST_LOGIT:
+            values = values.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         return values, raised
 
 

@@ -78,7 +78,12 @@ class Moments:
     samples: int
 
     def step(self) -> float:
-        """Halley's step of b to where the slope is 0; Newton's where the third derivative speaks against it."""
+        """Halley's step of b to where the slope is 0; Newton's where the third derivative speaks against it.
+
+        Endless where the likelihood has no curvature: probabilities of 0 and 1 as far as the precision goes.
+        """
+        if self.curvature <= 0:
+            return math.inf if self.slope <= 0 else -math.inf
         denominator = 2 * self.curvature**2 - self.slope * self.third
         if denominator <= self.curvature**2:
             return -self.slope / self.curvature
@@ -157,7 +162,8 @@ def _minimise(samples: Samples, start: float) -> TemperatureFit:
     inverse = min(max(start, low), high)
     for _ in range(MOST_PASSES):
         found = moments(samples, inverse)
-        if found.curvature <= 0:  # equal logits everywhere: every temperature is as good
+        if found.curvature <= 0 and math.isclose(found.likelihood, math.log(samples.classes)):
+            # equal logits everywhere: every temperature is as good
             return TemperatureFit(1 / inverse, math.nan, math.nan, 0.0)
         low, high = (low, inverse) if found.slope > 0 else (inverse, high)
         following = inverse + found.step()
@@ -168,7 +174,7 @@ def _minimise(samples: Samples, start: float) -> TemperatureFit:
         if abs(moved) < TOLERANCE * inverse:
             break
     # M-estimator in b: information = mean Var_p z, variance of the score = mean (E_p z - z_y)^2
-    deviation = math.sqrt(found.square / found.samples) / found.curvature
+    deviation = math.sqrt(found.square / found.samples) / found.curvature if found.curvature > 0 else math.inf
     least, most = inverse - Z95 * deviation, inverse + Z95 * deviation
     gradient = -found.slope_after(moved) * inverse
     return TemperatureFit(1 / inverse, 1 / most, 1 / least if least > 0 else math.inf, gradient)

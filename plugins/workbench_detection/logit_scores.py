@@ -252,7 +252,7 @@ def choose_scores(asked: Sequence[str] | None, has_features: bool) -> list[str]:
 
 
 def judge(scores: np.ndarray, anomalous: np.ndarray, names: Sequence[str], resamples: int, out: Out) -> None:
-    """Write metrics, their intervals and ROC points of scores (method, sample)."""
+    """Write metrics, their intervals and ROC points of scores (detector, sample)."""
     points: dict[str, list[float]] = {name: [] for name in DETECTION_METRICS}
     bounds: dict[str, list[tuple[float, float]]] = {name: [] for name in DETECTION_METRICS}
     grid = np.linspace(0, 1, ROC_POINTS)

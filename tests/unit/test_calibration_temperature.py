@@ -97,6 +97,37 @@ def test_samples_that_are_all_right_end_at_the_bound_and_the_report_says_so():
     assert any("end of the range" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saturated_samples_end_at_the_bound_that_they_point_to(dtype):
+    """Differences of logits so large that every probability is 0 or 1: the likelihood has no curvature left."""
+    label = np.tile([0, 1, 2], 40)
+    right = 1e5 * np.eye(3)[label]
+    wrong = right.copy()
+    wrong[:30] = wrong[:30, ::-1]
+    for logit, temperature in ((right, np.exp(-3)), (wrong, np.exp(3))):
+        fitted = fit_temperature(Samples.of(*tensors(logit.astype(dtype), label)))
+        assert fitted.temperature == pytest.approx(temperature)
+        assert fitted.at_bound
+        assert (fitted.lower, fitted.upper) == (0, np.inf)  # nothing is known of it
+    equal = fit_temperature(Samples.of(*tensors(np.ones((120, 3), dtype), label)))
+    assert equal.temperature == 1
+    assert not equal.at_bound
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_masked_classes_at_the_lowest_number_of_the_type_change_nothing(dtype):
+    logit, label = overconfident()
+    logit = np.concatenate([logit, np.full((len(logit), 1), np.finfo(dtype).min)], axis=1).astype(dtype)
+    plain = logit.copy()
+    plain[:, -1] = -1e4
+    found, expected = (
+        record(TemperatureScaling, {"data": dataset(one, label)}, **FEW)[0].arrays for one in (logit, plain)
+    )
+    for name in ("temperature", "temperature_lower", "temperature_upper", "report_curve", "probability", "value"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-12, err_msg=name)
+    assert np.isfinite(found["temperature_upper"])
+
+
 def test_predictions_never_change_and_a_map_that_changes_one_is_refused():
     logit, label = overconfident()
     _, result = record(TemperatureScaling, {"data": dataset(logit, label)}, **FEW)
@@ -306,6 +337,18 @@ def test_what_resampling_keeps_of_a_sample_does_not_grow_with_classes_resamples_
     grown = (peak(12_000) - peak(3_000)) / 9_000
     assert 50 < grown < 500  # one row of probabilities alone has 800 bytes, counts would have 600
     assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 20
+
+
+def test_a_block_of_many_samples_of_two_classes_is_not_multiplied_by_the_resamples():
+    """Blocks are cut by their number of logits, so those of two classes have many rows; counts of all would take 240 MB."""
+    rng = np.random.default_rng(0)
+    scores = ResampledScores(60_000, 2, 15, ResampleCounts(60_000, 500, rng), 20, rng)
+    p = rng.dirichlet(np.ones(2), 60_000)
+    tracemalloc.start()
+    scores.add(p, rng.integers(2, size=60_000))
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size < 120e6
 
 
 @pytest.mark.parametrize("blocks", [1, 5])
