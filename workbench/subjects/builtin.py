@@ -148,19 +148,25 @@ def cifar10(root: str | None = None, split: str = "test") -> xr.Dataset:
         raise InputError("root", expected="the folder of CIFAR-10", got="none", hint=_HINT)
     folder = Path(root).expanduser() if root is not None else base / "cifar10"  # type: ignore[operator]
     if not folder.exists():
-        raise InputError("root", expected="the folder of CIFAR-10", got=f"{str(folder)!r}, which does not exist", hint=_HINT)
+        raise InputError(
+            "root", expected="the folder of CIFAR-10", got=f"{str(folder)!r}, which does not exist", hint=_HINT
+        )
     nested = folder / "cifar-10-batches-py"
     folder = nested if nested.is_dir() and not is_cifar(folder) else folder
     if folder.is_dir() and is_cifar(folder):
         return load_cifar(folder, split, argument="data")
     files = [folder] if folder.suffix == ".npz" else sorted(folder.glob("*.npz"))
     if len(files) != 1:
-        raise InputError("root", expected="CIFAR-10 batches or one npz", got=f"{len(files)} npz in {str(folder)!r}", hint=_HINT)
+        raise InputError(
+            "root", expected="CIFAR-10 batches or one npz", got=f"{len(files)} npz in {str(folder)!r}", hint=_HINT
+        )
     named = conventional(read_arrays(files[0], "data"), {"split": split}, str(files[0]), "data")
     dims = ("sample", "channel", "y", "x")
     image, label = named["image"], np.asarray(named["label"], dtype=np.int64)
     if image.shape[1:] != (3, 32, 32) or label.max() > 9:
-        raise InputError("root", expected="pictures of shape (3, 32, 32) and labels 0..9", got=f"{image.shape}, {label.max()}")
+        raise InputError(
+            "root", expected="pictures of shape (3, 32, 32) and labels 0..9", got=f"{image.shape}, {label.max()}"
+        )
     dataset = xr.Dataset({"image": (dims, image), "label": ("sample", label)}, coords={"class": list(CIFAR10_CLASSES)})
     return dataset.assign_coords(split=named["split"]) if "split" in named else dataset
 
@@ -188,12 +194,6 @@ def small_cnn(n_classes: int, channels: int = 1, width: int = 16) -> nn.Module:
     return SmallCNN(n_classes, channels, width)
 
 
-def _resnet(depth: int, n_classes: int = 10) -> nn.Module:
-    """The residual network of He et al. for CIFAR, without weights or normalisation."""
-    from workbench.subjects.networks import CifarResNet
-
-    return CifarResNet((depth - 2) // 6, n_classes)
-
 def small_gpt(vocabulary: int = 256, blocks: int = 4, width: int = 64, heads: int = 4, context: int = 128) -> nn.Module:
     """A small causal language model with initial weights; 256 tokens are bytes."""
     from workbench.subjects.networks import SmallGPT
@@ -202,6 +202,12 @@ def small_gpt(vocabulary: int = 256, blocks: int = 4, width: int = 64, heads: in
         raise InputError("width", expected=f"a multiple of heads ({heads})", got=str(width))
     return SmallGPT(vocabulary, blocks, width, heads, context)
 
+
+def _resnet(depth: int, n_classes: int = 10) -> nn.Module:
+    """The residual network of He et al. for CIFAR, without weights or normalisation."""
+    from workbench.subjects.networks import CifarResNet
+
+    return CifarResNet((depth - 2) // 6, n_classes)
 
 
 def _cifar10_resnet(depth: int, weights: str | None = None) -> Model:
@@ -237,7 +243,7 @@ def _cifar10_resnet(depth: int, weights: str | None = None) -> Model:
 DEPTHS = (20, 32, 44, 56)
 FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
     "small-cnn": small_cnn,
+    "small-gpt": small_gpt,
     **{f"resnet{depth}": partial(_resnet, depth) for depth in DEPTHS},
     **{f"cifar10-resnet{depth}": partial(_cifar10_resnet, depth) for depth in DEPTHS},
 }
-    "small-gpt": small_gpt,

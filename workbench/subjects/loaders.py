@@ -34,10 +34,10 @@ from workbench.subjects.cifar import is_cifar, load_cifar
 from workbench.subjects.data import as_dataset
 from workbench.subjects.grammar import check_call, split_arguments, split_slice
 from workbench.subjects.image_files import SUFFIXES, has_images, load_image_folder, load_parquet
-
-__all__ = ["open_data"]
 from workbench.subjects.text_files import SUFFIXES as TEXT
 from workbench.subjects.text_files import load_text
+
+__all__ = ["open_data"]
 
 IN_MEMORY = 256 * 2**20
 """Data of up to so many bytes are read at once; larger ones are read piece by piece when they are used."""
@@ -155,6 +155,8 @@ def _open_path(path: Path, arguments: Mapping[str, Any], role: str) -> Any:
         return _open_parquet(parquet, path, arguments, role)
     if path.is_dir() and has_images(path):
         return _with(load_image_folder, path, arguments, role)
+    if suffix in TEXT or (path.is_dir() and any(child.suffix.lower() in TEXT for child in path.iterdir())):
+        return _with(load_text, path, arguments, role)
     raise _nothing(path, role)
 
 
@@ -165,8 +167,6 @@ def _nothing(path: Path, role: str) -> InputError:
         hint = "Pickles can run code when read; save the arrays as npz." if pickled else ""
         return InputError(role, expected=expected, got=f"the file {str(path)!r}", hint=hint)
     inside = sorted(child.name for child in path.iterdir())
-    if suffix in TEXT or (path.is_dir() and any(child.suffix.lower() in TEXT for child in path.iterdir())):
-        return _with(load_text, path, arguments, role)
     deeper = [name for name in inside if (path / name).is_dir() and has_images(path / name)]
     files = [name for name in inside if (path / name).suffix in _ARRAYS]
     hint = f"Name one of its parts: {str(path / (deeper + files)[0])!r}." if deeper + files else ""
@@ -179,7 +179,9 @@ def _with(function: Callable[..., xr.Dataset], path: Any, arguments: Mapping[str
     if wrong := [name for name in arguments if name not in accepted]:
         near = difflib.get_close_matches(wrong[0], accepted, n=1)
         raise InputError(
-            role, expected=f"the arguments {', '.join(accepted)}", got=wrong[0],
+            role,
+            expected=f"the arguments {', '.join(accepted)}",
+            got=wrong[0],
             hint=f"Did you mean {near[0]!r}?" if near else "",
         )
     return function(path, argument=role, **arguments)
@@ -249,7 +251,9 @@ def _open_zarr(path: str, arguments: Mapping[str, Any], role: str) -> Any:
         # Over a network one consolidated document is read instead of many; on a disk it saves nothing and may be absent.
         dataset = xr.open_zarr(path, chunks={}, consolidated=None if "://" in path else False)
     except Exception as error:  # fsspec and zarr have an exception for everything
-        raise InputError(role, expected="a readable zarr group", got=f"{path!r}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            role, expected="a readable zarr group", got=f"{path!r}: {type(error).__name__}: {error}"
+        ) from error
     if arguments:
         missing = [str(key) for key in arguments.values() if key not in dataset]
         if missing:
