@@ -147,7 +147,8 @@ def fill_odd(folder: Path) -> None:
         {"map": (("y", "x"), (128 + 120 * np.sin(x / 90) * np.cos(y / 70)).astype(np.uint8))},
         method="sample.large",
     )
-    broken = put_run(bench, {"map": (("y", "x"), np.ones((40, 40)))}, metrics={"score": 1.0}, method="sample.broken")
+    maps = {name: (("y", "x"), np.linspace(0, 1, 1600).reshape(40, 40)) for name in ("map", "other")}
+    broken = put_run(bench, maps, metrics={"score": 1.0}, method="sample.broken")
     for path in Path(broken.path, "map").rglob("c/*/*"):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 255
@@ -394,6 +395,13 @@ def test_what_is_missing_or_damaged_is_said_in_the_panel(seen: Visit, lab: Lab, 
     panel.get_by_role("tab", name="Arrays").click()
     panel.get_by_role("alert").filter(has_text="map").filter(has_text="damaged").wait_for()
     keep(seen, panel, pictures, "run-damaged-light")
+    arrays = panel.locator("label", has_text=re.compile("^array")).locator("select")
+    arrays.select_option("other")
+    panel.locator(".wbx-tile canvas").wait_for()
+    assert panel.get_by_role("alert").count() == 0
+    arrays.select_option("map")
+    panel.get_by_role("alert").wait_for()
+    panel.locator(".wbx-tile canvas").wait_for(state="detached")
     unhurt(seen, lab)
 
 

@@ -105,6 +105,9 @@ function render({ model, el }) {
         controls();
       else settle();
       draw();
+    } else if (answer.spec || !s.frame) {
+      s.spec = answer.spec ?? s.spec;
+      vacate();
     }
     if (dirty) {
       const message = dirty;
@@ -138,16 +141,31 @@ function render({ model, el }) {
     return h("label", { class: "wbx-field" }, label, select);
   }
 
-  function controls() {
-    fields.dataset.kind = placement(s.view) + s.frame.page;
-    const names = s.spec.dims.map((dim) => dim.name),
-      size = Object.fromEntries(s.spec.dims.map((dim) => [dim.name, dim.size]));
-    const array = choice(
+  const arrays = () =>
+    choice(
       "array",
       s.spec.arrays.map((item) => [item.name, `${item.name}  (${item.shape})`]),
       s.spec.array,
       (name) => ask({ array: name }),
     );
+
+  /** Of an array that cannot be read nothing is left but the way to the others. */
+  function vacate() {
+    stop();
+    wall.rest();
+    s.frame = null;
+    delete fields.dataset.kind;
+    head.replaceChildren(arrays());
+    for (const part of [fields, sliders, main, side]) part.replaceChildren();
+    read.textContent = hover.textContent = "";
+    code.parentElement.hidden = true;
+  }
+
+  function controls() {
+    fields.dataset.kind = placement(s.view) + s.frame.page;
+    const names = s.spec.dims.map((dim) => dim.name),
+      size = Object.fromEntries(s.spec.dims.map((dim) => [dim.name, dim.size]));
+    const array = arrays();
     const kinds = h(
       "div",
       { class: "wbx-segments", role: "radiogroup", "aria-label": "show as" },
@@ -480,6 +498,7 @@ function render({ model, el }) {
   // ----------------------------------------------------------------------------------------------------------- drawing
   function draw(afresh = false) {
     code.textContent = s.frame.code;
+    code.parentElement.hidden = false;
     const ratio = s.frame.shown ? s.frame.read / s.frame.shown : 0;
     read.textContent = `read ${bytes(s.frame.read)} for ${bytes(s.frame.shown ?? 0)} on view${ratio > 4 ? " (whole chunks are read)" : ""}; ${bytes(s.frame.read_in_all)} in all`;
     wall.rest();
