@@ -219,6 +219,18 @@ def test_helpers_read_what_one_process_reads(tmp_path, monkeypatch, dies):
     assert contents(other.index.path) == contents(many.index.path)
 
 
+@pytest.mark.parametrize("program", [None, "", "/opt/studio/studio"])
+def test_a_program_around_python_is_not_started_again(many, tmp_path, monkeypatch, program):
+    """Where `sys.executable` is no interpreter, the helper would be that program, whose answer never comes."""
+    monkeypatch.setattr(entries, "MANY", 1)
+    monkeypatch.setattr(entries, "_processors", lambda: 2)
+    monkeypatch.setattr(entries.sys, "executable", program)
+    started: list[object] = []
+    monkeypatch.setattr(entries.subprocess, "Popen", lambda *given, **_: started.append(given))
+    assert Store(many.url, index_folder=tmp_path).count() == 700
+    assert started == []
+
+
 def test_several_processes_build_one_index_at_once(many, tmp_path):
     code = (
         "import sys; from pathlib import Path; from workbench.store import Store;"

@@ -12,6 +12,7 @@ from workbench.cli import main
 from workbench.errors import StoreError
 from workbench.store import Store
 from workbench.store.copying import copy_runs
+from workbench.store.keys import mark as mark_again
 from workbench.store.keys import marked
 from workbench.store.maintenance import find_garbage, remove_garbage
 
@@ -116,6 +117,8 @@ def test_marks_that_lie_are_not_believed(store, tmp_path):
     assert marked(store.backend, KEY) == []
     assert store.find(KEY) is None
     true = add(store, key=KEY)
+    for number in range(1000):
+        (folder / f"zz {number}").touch()  # no names of runs: they crowd nobody out
     assert store.find(KEY).id == true
     # A folder of marks that leads elsewhere is none.
     elsewhere = tmp_path / "elsewhere"
@@ -174,13 +177,75 @@ def test_copied_runs_are_found_by_their_key(store, tmp_path):
 
 def test_a_run_that_cannot_be_marked_does_not_begin(store, monkeypatch):
     add(store, key=KEY)
-    original = store.backend.write_new_chunk
+    original = store.backend.write
 
     def full(key, data):
         if key.startswith("keys/"):
             raise OSError(28, "No space left on device")
         original(key, data)
 
-    monkeypatch.setattr(store.backend, "write_new_chunk", full)
+    monkeypatch.setattr(store.backend, "write", full)
     with pytest.raises(StoreError, match="cannot be written: No space left"):
         store.begin(store_record("a" * 64))
+    assert [run.status for run in store.runs()] == ["complete"]
+    assert len(list(Path(store.url).glob("runs/*/*"))) == 1  # nothing that reads as running is left
+
+
+def test_a_run_that_is_abandoned_leaves_no_mark(store):
+    store.begin(store_record(KEY)).abandon()
+    assert marks(store) == []
+
+
+def test_marks_are_not_written_or_removed_through_a_link_that_leaves_the_store(store, tmp_path):
+    store.prepare()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Path(store.url, "keys").symlink_to(elsewhere)
+    with pytest.raises(StoreError, match="leaves the store"):
+        store.begin(store_record(KEY))
+    assert not list(elsewhere.rglob("*"))
+    (elsewhere / "file").touch()
+    with pytest.raises(StoreError, match="leaves the store"):
+        store.backend.delete_object("keys/file")
+    assert (elsewhere / "file").exists()
+
+
+def test_a_copy_that_breaks_off_is_marked_before_it_counts(store, tmp_path, monkeypatch):
+    run = add(store, key=KEY)
+    target = new_store(tmp_path / "target")
+    target.prepare()
+    original = target.backend.write
+
+    def killed(key, data):
+        original(key, data)
+        if key.endswith(f"{run}/zarr.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(target.backend, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        copy_runs(store, target)
+    monkeypatch.undo()
+    assert [item.what for item in copy_runs(store, target)] == ["present"]
+    assert target.find(KEY).id == run
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of folders as POSIX has them")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_colleague_computes_again_what_somebody_else_failed_at(tmp_path, umask):
+    """The folder of a key is everybody's, and a mark that another user made is no obstacle."""
+    root = tmp_path / "shared"
+    root.mkdir()
+    root.chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        store = new_store(tmp_path, "shared")
+        writer = store.begin(store_record(KEY))
+        store.index.put(writer.fail())
+    finally:
+        os.umask(before)
+    for folder in (root / "keys", root / "keys" / "4c", root / "keys" / "4c" / KEY):
+        assert oct(folder.stat().st_mode & 0o7777) == oct(0o2775)
+    (mark,) = Path(store.url).glob("keys/*/*/*")
+    inode = mark.stat().st_ino
+    mark_again(store.backend, writer.record)
+    assert mark.stat().st_ino != inode  # replaced, as one may who may not open it

@@ -24,8 +24,8 @@ DOCUMENT_LIMIT = 16 * 1024 * 1024
 """Bytes of the largest JSON document (record, annotation) that is written or read: one never fills the memory."""
 
 
-SHARED_LEVELS = 2
-"""Levels of folders below the root that are everybody's (`runs`, its months, `annotations`, its months)."""
+SHARED_LEVELS = {"keys": 3}
+"""Levels of folders below the root that are everybody's: two (`runs`, its months, `annotations`, its months), or these."""
 FEW = 8
 """Documents up to which opening their folder does not pay."""
 CLOCK_GOOD_FOR = 60.0
@@ -226,7 +226,8 @@ class LocalBackend:
                 raise
             self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
-        if self.root in folder.parents and len(folder.relative_to(self.root).parts) <= SHARED_LEVELS:
+        parts = folder.relative_to(self.root).parts if self.root in folder.parents else ()
+        if parts and len(parts) <= SHARED_LEVELS.get(parts[0], 2):
             with suppress(OSError):
                 folder.chmod(stat.S_IMODE(self.root.stat().st_mode))
 
@@ -330,7 +331,9 @@ class LocalBackend:
         shutil.rmtree(self._inside(key), ignore_errors=True)
 
     def delete_object(self, key: str) -> None:
-        """See Backend."""
+        """See Backend. The object itself may be a link, and is removed; its folder must not be one that leaves the store."""
+        if folder := os.path.dirname(key):
+            self._inside(folder)
         self.path(key).unlink(missing_ok=True)
 
     def zarr_store(self, key: str) -> Any:

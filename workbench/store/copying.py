@@ -112,8 +112,8 @@ def _copy_run(source: Store, target: Store, run: StoredRun) -> Copied:
     if problems:
         first = problems[0]
         raise IntegrityError(run.id, first.array, first.region or "all", f"{first.problem} (in {source.url})")
+    mark(target.backend, record)  # first: with its record the run is there, and copying it again does nothing more
     target.backend.write(f"{folder}/zarr.json", data)
-    mark(target.backend, record)
     target.index.put(record)
     return Copied(run.id, "copied", moved + len(data))
 

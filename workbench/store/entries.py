@@ -150,6 +150,9 @@ class RecordReader:
             yield read_batch(month, (next(documents) for _ in runs[start : start + BATCH]))
 
     def _start(self) -> None:
+        name = os.path.basename(sys.executable or "").lower()
+        if not name.startswith(("python", "pypy")) or getattr(sys, "frozen", False):
+            return  # inside another program, which a helper would start a second time
         # Isolated: nothing from the current folder or the environment is imported before the path is this process's.
         command = [sys.executable, "-I", "-c", _HELPER, *sys.path]
         # As many as processors: while one waits for the disk, this process or another helper works.

@@ -25,9 +25,10 @@ MOST = 1000
 
 
 def mark(backend: Backend, record: RunRecord) -> None:
-    """Make a run findable by its key; nothing happens if it has none, or is marked already."""
+    """Make a run findable by its key; nothing happens if it has none. Marked already, also by others, it stays so."""
     if (folder := _folder(record.key)) is not None:
-        backend.write_new_chunk(f"{folder}/{record.month}.{record.id}", b"")
+        # By replacing: a colleague's mark cannot be opened for writing, and a folder that is a link elsewhere is refused.
+        backend.write(f"{folder}/{record.month}.{record.id}", b"")
 
 
 def unmark(backend: Backend, record: RunRecord) -> None:
@@ -40,10 +41,9 @@ def marked(backend: Backend, key: str) -> list[RunRecord]:
     """Records of the runs with a key, newest first. Marks of runs that are gone, or have another key, count for nothing."""
     folder = _folder(key)
     found = []
-    for name in sorted(backend.names(folder) if folder else (), reverse=True)[:MOST]:
-        month, _, run = name.partition(".")
-        if not safe_run_id(run) or not safe_run_id(month):
-            continue
+    places = [name.partition(".")[::2] for name in (backend.names(folder) if folder else ())]
+    places = [(month, run) for month, run in places if safe_run_id(month) and safe_run_id(run)]
+    for month, run in sorted(places, reverse=True)[:MOST]:
         try:
             record = read_record(read_document(backend, f"runs/{month}/{run}/zarr.json"), month=month, run=run)
         except (OSError, StoreError):

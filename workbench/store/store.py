@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,11 @@ class Store:
         writer = RunWriter(self.backend, record)
         try:
             mark(self.backend, record)
-        except OSError as error:
+        except (OSError, StoreError) as error:
+            with suppress(OSError, StoreError):
+                writer.abandon()  # else it would read as running, and colleagues would wait for it
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(f"the store {self.url} cannot be written: {error.strerror or error}") from error
         return writer
 

@@ -20,6 +20,7 @@ from workbench.record import RunRecord, now
 from workbench.store.array_writer import ArrayWriter
 from workbench.store.backend import Backend
 from workbench.store.encoding import encoded_files
+from workbench.store.keys import unmark
 from workbench.store.layout import ArrayLayout, array_document, dump, plan, plan_blocks
 from workbench.store.records import root_document
 from workbench.store.zarr_access import has_fast_pipeline, open_array
@@ -252,6 +253,7 @@ class RunWriter:
         with self._lock:
             self.record = self.record.replace(status="cancelled")
             self.backend.delete(self.folder)
+            unmark(self.backend, self.record)
 
     def _close(self, status: str, changes: Mapping[str, Any]) -> RunRecord:
         if status == "complete":
