@@ -27,8 +27,11 @@ MOST = 1000
 def mark(backend: Backend, record: RunRecord) -> None:
     """Make a run findable by its key; nothing happens if it has none. Marked already, also by others, it stays so."""
     if (folder := _folder(record.key)) is not None:
-        # By replacing: a colleague's mark cannot be opened for writing, and a folder that is a link elsewhere is refused.
-        backend.write(f"{folder}/{record.month}.{record.id}", b"")
+        name = f"{folder}/{record.month}.{record.id}"
+        # The look costs a request elsewhere. Here a colleague's mark cannot be opened for writing, and a folder that is a
+        # link out of the store is refused by it.
+        if backend.remote or backend.size(name) is None:
+            backend.write_new_chunk(name, b"")
 
 
 def unmark(backend: Backend, record: RunRecord) -> None:
