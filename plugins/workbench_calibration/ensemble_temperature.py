@@ -3,7 +3,8 @@
 Zhang, Kailkhura, Han (2020), Mix-n-Match: Ensemble and Compositional Methods for Uncertainty Calibration in Deep Learning,
 ICML, arXiv 2003.07329: p = w1 softmax(z / T) + w2 softmax(z) + w3 / K with w on the simplex. T is that of temperature
 scaling and stays fixed; w minimises the squared error (as the authors' code) or the likelihood of the fit samples by SLSQP
-from (1, 0, 0). Both are convex in w. The order of classes is kept.
+from (1, 0, 0). Both are convex in w. The order of classes is kept: w1 stays at least 1e-6, where the paper's w may become all
+uniform (for logits that say nothing of the labels).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from workbench_calibration.temperature import fit_temperature
 
 NAME = "ensemble_temperature"
 COMPONENTS = ("scaled", "original", "uniform")
+LEAST = np.array([1e-6, 0.0, 0.0])
+"""Lower bounds of the weights; without the first the mixture can be the same for all classes."""
 TINY = 1e-300
 
 
@@ -85,11 +88,11 @@ def fit_ensemble(samples: Samples, *, loss: Literal["mse", "nll"]) -> EnsembleMa
         np.array([1.0, 0.0, 0.0]),
         jac=True,
         method="SLSQP",
-        bounds=[(0.0, 1.0)] * 3,
+        bounds=[(least, 1.0) for least in LEAST],
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(3)},
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    weight = np.clip(found.x, 0.0, 1.0)
+    weight = np.clip(found.x, LEAST, 1.0)
     return EnsembleMap(temperature, weight / weight.sum())
 
 

@@ -284,6 +284,20 @@ def test_predictions_average_all_binnings_by_their_weight(score):
 # -------------------------------------------------------------------------------------------- mixtures and splines
 
 
+def test_ensemble_temperature_keeps_predictions_where_the_logits_say_nothing_of_the_labels():
+    """All weight would go to the uniform probabilities, which are the same for all classes."""
+    rng = np.random.default_rng(0)
+    logit, label = torch.as_tensor(2 * rng.normal(size=(400, 4))), torch.as_tensor(rng.integers(4, size=400))
+    fitted = fit_ensemble(Samples.of(logit, label), loss="mse")
+    assert fitted.weight[2] > 0.9
+    assert torch.equal(fitted(logit).argmax(1), logit.argmax(1))
+    against = torch.as_tensor(50.0 * np.eye(4)[(label + 1) % 4])  # sure of a wrong class, always
+    for loss in ("mse", "nll"):
+        fitted = fit_ensemble(Samples.of(against, label), loss=loss)
+        assert fitted.weight == pytest.approx([0, 0, 1], abs=1e-5)
+        assert torch.equal(fitted(against).argmax(1), against.argmax(1))
+
+
 @pytest.mark.parametrize("loss", ["mse", "nll"])
 def test_mixture_weights_are_the_best_of_a_fine_grid_on_the_simplex(loss):
     logit, label = skewed(400, 4)
@@ -326,13 +340,16 @@ def test_the_spline_is_the_least_squares_natural_spline():
 def test_the_spline_gives_distributions_with_the_calibrated_top_score():
     logit, label = skewed(400, 4)
     fitted = fit_spline(Samples.of(logit, label), knots=6)
-    saturated = torch.tensor([[800.0, 0, 0, 0]], dtype=torch.float64)
+    # The last but one: what the others hold is of the size of the rounding error of the top score.
+    saturated = torch.tensor([[800.0, 0, 0, 0], [36.5, 0, -1, -2], [40, 0, -1, -2]], dtype=torch.float64)
     other = torch.cat([skewed(50, 4, seed=2)[0], saturated])
     p, confidence = fitted(other).numpy(), torch.softmax(other, 1).numpy()
     assert p.sum(1) == pytest.approx(1)
     assert (p >= 0).all()
-    rows, best = np.arange(51), confidence.argmax(1)
+    rows, best = np.arange(53), confidence.argmax(1)
     assert p[rows, best] == pytest.approx(fitted.top(confidence[rows, best]))
+    assert (p <= 1).all()
+    assert p[-2:, 2] / p[-2:, 1] == pytest.approx(np.exp(-1))  # the others keep their proportions
     assert fitted.top(np.array([0.0]))[0] == fitted.top(np.array([fitted.score[0]]))[0]  # constant beyond the ends
 
 
