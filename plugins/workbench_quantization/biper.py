@@ -20,7 +20,8 @@ is a plain sign: watch `scale`. Zero padding brings a third level into convoluti
 
 Any model of convolutions and linear layers: all become binary but the first and the last, shortcuts that reduce the
 resolution, and what `keep` names; what is not binary is listed. ReLUs become Hardtanh. `binary-resnet20`, `binary-resnet18` and
-`binary-vgg-small` are the paper's architectures. A later run can start from the stored stage 1: `stage1=run.model("stage1")`.
+`binary-vgg-small` are the paper's architectures. Training is in float32, whatever the model comes in. A later run with the
+same data and seed can start from the stored stage 1: `stage1=run.model("stage1")`.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class BiPer(Method):
         _array("macs", ("layer",), "int64", "multiply-accumulates of one sample", optional=True),
         _array("unbinarised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
         _array(
-            "size", ("form",), "int64", "of parameters and buffers: as it came, and with packed layers", unit="byte"
+            "size", ("form",), "int64", "of parameters and buffers: in float32, and with packed layers", unit="byte"
         ),
         _array("logit", ("sample", "class"), "float32", "of the stored binary model on the report images"),
         _array("label", ("sample",), "int64", "labels of the report images"),

@@ -128,7 +128,7 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         Metric(name="size", value=size / 1e6, unit="MB", direction="lower",
                description="of the stored model: packed bits, scales, and all that is not binary"),
         Metric(name="size_full_precision", value=full_size / 1e6, unit="MB", direction="lower"),
-        Metric(name="binary_share", value=_binary_share(result), description="share of the parameters that are bits"),
+        Metric(name="binary_share", value=_binary_share(result), description="share of parameters and buffers that became bits"),
     ]  # fmt: skip
     return tuple(metrics)
 
@@ -300,6 +300,11 @@ def _notes(result: Result) -> tuple[str, ...]:
         + " They are of the last epoch; rates are chosen on other images.",
         f"{STAGE_ONE} computes with real sine weights. What can be shipped is {MAIN}, or {BINARISED} without stage 2.",
     ]
+    if "stage1" in result.inputs:
+        notes.append(
+            f"{STAGE_ONE} was trained by an earlier run, whose parameters are not among those of this one. If images that are "
+            "reported on here were trained on there, accuracies are too high: same `data` and seed, or a `test` for both."
+        )
     if params.pad_value == 0:
         notes.append(
             "Convolutions pad with zeros, a third level beside -1 and +1 at the borders; pad_value=1 avoids it."

@@ -59,8 +59,8 @@ HISTORY = ("loss", "accuracy", "validation_loss", "validation_accuracy")
 def run(inputs: Inputs, params: Params, out: Out) -> None:
     """The whole run (see the module)."""
     parts = split_roles(inputs, out, report_fraction=params.report_fraction, calibration_samples=PROBED, training=True)
-    model = inputs["model"]
-    check_labels(model, parts, out.device)
+    check_labels(inputs["model"], parts, out.device)
+    model = copy.deepcopy(inputs["model"]).float()  # latent weights move by less than half precision can hold
     assert parts.training is not None
     shares = {"train": 1 - params.validation_fraction, "validation": params.validation_fraction}
     split = split_indices(parts.training.label, shares, out.seed)
@@ -116,8 +116,7 @@ def _study(
 ) -> Study:
     chosen = {name: (images.image[torch.from_numpy(index)], images.label[torch.from_numpy(index)])
               for name, index in split.items()}  # fmt: skip
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    probe = to_tensor(chosen["train"][0][:PROBED], device=out.device).to(dtype)
+    probe = to_tensor(chosen["train"][0][:PROBED], device=out.device)
     selection = select_layers(model, probe, keep=params.keep, binary_inputs=params.act_bits == 1)
     if not selection.blocks:
         told = (
@@ -182,12 +181,10 @@ def _train_all(study: Study, given: nn.Module | None, params: Params, out: Out) 
     one = ONE_STAGE in params.baselines
     sweep = [omega for omega in params.omega_sweep if omega != params.omega]
     count = len(tuned) * (len(factors) + params.seeds - 1) + params.seeds * (2 + one) + 2 * len(sweep)
+    earlier = None
     if given is not None:
-        count -= params.seeds
-        if sweep:
-            raise InputError(
-                "omega_sweep", expected="none with `stage1`, which fixes omega", got=str(params.omega_sweep)
-            )
+        earlier = _given_stage(given, study, study.binary(0, "sine", params.omega, params, out), params)
+        count -= 1
     stages = Stages(out, count)
     tau1, tau2 = _pair(params.tau1), _pair(params.tau2)
 
@@ -217,10 +214,9 @@ def _train_all(study: Study, given: nn.Module | None, params: Params, out: Out) 
 
     def two_stages(seed: int, omega: float) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         build = partial(study.binary, seed, "sine", omega, params, out)
-        if given is None:
+        first = earlier
+        if first is None:
             first = train(_name("stage1", seed, f"omega{omega:g}"), build, seed, recipe_of(params, 1), tau1)
-        else:
-            first = _given_stage(given, study, build(), params)
 
         def binarised() -> nn.Module:
             network = set_weights(build(), "square")
@@ -260,24 +256,42 @@ def _pair(tau: float | tuple[float, float]) -> tuple[float, float]:
     return tau if isinstance(tau, tuple) else (tau, tau)
 
 
+def _check_params(params: Params) -> None:
+    """What one stage 1 cannot serve."""
+    if any(omega != params.omega for omega in params.omega_sweep):
+        raise InputError("omega_sweep", expected="none with `stage1`, which fixes omega", got=str(params.omega_sweep))
+    if params.seeds > 1:
+        raise InputError(
+            "seeds",
+            expected="1 with `stage1`, which is one training",
+            got=str(params.seeds),
+            hint="An interval over seeds would leave out the chance of stage 1.",
+        )
+
+
 def _given_stage(given: nn.Module, study: Study, build: nn.Module, params: Params) -> dict[str, Any]:
     """The stage-1 network of an earlier run in place of a training of one's own."""
-    layers = binary_layers(given)
-    fits = list(layers) == list(study.selection.names) and all(layer.weights == "sine" for layer in layers.values())
+    _check_params(params)
+    layers, own = binary_layers(given), binary_layers(build)
+    fits = list(layers) == list(own) and all(layer.weights == "sine" for layer in layers.values())
     state = {key: value.detach().cpu() for key, value in given.state_dict().items()}
-    own = {key: value.shape for key, value in build.state_dict().items()}
-    if not fits or {key: value.shape for key, value in state.items()} != own:
+    shapes = {key: value.shape for key, value in build.state_dict().items()}
+    if not fits or {key: value.shape for key, value in state.items()} != shapes:
         raise InputError(
             "stage1",
-            expected=f"the network after stage 1 of this model, with layers {', '.join(study.selection.names)}",
+            expected=f"the network after stage 1 of this model, with layers {', '.join(own)}",
             got=f"{type(given).__name__} with {len(layers)} layers of sine weights",
             hint="Take it from an earlier run of this method: stage1=run.model('stage1').",
         )
-    frequencies = {layer.omega for layer in layers.values()}
-    if frequencies != {float(params.omega)}:
-        raise InputError(
-            "omega", expected=f"{min(frequencies):g}, which stage 1 was trained with", got=f"{params.omega:g}"
-        )
+    for argument, known in (
+        ("omega", lambda layer: layer.omega),
+        ("pad_value", lambda layer: layer.operation.pad_value),
+        ("act_bits", lambda layer: 32 if layer.inputs == "real" else 1),
+    ):
+        trained = {known(layer) for layer in layers.values()}
+        if trained != {float(getattr(params, argument))}:
+            expected = f"{min(trained):g}, which stage 1 was trained with"
+            raise InputError(argument, expected=expected, got=f"{getattr(params, argument):g}")
     nothing = np.full(params.epochs1, np.nan)
     blank = np.full((params.epochs1, len(layers)), np.nan)
     return {
