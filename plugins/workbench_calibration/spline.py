@@ -55,9 +55,11 @@ class SplineMap:
         rows, best = np.arange(len(p)), p.argmax(axis=1)
         old = p[rows, best]
         new = self.top(old)
-        rest = 1 - old
-        even = (1 - new)[:, None] / (p.shape[1] - 1)  # p = 1 leaves nothing to scale
-        result = np.where(rest[:, None] > 0, p * ((1 - new) / np.where(rest > 0, rest, 1))[:, None], even)
+        # Not 1 - old: where the top score is nearly 1 that is rounding error, larger or smaller than what the others hold.
+        p[rows, best] = 0
+        rest = p.sum(axis=1, keepdims=True)
+        shares = np.where(rest > 0, p / np.where(rest > 0, rest, 1), 1 / (p.shape[1] - 1))  # p = 1 leaves nothing to share
+        result = shares * (1 - new)[:, None]
         result[rows, best] = new
         return torch.as_tensor(result, device=logit.device)
 
@@ -92,7 +94,7 @@ class SplineCalibration(Method):
 
     id = "calibration.spline"
     title = "Calibrates the top score with a smooth curve and no bins"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Calibration of Neural Networks using Splines",
         authors="Gupta, Rahimi, Ajanthan, Mensink, Sminchisescu, Hartley",
