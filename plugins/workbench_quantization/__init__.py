@@ -11,7 +11,29 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
-__all__ = ["ExportedModel", "export_model", "workbench_commands", "workbench_methods", "workbench_models"]
+    from workbench_quantization.deployed import deployed_model
+
+__all__ = ["ExportedModel", "deployed_model", "export_model", "workbench_commands", "workbench_methods", "workbench_models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "deployed_model":  # imports torch, which listing methods must not
+        from workbench_quantization.deployed import deployed_model
+
+        return deployed_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@hookimpl
+def workbench_comparisons() -> Mapping[str, Callable[..., Any]]:
+    """Accuracy against size of all runs of a model."""
+
+    def side_by_side(runs: Any) -> Any:
+        from workbench_quantization.frontier import frontier  # imports torch, which listing methods must not
+
+        return frontier(runs)
+
+    return {"quantization": side_by_side}
 
 
 @hookimpl
@@ -27,6 +49,11 @@ def workbench_methods() -> list[MethodReference]:
             "quantization.biper",
             "workbench_quantization.biper:BiPer",
             "Trains a network with 1-bit weights and activations, and says what the bits cost beside plain binary training",
+        ),
+        MethodReference(
+            "quantization.double_rounding",
+            "workbench_quantization.double_rounding:DoubleRounding",
+            "One stored integer model that switches between 8, 6, 4 and 2 bits, and what each switch costs",
         ),
         MethodReference(
             "quantization.gptq",

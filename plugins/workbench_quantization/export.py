@@ -49,18 +49,23 @@ class ExportedModel:
 
 
 def export_model(
-    run: QuantisedRun, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None
+    run: QuantisedRun,
+    path: str | os.PathLike[str],
+    *,
+    input_shape: Sequence[int] | None = None,
+    width: int | None = None,
 ) -> ExportedModel:
     """Write the quantised model of a run as one file; the suffix of `path` chooses the format.
 
     Args:
-        run: a run of `quantization.uniform` or `quantization.adaquant`. A table of widths from any other method becomes
-            such a run by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
+        run: a run of `quantization.uniform`, `adaquant`, `double_rounding` or `biper`. A table of widths
+            from any other method becomes such a run by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
         path: ends in .onnx or .safetensors; the file appears when it is whole.
         input_shape: (channel, y, x) of an image, for ONNX; default: what the model says.
+        width: of a model that switches (`quantization.double_rounding`); default: the widths in `bits`.
 
     Raises:
-        InputError: the suffix is unknown, the run stored no integers, or the model cannot be traced.
+        InputError: the suffix is unknown, the run stored no integers or not this width, or the model cannot be traced.
         MissingDependencyError: ONNX is asked for and onnxscript is not installed.
     """
     path = Path(path)
@@ -69,13 +74,13 @@ def export_model(
     if not path.parent.is_dir():
         raise InputError("path", expected="a file in a folder that exists", got=str(path))
     from workbench_quantization.export_binary import is_binary
-    from workbench_quantization.stored_layers import require_integers, stored_layers
+    from workbench_quantization.stored_layers import model_at, require_integers, stored_layers
 
     if is_binary(run):
         return _export_binary(run, path, input_shape)
     require_integers(run)
-    model = run.model().cpu().eval()
-    layers = stored_layers(run, model)
+    model = model_at(run, width)
+    layers = stored_layers(run, model, width)
     _write_whole(path, _writer(path.suffix, run, model, layers, input_shape))
     state = model.state_dict().values()
     return ExportedModel(
@@ -142,8 +147,9 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     help="FILE.onnx or FILE.safetensors.",
 )
 @click.option("--input-shape", metavar="C,Y,X", help="Shape of an image, where the model does not say it (ONNX).")
+@click.option("--width", type=int, metavar="BITS", help="Width to export, of a model that switches between several.")
 @click.pass_context
-def export_command(ctx: click.Context, run: str, output: Path, input_shape: str | None) -> None:
+def export_command(ctx: click.Context, run: str, output: Path, input_shape: str | None, width: int | None) -> None:
     """Write the quantised model of RUN as one file: ONNX or safetensors, by the suffix."""
     import workbench
 
@@ -153,4 +159,4 @@ def export_command(ctx: click.Context, run: str, output: Path, input_shape: str 
             shape = tuple(int(size) for size in input_shape.split(","))
         except ValueError:
             raise InputError("--input-shape", expected="three numbers such as 3,32,32", got=input_shape) from None
-    click.echo(str(export_model(workbench.open(ctx.obj)[run], output, input_shape=shape)))
+    click.echo(str(export_model(workbench.open(ctx.obj)[run], output, input_shape=shape, width=width)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,55 @@ def affine_quantise(values: Tensor, low: Tensor, span: Tensor, bits: int) -> Ten
 
 def _straight_round(values: Tensor) -> Tensor:
     return _StraightThrough.apply(values, values.detach().round())
+
+
+class _LearnedScale(torch.autograd.Function):
+    """Forward: levels * scale * multiple. Backward: see `rescaled_levels`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        values: Tensor,
+        scale: Tensor,
+        levels: Tensor,
+        multiple: float,
+        inside: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(values, scale, levels, inside)
+        ctx.multiple = multiple  # type: ignore[attr-defined]
+        return levels * (scale * multiple)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        values, scale, levels, inside = ctx.saved_tensors
+        passed = gradient * inside
+        of_levels = torch.dot(gradient.reshape(-1), levels.reshape(-1)) * ctx.multiple
+        of_scale = of_levels - torch.dot(passed.reshape(-1), values.reshape(-1)) / scale
+        return passed, of_scale.reshape(scale.shape), None, None, None
+
+
+def rescaled_levels(values: Tensor, scale: Tensor, levels: Tensor, multiple: float, inside: Tensor) -> Tensor:
+    """Return q * s * m for integers q that were made of v / s, with the gradients of a learned scale.
+
+    Rounding passes gradients straight through (Esser et al. 2020, arXiv:1902.08153, eq. 3): d/dv is 1 inside the range and
+    0 outside; d/ds is q m - v / s inside, and q m, which is the bound of the range, outside.
+
+    Args:
+        values: what was quantised, any shape.
+        scale: the learned scale, one number.
+        levels: integers q of the shape of `values`, in its dtype; no gradient is taken through them.
+        multiple: m, steps of the scale that one level stands for.
+        inside: bool, where the value lies in the range.
+    """
+    result: Tensor = _LearnedScale.apply(values, scale, levels.detach(), multiple, inside)  # type: ignore[no-untyped-call]
+    return result
+
+
+def learned_scale_quantise(values: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    """Return s * clamp(round(v / s), lowest, highest), differentiable in values and scale (see `rescaled_levels`)."""
+    steps = values.detach() / scale.detach()
+    inside = (steps >= lowest) & (steps <= highest)
+    return rescaled_levels(values, scale, steps.clamp_(lowest, highest).round_(), 1.0, inside)
 
 
 class FakeQuantise(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from workbench import InputError
 
 from workbench_quantization.integer_weights import Sharing, from_rows, to_rows
+from workbench_quantization.nested_rounding import Rounding, input_range, switched_levels
 from workbench_quantization.quantizer import FULL_PRECISION, channel_axis
 
 NEEDED = ("bits", "input_bits", "integer_weight", "weight_start", "scale")
@@ -26,8 +27,8 @@ class QuantisedRun(Protocol):
 
     def __getitem__(self, name: str) -> xr.DataArray: ...
     def __contains__(self, name: object) -> bool: ...
-    def model(self) -> nn.Module:
-        """The stored model."""
+    def model(self, name: str = "model") -> nn.Module:
+        """A stored model."""
         ...
 
 
@@ -82,23 +83,50 @@ def require_integers(run: QuantisedRun) -> None:
     if missing:
         raise InputError(
             "run",
-            expected="a run that stored integer weights (quantization.uniform, quantization.adaquant)",
+            expected="a run that stored integer weights (quantization.uniform, adaquant or double_rounding)",
             got=f"run {run.id} without {', '.join(missing)}",
             hint='Give a table of widths to plain rounding first: bench.run("quantization.uniform", bits=run["bits"], ...).',
         )
 
 
-def stored_layers(run: QuantisedRun, model: nn.Module) -> list[StoredLayer]:
-    """The quantised layers of a run of `quantization.uniform` or `quantization.adaquant`, in order of execution.
+def switching_widths(run: QuantisedRun) -> tuple[int, ...]:
+    """Widths between which the stored integers switch, highest first; empty for a model of fixed widths."""
+    return tuple(int(bits) for bits in run["input_scale"]["bit"].values) if "input_scale" in run else ()
+
+
+def model_at(run: QuantisedRun, width: int | None = None) -> nn.Module:
+    """The stored model of a run, or that of one of its widths, on the CPU in eval mode.
+
+    Raises:
+        InputError: the run's model does not switch to this width.
+    """
+    if width is None:
+        return run.model().cpu().eval()
+    known = switching_widths(run)
+    if width not in known:
+        raise InputError(
+            "width",
+            expected=f"one of {', '.join(map(str, known))}" if known else "none: the model has the widths it has",
+            got=str(width),
+            hint="" if known else "Models that switch are made by `quantization.double_rounding`.",
+        )
+    return run.model(f"model_{width}").cpu().eval()
+
+
+def stored_layers(run: QuantisedRun, model: nn.Module, width: int | None = None) -> list[StoredLayer]:
+    """The quantised layers of a run that stored integers, in order of execution.
 
     Args:
-        run: a complete run that stored integers.
-        model: the model of the run.
+        run: a complete run of `quantization.uniform`, `quantization.adaquant` or `quantization.double_rounding`.
+        model: the model of the run, as `model_at` gives it.
+        width: of all layers, for a model that switches; None takes the widths in `bits`.
 
     Raises:
         InputError: the run stored no integers, or they do not give the weights of its model.
     """
     require_integers(run)
+    if switching_widths(run):
+        return _switched_layers(run, model, width)
     params: Mapping[str, object] = run.record.params  # type: ignore[attr-defined]
     modules = dict(model.named_modules())
     bits, integers, scales = run["bits"], run["integer_weight"].values, run["scale"].values
@@ -126,6 +154,39 @@ def stored_layers(run: QuantisedRun, model: nn.Module) -> list[StoredLayer]:
                 sharing=_sharing(len(scales[first:after]), shape[axis]),
                 group_size=int(params.get("group_size", 1)),  # type: ignore[call-overload]
                 input=_input_grid(run, place, zeros is not None),
+            )
+        )
+        _check_weight(run, found[-1], layer.get_parameter("weight"))
+    return found
+
+
+def _switched_layers(run: QuantisedRun, model: nn.Module, width: int | None) -> list[StoredLayer]:
+    widths, modules = switching_widths(run), dict(model.named_modules())
+    params: Mapping[str, object] = run.record.params  # type: ignore[attr-defined]
+    rounding: Rounding = params.get("rounding", "half_up")  # type: ignore[assignment]
+    integers, scales, grid = run["integer_weight"].values, run["scale"].values, run["input_scale"].values
+    starts, ranges, signed = run["weight_start"].values, run["scale_start"].values, run["input_signed"].values
+    found: list[StoredLayer] = []
+    for place, (name, own) in enumerate(zip(run["bits"]["layer"].values, run["bits"].values, strict=True)):
+        if own >= FULL_PRECISION:
+            continue
+        layer, bits = modules[str(name)], int(width or own)
+        shape = layer.get_parameter("weight").shape
+        whole = torch.from_numpy(integers[starts[place] : starts[place] + shape.numel()].astype(np.float32))
+        levels = switched_levels(whole.reshape(shape), widths[0], bits, "double", rounding)
+        scale = float(grid[place, widths.index(bits)])
+        lowest, highest = input_range(bits, bool(signed[place]))
+        found.append(
+            StoredLayer(
+                name=str(name),
+                bits=bits,
+                levels=levels.to(torch.int32),
+                scale=torch.from_numpy(scales[ranges[place] : ranges[place] + 1] * np.float32(2 ** (widths[0] - bits))),
+                zero=None,
+                axis=channel_axis(layer),
+                sharing="layer",
+                group_size=1,
+                input=None if np.isnan(scale) else InputGrid(scale, 0, lowest, highest),
             )
         )
         _check_weight(run, found[-1], layer.get_parameter("weight"))

@@ -114,6 +114,20 @@ CASES: Mapping[str, Case] = {
         {"epochs1": 1, "epochs2": 1, "batch": 16, "baselines": ("sign_clipped",), "baseline_rates": (1.0,)},
         inputs=lambda: {"stage1": None},
     ),
+    "quantization.double_rounding": Case(
+        {
+            "mode": "mixed",
+            "widths": (8, 4, 2),
+            "epochs": 1,
+            "mixed_epochs": 1,
+            "batch_size": 16,
+            "compare": ("floor",),
+            "hess_samples": 16,
+            "probes": 2,
+            "search_points": 2,
+            "random_subnets": 2,
+        }
+    ),
     "quantization.hawq": Case(
         {
             "hess_samples": 16,
@@ -126,6 +140,8 @@ CASES: Mapping[str, Case] = {
             "batch_size": 16,
         }
     ),
+    "quantization.gptq": Case({"widths": (2, 4), "calibration_samples": 20, "batch": 16}),
+    "quantization.layerwise": Case({"calibration_tokens": 120, "random_orders": 2}, inputs=lambda: {"bits": None}),
     "restoration.deepinv_tv": Case(
         {"blur_sigma": 0.8, "iterations": 5, "batch_size": 16},
         inputs=lambda: {"data": pictures(20)},
@@ -145,8 +161,6 @@ CASES: Mapping[str, Case] = {
         }
     ),
     "training.classifier": Case({"epochs": 2, "batch_size": 16}),
-    "quantization.gptq": Case({"widths": (2, 4), "calibration_samples": 20, "batch": 16}),
-    "quantization.layerwise": Case({"calibration_tokens": 120, "random_orders": 2}, inputs=lambda: {"bits": None}),
 }
 """Method id -> parameters with which it runs about a second."""
 

@@ -1,8 +1,9 @@
 """Torch helpers for method authors; import every name from here: `from workbench.toolkit import predict`.
 
-Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `recipe`, `initialise`, `augment`,
-`mixing`), curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics (`probability`, `scoring`,
-`classwise`, `reliability`, `kernels`, `unbinned`, `statistics`). A module is imported when one of its names is first used.
+Data and inference (`tensors`, `inference`, `features`, `splits`), training (`training`, `stages`, `recipe`, `initialise`,
+`augment`, `mixing`), curvature and cost (`curvature`, `traces`, `counting`), probabilities and statistics
+(`probability`, `scoring`, `classwise`, `reliability`, `kernels`, `unbinned`, `statistics`). A module is imported when one of
+its names is first used.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ if TYPE_CHECKING:
         trace_estimate,
         trace_probes,
     )
-    from workbench.toolkit.training import FitResult, Loss, Transform, fit, numpy_generator, soft_cross_entropy
+    from workbench.toolkit.training import FitResult, Loss, Step, Transform, fit, numpy_generator, soft_cross_entropy
     from workbench.toolkit.unbinned import (
         density_calibration_error,
         maximum_mean_calibration_error,
@@ -175,7 +176,7 @@ _HOME = {
         "trace_estimate",
         "trace_probes",
     ),
-    "training": ("FitResult", "Loss", "Transform", "fit", "numpy_generator", "soft_cross_entropy"),
+    "training": ("FitResult", "Loss", "Step", "Transform", "fit", "numpy_generator", "soft_cross_entropy"),
     "stages": ("Stages",),
     "statistics": ("Interval", "bootstrap_interval", "mean_interval", "wilson_interval"),
     "unbinned": (
@@ -207,6 +208,7 @@ __all__ = [
     "ReliabilityBins",
     "SpectralDensity",
     "Stages",
+    "Step",
     "TraceEstimate",
     "Transform",
     "accuracy",

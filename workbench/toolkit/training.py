@@ -27,7 +27,7 @@ from workbench.toolkit.recipe import Recipe, learning_rate, make_optimizer
 if TYPE_CHECKING:
     from workbench.method import Out
 
-__all__ = ["FitResult", "Loss", "Transform", "fit", "numpy_generator", "soft_cross_entropy"]
+__all__ = ["FitResult", "Loss", "Step", "Transform", "fit", "numpy_generator", "soft_cross_entropy"]
 
 Transform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """(image_batch, label_batch, generator) -> (image_batch, target): int64 (sample,) or soft labels (sample, class).
@@ -36,6 +36,11 @@ Draw from this generator alone, or a resumed training will differ; `numpy_genera
 """
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(model output, target) -> a scalar, the mean over the batch."""
+Step = Callable[[nn.Module, Tensor, Tensor, torch.optim.Optimizer], Tensor]
+"""(model in train mode, image_batch, target, optimiser) -> (2,): loss summed over the batch, and hits; steps the optimiser.
+
+Draw from torch's global generator: `fit` seeds it. What must outlive a kill belongs into buffers of the model.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def fit(
     generator: torch.Generator,
     transform: Transform | None = None,
     loss: Loss | None = None,
+    step: Step | None = None,
+    optimizer_of: Callable[[nn.Module, Recipe], torch.optim.Optimizer] = make_optimizer,
     validation: tuple[Tensor, Tensor] | None = None,
     out: Out | None = None,
     amp: bool = False,
@@ -118,6 +125,8 @@ def fit(
         generator: a CPU generator, e.g. `out.generator("training")`.
         transform: augmentation of a batch on the model's device; may return soft labels.
         loss: of (model output, target); `soft_cross_entropy` with the recipe's label smoothing unless given.
+        step: what to do with a batch, where that is more than one step down the gradient of `loss`.
+        optimizer_of: makes the optimiser; the recipe's unless given. Every epoch sets the rate of all its groups.
         validation: (image, label) to watch, never trained on: loss and accuracy are logged every epoch.
         out: the run's `Out`.
         amp: forward pass under bfloat16 autocast (weights stay as they are).
@@ -133,7 +142,7 @@ def fit(
     """
     _check(model, image, label, loss, generator, validation)
     objective = loss or partial(soft_cross_entropy, label_smoothing=recipe.label_smoothing)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = optimizer_of(model, recipe)
     identity = json.dumps({"name": name, "samples": len(image), "recipe": asdict(recipe)}, sort_keys=True)
     history: dict[str, list[float]] = {}
     state = resume if resume is not None else (out.restore() if out is not None else None)
@@ -155,7 +164,11 @@ def fit(
                 picture, target = _take(image, index, model), label[index.to(label.device)].to(device)
                 if transform is not None:
                     picture, target = transform(picture, target, generator)
-                sums.append(_step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp))
+                if step is not None:
+                    model.train()
+                    sums.append(step(model, picture, target, optimizer))
+                else:
+                    sums.append(_step(model, picture, target, objective, optimizer, recipe.gradient_clip, amp))
             # In float64 on the CPU: not every device has it.
             loss_mean, accuracy = (torch.stack(sums).cpu().double().sum(0) / len(image)).tolist()
             row |= {"loss": loss_mean, "accuracy": accuracy} if counts_hits else {"loss": loss_mean}
