@@ -253,3 +253,15 @@ def test_a_colleague_computes_again_what_somebody_else_failed_at(tmp_path, monke
     mark_again(store.backend, writer.record)
     with pytest.raises(PermissionError):
         mark_again(store.backend, writer.record.replace(id="other"))
+
+
+def test_marking_a_store_that_cannot_be_written_is_one_clear_error(store, monkeypatch, capsys):
+    add(store, key=KEY)
+    shutil.rmtree(Path(store.url, "keys"))
+
+    def forbidden(self, key, data):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(store.backend), "write_new_chunk", forbidden)
+    assert main(["--store", store.url, "store", "index", "--keys"]) == 5
+    assert "cannot be written: Permission denied" in capsys.readouterr().err

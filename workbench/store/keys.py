@@ -57,13 +57,20 @@ def marked(backend: Backend, key: str) -> list[RunRecord]:
 
 
 def mark_all(store: Store) -> int:
-    """Mark every run of a store, and say in its marker that all are; how many there were."""
+    """Mark every run of a store, and say in its marker that all are; how many there were.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
     store.prepare()
     count = 0
-    for run in store.each():
-        mark(store.backend, run.record)
-        count += run.record.key is not None
-    store.says_keys()
+    try:
+        for run in store.each():
+            mark(store.backend, run.record)
+            count += run.record.key is not None
+        store.says_keys()
+    except OSError as error:
+        raise StoreError(f"the store {store.url} cannot be written: {error.strerror or error}") from error
     return count
 
 
