@@ -86,6 +86,8 @@ def test_the_sweep_uses_the_most_bins_before_rates_first_fall():
     )
     assert sweep_calibration_error([0.1, 0.9], [0, 1]) == pytest.approx(0.1)  # every number of bins rises
     assert sweep_calibration_error([0.8, 0.5, 0.9], [1, 1, 1]) == pytest.approx(0.8 / 3)
+    confidence = np.random.default_rng(0).uniform(0.5, 1, 100_000)  # all right: trying every number of bins takes a minute
+    assert sweep_calibration_error(confidence, np.ones(100_000)) == pytest.approx(1 - confidence.mean())
 
 
 def test_the_kernel_error_of_distributions_is_the_mean_over_pairs(monkeypatch):

@@ -79,8 +79,10 @@ def sweep_calibration_error(score: ArrayLike, outcome: ArrayLike) -> float:
     The number of bins grows from 1 until the rates of consecutive bins first fall; the last number before is used.
     """
     p, hit = check_events(score, outcome)
-    found = np.concatenate([[0.0], np.cumsum(hit[np.argsort(p, kind="stable")])])
-    bins = 1
+    ordered = hit[np.argsort(p, kind="stable")]
+    found = np.concatenate([[0.0], np.cumsum(ordered)])
+    # where no outcome falls no rate does, whatever the bins: all right, say, which would try every number of them
+    bins = p.size if (np.diff(ordered) >= 0).all() else 1
     while bins < p.size:
         size, extra = divmod(p.size, bins + 1)
         edges = np.arange(bins + 2) * size + np.minimum(np.arange(bins + 2), extra)  # as numpy.array_split
