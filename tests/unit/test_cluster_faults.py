@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from workbench import Workbench
-from workbench.errors import CancelledError, ClusterLostError
+from workbench.errors import CancelledError, ClusterLostError, StoreError
 from workbench.execution import worker
 from workbench.execution.blockwise import BlockPlace
-from workbench.execution.cluster import TRIES, Cluster, cluster_of, local_cluster
+from workbench.execution.cluster import TRIES, Cluster, _Sent, cluster_of, local_cluster
 from workbench.execution.progress import CancelToken
 
 from unit import test_blockwise as blocks
@@ -105,6 +106,103 @@ def test_an_order_that_is_lost_again_and_again_ends():
 
 
 # -------------------------------------------------------------------------------------------------------------- cancelling
+
+
+def test_a_run_that_was_cancelled_while_its_worker_was_dead_does_not_come_back(
+    bench: Workbench, lone: Any, tmp_path: Path
+):
+    """The worker that comes instead has not heard of the wish to stop: it is told when it begins."""
+    handle = bench.on(lone).submit(runs.Patient, folder=str(tmp_path))
+    (note,) = runs.begun(tmp_path)
+    os.kill(runs.process_of(note), signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while lone.scheduler_info(n_workers=-1)["workers"]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    handle.cancel()
+    with pytest.raises(CancelledError):  # nothing else ends it: the method waits for a file that does not come
+        handle.result(PATIENCE)
+    assert {run.status for run in bench.runs()} <= {"cancelled", "running", "interrupted"}
+
+
+class Client:
+    """Of a cluster without workers, which keeps every order."""
+
+    id, status = "fake", "running"
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(status="pending", add_done_callback=lambda call: None, cancel=lambda: None)
+
+    def run(self, function: Any, tokens: list[str], **_: Any) -> None:
+        self.told.put(tokens)
+
+    def subscribe_topic(self, *_: Any) -> None:
+        if self.status != "running":
+            raise RuntimeError(f"the client is {self.status}")  # dask's own error says about the same
+
+    def scheduler_info(self, **_: Any) -> dict[str, Any]:
+        return {"workers": {}}
+
+
+def order(token: str) -> Any:
+    return SimpleNamespace(method="m", key=("m", token), token=token, device=None, blockwise=False)
+
+
+def test_a_cancelled_sweep_tells_the_workers_few_times(monkeypatch):
+    """Not once for each run: with a thousand workers that would be millions of messages."""
+    monkeypatch.setattr("workbench.execution.cluster.GATHER", 1.0)
+    client = Client()
+    cluster = Cluster(client)
+    handles = [cluster.submit(order(str(number)), {}, lambda record, served: None) for number in range(200)]
+    for handle in handles:
+        handle.cancel()
+    assert sorted(client.told.get(timeout=PATIENCE), key=int) == [str(number) for number in range(200)]
+
+
+def test_an_order_that_is_cancelled_while_it_is_sent_again_is_taken_back():
+    client, taken = Client(), []
+    cluster = Cluster(client)
+
+    def submit(*_: Any, **__: Any) -> Any:
+        handle._asked_to_stop = True  # as by `cancel` in another thread, which finds the future of the first try
+        return SimpleNamespace(add_done_callback=lambda call: None, cancel=lambda: taken.append("second"))
+
+    handle = cluster.submit(order("t"), {}, lambda record, served: None)
+    client.submit = submit
+    cluster._send(_Sent(order("t"), {}, handle, lambda record, served: None, tries=1))
+    assert (taken, handle.status) == (["second"], "cancelled")
+    assert client.told.get(timeout=PATIENCE) == ["t"]
+
+
+class Secretive:
+    """Something on its way to a worker that cannot be opened there."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ("secret",)
+
+
+def _refuse(_: str) -> None:
+    raise StoreError("the store is out of reach")
+
+
+def test_a_store_that_a_worker_cannot_open_is_told_as_that_and_the_order_stays_out_of_its_log(caplog):
+    with caplog.at_level("DEBUG"):
+        outcome = worker.perform_packed(worker.sealed(Secretive()), {}, "client")  # type: ignore[arg-type]
+    assert isinstance(outcome.error, StoreError)
+    assert "secret" not in caplog.text
+
+
+def test_a_closed_client_is_named_as_such(bench: Workbench):
+    client = Client()
+    far = Workbench(bench.store, bench.host, Cluster(client))
+    client.status = "closed"
+    with pytest.raises(ClusterLostError, match="the client is closed"):
+        far.sweep(runs.Patient, folder="nowhere", seed=range(2), progress=False)
+    with pytest.raises(ClusterLostError, match="the client is closed"):
+        bench.on(client)
 
 
 def test_a_block_that_waited_while_its_run_was_cancelled_computes_nothing(monkeypatch):

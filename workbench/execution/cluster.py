@@ -31,6 +31,8 @@ TRIES = 4
 """How often an order is sent out when what it was to compute on dies with the workers that held it."""
 CURRENT = 1.0
 """Seconds for which the list of workers is taken as it is; asking the scheduler costs as much as a small run."""
+GATHER = 0.05
+"""Seconds in which wishes to stop are gathered: a sweep that is cancelled tells all workers once, not once for each run."""
 PRELOAD = ["workbench.execution.preload"]
 WAITING, BLOCK = 1 / 1024, 3 / 4
 """Parts of a GPU: a run that shares out its blocks must be where a GPU is, but only waits; no two blocks share one."""
@@ -58,7 +60,12 @@ class Cluster:
         """Of the handles; taken by the client's event loop too, so nothing that waits for the loop is done under it."""
         self._spreading = threading.Lock()
         self._seen: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
-        client.subscribe_topic(remote.topic(client.id), self._told)
+        self._unwanted: list[str] = []
+        """Tokens of orders that workers are to be told to stop."""
+        try:
+            client.subscribe_topic(remote.topic(client.id), self._told)
+        except Exception as error:
+            raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
 
     @property
     def dashboard(self) -> str:
@@ -70,7 +77,13 @@ class Cluster:
         """How many runs can compute at once: one thread of each worker (runs of one process take turns)."""
         return max(1, len(self._workers()))
 
+    def _check(self) -> None:
+        """Raise ClusterLostError if there is no connection: dask would keep an order until there is one, maybe for ever."""
+        if self.client.status != "running":
+            raise ClusterLostError(f"the cluster cannot be reached: the client is {self.client.status}")
+
     def _workers(self) -> Mapping[str, Any]:
+        self._check()
         moment = time.monotonic()
         if moment - self._seen[0] > CURRENT:
             self._seen = (moment, dict(self.client.scheduler_info(n_workers=-1)["workers"]))
@@ -110,8 +123,7 @@ class Cluster:
         order, handle = sent.order, sent.handle
         sent.tries += 1
         method, title = order.key
-        if self.client.status != "running":  # dask would keep the order until somebody is there again, maybe for ever
-            raise ClusterLostError(f"the cluster cannot be reached: the client is {self.client.status}")
+        self._check()
         try:
             shared = {digest: self._placed(digest, blob) for digest, blob in sent.blobs.items()}
             resources = self._resources(order.device)
@@ -126,6 +138,8 @@ class Cluster:
             raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
         # The closures keep handle and future alive for as long as dask remembers the task.
         handle._stop = lambda: self._stop(order, handle, future)
+        if handle._asked_to_stop:  # while it was sent again
+            handle._stop()
         future.add_done_callback(lambda done: self._ended(sent, done))
 
     def _placed(self, digest: str, blob: bytes) -> Any:
@@ -203,6 +217,8 @@ class Cluster:
             return
         if "run_id" in message:
             handle.began(message["run_id"])
+            if handle._asked_to_stop:  # it began anew on a worker that came after it was cancelled
+                self._unwant(message["order"])
         if "total" in message:
             handle.progressed(message["done"], message["total"], message["message"])
         if "values" in message:
@@ -212,10 +228,20 @@ class Cluster:
         if handle.status == "pending":
             future.cancel()
             handle.ended(error=CancelledError(f"{order.method} was cancelled before it began"))
-        # Whichever worker has it, or is about to begin it. Not waited for: a busy worker answers late.
-        threading.Thread(target=self._tell_workers, args=([order.token],), daemon=True).start()
+        self._unwant(order.token)
 
-    def _tell_workers(self, tokens: list[str]) -> None:
+    def _unwant(self, token: str) -> None:
+        """Tell whichever worker has it, or is about to begin it. Not waited for: a busy worker answers late."""
+        with self._lock:
+            first = not self._unwanted
+            self._unwanted.append(token)
+        if first:
+            threading.Thread(target=self._tell_workers, name="workbench-cancel", daemon=True).start()
+
+    def _tell_workers(self) -> None:
+        time.sleep(GATHER)
+        with self._lock:
+            tokens, self._unwanted = self._unwanted, []
         try:
             self.client.run(remote.cancel, tokens, on_error="ignore")
         except Exception:

@@ -73,17 +73,21 @@ def sealed(order: Order) -> bytes:
 
 
 def _opened(order: bytes) -> Order:
-    from distributed.protocol import pickle
+    import pickle  # not dask's, which writes what it cannot open into the log of the worker, secrets of the store included
 
-    loads: Callable[[bytes], Order] = pickle.loads
-    return loads(order)
+    found: Order = pickle.loads(order)
+    return found
 
 
 def perform_packed(
     order: bytes, blobs: Mapping[str, bytes], client: str, resources: Mapping[str, float] | None = None
 ) -> Outcome:
     """`perform` for an order that was `sealed`."""
-    return perform(_opened(order), blobs, client, resources)
+    try:
+        opened = _opened(order)
+    except WorkbenchError as error:  # the store, which cannot be opened from here
+        return Outcome(None, error=error, worker=_address())
+    return perform(opened, blobs, client, resources)
 
 
 def perform(
