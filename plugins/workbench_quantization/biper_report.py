@@ -65,7 +65,7 @@ def _summary(result: Result) -> str:
         gain = _scores(result, MAIN) - _scores(result, sign)
         text += f" Trained as plain signs ({sign}, its rate chosen from {len(params.baseline_rates)}) it reaches "
         text += f"{_scores(result, sign).mean():.1%}: the sine {'gains' if gain.mean() >= 0 else 'loses'} "
-        text += f"{abs(gain.mean()):.1%}{_doubt(result, gain)}."
+        text += f"{100 * abs(gain.mean()):.1f} points{_doubt(result, gain)}."
     return text
 
 
@@ -73,7 +73,8 @@ def _doubt(result: Result, gain: np.ndarray) -> str:
     """Whether the gain is more than chance: over seeds, or of one training by the size of the sample."""
     if len(gain) > 1:
         low, high = mean_interval(gain).bounds
-        return f" (95 % interval over seeds {low:+.1%} to {high:+.1%})"
+        told = f" (95 % interval over seeds {100 * low:+.1f} to {100 * high:+.1f})"
+        return told + (", which may be chance" if low <= 0 <= high else "")
     half = _resolution(float(_scores(result, MAIN)[0]), int(result["label"].sizes["sample"]))
     return ", within sampling error" if abs(float(gain[0])) < half else " (one training of each)"
 
@@ -86,7 +87,7 @@ def _resolution(share: float, count: int) -> float:
 def _interval(result: Result, mode: str) -> tuple[float, float]:
     scores, count = _scores(result, mode), int(result["label"].sizes["sample"])
     if len(scores) > 1:
-        low, high = mean_interval(scores).bounds
+        low, high = np.clip(mean_interval(scores).bounds, 0, 1)  # a t interval of few seeds is wide
     else:
         low, high = wilson_interval(round(float(scores[0]) * count), count)
     return float(low), float(high)
@@ -150,7 +151,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
                 told,
                 width if "/" in width else f"{width}/{inputs}",
                 round(float(scores.mean()), 4),
-                round(float(scores.std(ddof=1)), 4) if len(scores) > 1 else None,
+                float(scores.std(ddof=1)) if len(scores) > 1 else None,
                 *(round(bound, 4) for bound in _interval(result, mode)),
                 None if rate is None else round(rate, 5),
             )

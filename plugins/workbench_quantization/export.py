@@ -77,7 +77,7 @@ def export_model(
     from workbench_quantization.stored_layers import model_at, require_integers, stored_layers
 
     if is_binary(run):
-        return _export_binary(run, path, input_shape)
+        return _export_binary(run, path, input_shape, width)
     require_integers(run)
     model = model_at(run, width)
     layers = stored_layers(run, model, width)
@@ -104,11 +104,14 @@ def _writer(
     return lambda path: write_onnx(path, model, layers, example)
 
 
-def _export_binary(run: QuantisedRun, path: Path, input_shape: Sequence[int] | None) -> ExportedModel:
+def _export_binary(
+    run: QuantisedRun, path: Path, input_shape: Sequence[int] | None, width: int | None
+) -> ExportedModel:
     """The same for a run of `quantization.biper`, whose layers are bits and scales."""
     from workbench_quantization.export_binary import binary_bits, write_binary_onnx, write_binary_safetensors
+    from workbench_quantization.stored_layers import model_at
 
-    model = run.model().cpu().eval()
+    model = model_at(run, width)
     bits = binary_bits(model)
     if path.suffix == ".safetensors":
         _write_whole(path, lambda partial: write_binary_safetensors(partial, model, run.id))

@@ -44,6 +44,7 @@ from workbench_quantization.biper_layers import (
     with_hardtanh,
 )
 from workbench_quantization.biper_networks import binary_digits, binary_resnet18, binary_resnet20, binary_vgg_small
+from workbench_quantization.biper_report import _interval
 from workbench_quantization.biper_run import recipe_of
 from workbench_quantization.biper_selection import select_layers
 from workbench_quantization.biper_store import packed_like
@@ -492,6 +493,8 @@ def test_export_is_as_small_as_it_says_and_computes_the_same(tmp_path: Any) -> N
     assert told.size == (tmp_path / "model.safetensors").stat().st_size
     assert told.size < run["size"].values[1] + 4096  # the state and a header
     assert told.bits == {"features.3": 1, "features.7": 1}
+    with pytest.raises(InputError, match="width"):
+        export_model(run, tmp_path / "other.safetensors", width=4)
     state, facts = read_safetensors(tmp_path / "model.safetensors")
     empty = packed_like(binary_digits(), run)
     empty.load_state_dict(state)
@@ -514,6 +517,15 @@ def test_binary_weights_alone_keep_their_rectifiers() -> None:
     assert any(isinstance(module, nn.ReLU) for module in packed.modules())
     assert all(layer.inputs == "real" for layer in packed_layers(packed).values())
     assert out.arrays["input_bits"].tolist() == [32, 32, 32]
+
+
+def test_intervals_of_accuracies_stay_between_0_and_1() -> None:
+    """The t interval of 0.90 and 0.99 reaches from 0.37 to 1.52."""
+    result: Any = {
+        "accuracy": xr.DataArray([[0.90, 0.99]], dims=("mode", "seed"), coords={"mode": ["biper"]}),
+        "label": xr.DataArray(np.zeros(100), dims="sample"),
+    }
+    assert _interval(result, "biper") == (pytest.approx(0.3732, abs=1e-3), 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
