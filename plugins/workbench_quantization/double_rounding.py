@@ -4,7 +4,8 @@ Huang, Chen, Fang, Zhou and Xu (2025), Nearly Lossless Adaptive Bit Switching, a
 model at several precisions (device classes, battery states) and want to know what each switch costs. Three parts:
 
 - Double Rounding: only the integers of the highest width are stored; those of width l are clip((q + 2^(D-1)) >> D), with
-  the scale 2^D s. Floor instead of the second rounding, as in earlier work, costs several times the error;
+  the scale 2^D s. Floor instead of the second rounding, as in earlier work, costs several times the error in untrained
+  switching; training makes up for much of it (`compare=("floor",)`);
 - ALRS: in training every batch passes at every width and the optimiser steps after each; the scales of narrow widths, whose
   gradients are far larger, learn more slowly;
 - HASB (`mode="mixed"`): a supernet with a width per layer, where layers with a large Hessian trace draw high widths more
@@ -12,6 +13,11 @@ model at several precisions (device classes, battery states) and want to know wh
 
 **"Nearly lossless" is about switching, not about 2 bits:** see the table of widths. Batch norms and the scales of the
 layers' inputs belong to a width each; evaluating one width with those of another is the commonest mistake.
+
+Measured here, on digits only, one seed, 797 report images, 15 epochs of 1,000 images, a small network of 98.9 %: 99.4, 98.9,
+99.1 and 96.6 % at 8, 6, 4 and 2 bits. Floor trained the same way had 98.1 % at 2 bits, one update per batch at a constant rate
+96.7 %: none of the paper's gains over its rivals shows there, nor one of HASB over a uniform roulette. A shorter training
+(4 epochs, 500 report images) had 95.6 % at 2 bits against 91.0 % with floor. The paper's figures are not reproduced.
 
 What differs from the paper, read as its NeurIPS 2024 submission (the official repository holds no code):
 
@@ -24,7 +30,10 @@ What differs from the paper, read as its NeurIPS 2024 submission (the official r
 - Algorithm 2 as printed gives the fewest bits to the most sensitive layers. The program minimises trace times squared
   rounding error instead; `search="paper_max"` maximises what the paper minimises. Mean widths count weights, not layers.
 - Not known from the text and chosen here: first scales, the redraw threshold sigma, which rate a layer's scale has in a pass
-  of mixed widths (that of its own width), the share of distillation, LSQ's gradient factor (Adam ignores constant factors).
+  of mixed widths (that of its own width), the share of distillation.
+- LSQ's factor 1 / sqrt(N Q) of a scale's gradient is left out, since the text does not say whether it is meant. Adam ignores
+  it, ALRS does not: without it gradients of narrow widths often exceed 1 in every layer, and where they do the rate is 0
+  and the scales stand still. The report says at which widths and how often; `alrs="off"` lets them learn.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
                 "accuracy",
                 "points to full precision",
                 "agreement",
-                "log-likelihood",
+                "negative log-likelihood",
                 "bytes",
             ),
             rows=tuple(rows),
@@ -268,7 +268,7 @@ def _views(result: Result) -> tuple[View, ...]:
                 by="bit",
                 log_x=True,
                 x_label="absolute gradient, all layers and recorded steps",
-                caption="Narrow widths have the larger ones, which is why their scales learn more slowly.",
+                caption="Without LSQ's factor. ALRS makes scales learn the more slowly the larger these are.",
             ),
             Line(
                 title="Learning rate of the scales",
@@ -331,6 +331,20 @@ def _subnet_views(result: Result) -> list[View]:
     return views
 
 
+def _standstill(result: Result) -> list[str]:
+    """A note on the widths whose scales ALRS kept from learning, if there are any."""
+    if "lr_scale" not in result:
+        return []
+    share = (_values(result, "lr_scale") <= 0).mean(0)
+    told = [f"{bits} bits in {part:.0%}" for bits, part in zip(_widths(result), share, strict=True) if part > 0]
+    if not told:
+        return []
+    return [
+        f"ALRS let the scales stand still at {_join(told)} of the recorded steps: their gradients exceeded the bound in every "
+        "layer (multiplicative) or the rate of the weights on average (paper). `alrs='off'` lets them learn at every step."
+    ]
+
+
 def _notes(result: Result) -> tuple[str, ...]:
     params, count = result.params, result["label"].sizes["sample"]
     full = _full(result)
@@ -349,6 +363,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             + (" (eq. 6 of the paper, cut off at 0)" if params.alrs == "paper" else "")
             + f"; steps of scales: {params.scale_steps}; {params.epochs} epochs."
         )
+    notes += _standstill(result)
     if params.first_last == "full precision":
         notes.append("First and last layer stay in full precision, and their bytes count as such.")
     if "accuracy_given" in result:

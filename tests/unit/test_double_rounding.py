@@ -510,6 +510,10 @@ def test_digits_keep_their_accuracy_at_every_width(mixed: Any) -> None:
     assert float(accuracy.sel(bit=2)) > 0.8
     gradient = mixed["grad_scale_absmax"].mean(("step", "layer"))
     assert float(gradient.sel(bit=2)) > 3 * float(gradient.sel(bit=8))
+    # Where every gradient is above 1 the rate is 0, and the report says how often that was.
+    still = (mixed["grad_scale_absmax"].isel(layer=slice(1, -1)) >= 1).all("layer").mean("step")
+    assert float(still.sel(bit=2)) > 0.5
+    assert f"2 bits in {float(still.sel(bit=2)):.0%}" in " ".join(mixed.report_data().notes)
 
 
 def test_every_width_is_reloaded_and_is_what_the_integers_say(bench: Any, mixed: Any) -> None:
