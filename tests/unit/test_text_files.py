@@ -4,9 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from workbench.errors import InputError, MissingDependencyError
-from workbench.subjects import open_data
-from workbench.subjects.builtin import DATASETS
+from workbench.subjects import load_model, open_data
+from workbench.subjects.builtin import DATASETS, FACTORIES
 from workbench.subjects.text_files import python_source, windows
 
 TEXT = "Ein Satz mit Umlauten: äöü, und noch einer. " * 20
@@ -23,10 +24,25 @@ def test_bytes_of_a_file_come_back_as_the_text(tmp_path):
 
 
 def test_the_files_of_a_folder_are_read_in_order_of_their_names(tmp_path):
-    for name, text in (("b.md", "bbbb"), ("a.txt", "aaaa"), ("c.csv", "no")):
+    for name, text in (("b.MD", "bbbb"), ("a.txt", "aaaa"), ("c.csv", "no")):
         (tmp_path / name).write_text(text)
+    (tmp_path / "folder.txt").mkdir()
     data = open_data(f"{tmp_path}(length=4)", datasets=DATASETS)
     assert [bytes(row).decode() for row in data["token_id"].values.astype(np.uint8)] == ["aaaa", "bbbb"]
+
+
+def test_a_read_me_beside_folders_of_pictures_is_not_the_data(tmp_path):
+    (tmp_path / "README.md").write_text(TEXT)
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "cat" / "a.png")
+    with pytest.raises(InputError, match="Name one of its parts"):
+        open_data(tmp_path, datasets=DATASETS)
+
+
+@pytest.mark.parametrize("arguments", ["heads=0", "blocks=0", "width=2.5", "width=10, heads=4"])
+def test_a_language_model_of_no_size_is_refused(arguments):
+    with pytest.raises(InputError, match=r"an integer from 1|a multiple of heads"):
+        load_model(f"small-gpt({arguments})", factories=FACTORIES)
 
 
 def test_a_slice_picks_windows():
@@ -49,6 +65,8 @@ def test_a_tokenizers_table_is_used_as_it_stands(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     table = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "ein": 1, "satz": 2}, unk_token="[UNK]"))
     table.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    table.enable_truncation(2)  # as saved by many: it concerns sentences, not a stream of text
+    table.enable_padding(length=9, pad_id=2)
     table.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("ein satz ein wort")
@@ -63,6 +81,7 @@ def test_a_tokenizers_table_is_used_as_it_stands(tmp_path):
         ("(length=1)", "from 2"),
         ("(length=100000)", "at least 100000 tokens"),
         ("(tokenizer='/nowhere/at/all')", "tokenizer='/nowhere/at/all'"),
+        ("(tokenizer=5)", "tokenizer: expected text"),
         ("(size=3)", "length, tokenizer"),
     ],
 )

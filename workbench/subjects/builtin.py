@@ -198,6 +198,10 @@ def small_gpt(vocabulary: int = 256, blocks: int = 4, width: int = 64, heads: in
     """A small causal language model with initial weights; 256 tokens are bytes."""
     from workbench.subjects.networks import SmallGPT
 
+    sizes = {"vocabulary": vocabulary, "blocks": blocks, "width": width, "heads": heads, "context": context}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise InputError(name, expected="an integer from 1", got=repr(size))
     if width % heads:
         raise InputError("width", expected=f"a multiple of heads ({heads})", got=str(width))
     return SmallGPT(vocabulary, blocks, width, heads, context)

@@ -35,7 +35,7 @@ from workbench.subjects.data import as_dataset
 from workbench.subjects.grammar import check_call, split_arguments, split_slice
 from workbench.subjects.image_files import SUFFIXES, has_images, load_image_folder, load_parquet
 from workbench.subjects.text_files import SUFFIXES as TEXT
-from workbench.subjects.text_files import load_text
+from workbench.subjects.text_files import load_text, text_files
 
 __all__ = ["open_data"]
 
@@ -155,7 +155,8 @@ def _open_path(path: Path, arguments: Mapping[str, Any], role: str) -> Any:
         return _open_parquet(parquet, path, arguments, role)
     if path.is_dir() and has_images(path):
         return _with(load_image_folder, path, arguments, role)
-    if suffix in TEXT or (path.is_dir() and any(child.suffix.lower() in TEXT for child in path.iterdir())):
+    # A read-me beside folders of pictures is not what somebody wants to see.
+    if (suffix in TEXT and path.is_file()) or (path.is_dir() and text_files(path) and not _deeper(path)):
         return _with(load_text, path, arguments, role)
     raise _nothing(path, role)
 
@@ -167,11 +168,16 @@ def _nothing(path: Path, role: str) -> InputError:
         hint = "Pickles can run code when read; save the arrays as npz." if pickled else ""
         return InputError(role, expected=expected, got=f"the file {str(path)!r}", hint=hint)
     inside = sorted(child.name for child in path.iterdir())
-    deeper = [name for name in inside if (path / name).is_dir() and has_images(path / name)]
+    deeper = _deeper(path)
     files = [name for name in inside if (path / name).suffix in _ARRAYS]
     hint = f"Name one of its parts: {str(path / (deeper + files)[0])!r}." if deeper + files else ""
     got = f"the folder {str(path)!r} with {', '.join(inside[:4]) or 'nothing'}{', ...' if len(inside) > 4 else ''}"
     return InputError(role, expected=expected, got=got, hint=hint)
+
+
+def _deeper(path: Path) -> list[str]:
+    """Names of the sub-folders that are data sets of pictures themselves."""
+    return sorted(child.name for child in path.iterdir() if child.is_dir() and has_images(child))
 
 
 def _with(function: Callable[..., xr.Dataset], path: Any, arguments: Mapping[str, Any], role: str) -> xr.Dataset:

@@ -40,7 +40,7 @@ def load_text(path: Path, *, length: int = 128, tokenizer: str = BYTES, argument
         InputError: no text, not UTF-8, shorter than one window, or no such tokenizer.
         MissingDependencyError: a tokenizer other than "bytes" without the library for it.
     """
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    files = [path] if path.is_file() else text_files(path)
     texts = []
     for file in files:
         try:
@@ -48,6 +48,11 @@ def load_text(path: Path, *, length: int = 128, tokenizer: str = BYTES, argument
         except UnicodeDecodeError as error:
             raise InputError(argument, expected="text in UTF-8", got=f"{str(file)!r}: {error}") from error
     return windows(_ids("".join(texts), tokenizer, argument), length, argument=argument)
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The files of text that lie in a folder, in order of their names."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def windows(ids: Sequence[int] | np.ndarray, length: int, *, argument: str = "data") -> xr.Dataset:
@@ -87,6 +92,8 @@ def python_source(split: str = "all", length: int = 128) -> xr.Dataset:
 
 
 def _ids(text: str, tokenizer: str, argument: str) -> Any:
+    if not isinstance(tokenizer, str):
+        raise InputError("tokenizer", expected='text: "bytes", a path or a name', got=repr(tokenizer))
     if tokenizer == BYTES:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
     try:
@@ -107,4 +114,7 @@ def _ids(text: str, tokenizer: str, argument: str) -> Any:
             expected='a tokenizer.json, a folder with one, a name on the Hugging Face hub, or "bytes"',
             got=f"tokenizer={tokenizer!r}: {type(error).__name__}: {reason[0] if reason else ''}",
         ) from error
+    # A table may ask for texts of a certain length: here text is a stream, of which nothing is cut off and nothing added.
+    table.no_truncation()
+    table.no_padding()
     return table.encode(text, add_special_tokens=False).ids
