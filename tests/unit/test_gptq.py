@@ -248,6 +248,9 @@ def test_a_pass_ends_where_the_layers_of_interest_were_called():
     assert calls == []
 
 
+INPUTS = {"data": "digits(split=train)[:500]", "test": "digits(split=test)[:200]"}
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     return workbench.open(tmp_path_factory.mktemp("store"))
@@ -255,7 +258,7 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(bench):
-    return bench.run("training.classifier", model="small-cnn(width=8)", data="digits(split=train)", epochs=12)
+    return bench.run("training.classifier", model="small-cnn(width=8)", data=INPUTS["data"], epochs=12)
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +266,10 @@ def run(bench, trained):
     return bench.run(
         "quantization.gptq",
         model=trained,
-        data="digits(split=train)",
-        test="digits(split=test)",
+        **INPUTS,
         widths=(2, 4),
         store_width=2,
+        calibration_samples=100,
     )
 
 
@@ -291,8 +294,8 @@ def test_it_loses_less_of_every_layers_output_than_rounding(run):
 
 
 def test_tables_of_widths_go_from_method_to_method(bench, trained, run):
-    inputs = {"model": trained, "data": "digits(split=train)", "test": "digits(split=test)"}
-    again = bench.run("quantization.gptq", **inputs, widths=(4,), bits=run["bits"])
+    inputs = {"model": trained, **INPUTS}
+    again = bench.run("quantization.gptq", **inputs, widths=(4,), bits=run["bits"], calibration_samples=100)
     assert again["bits"].values.tolist() == run["bits"].values.tolist()
     assert float(again["accuracy_given"].sel(rounding="gptq")) == float(run["accuracy"].sel(rounding="gptq", bit=2))
     plain = bench.run("quantization.uniform", **inputs, widths=(4,), bits=run["bits"])
