@@ -107,13 +107,15 @@ def test_the_table_is_served_read_only_to_whoever_has_the_token(
         try:
             address = _printed(process, tmp_path / "log")
             assert address.startswith(f"http://127.0.0.1:{port}/")
+            assert "deprecated" not in (tmp_path / "log").read_text(errors="replace")
             with urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
                 assert "/login" in answer.url, "without the token one gets no further"
             page = browser.new_page()
             page.set_default_timeout(90_000)
             loaded: list[str] = []
             page.on("requestfinished", lambda request: loaded.append(request.url))
-            page.goto(address)
+            policy = page.goto(address).headers["content-security-policy"]
+            assert policy.startswith("default-src 'self'"), "the page loads nothing from elsewhere"
             page.locator(f".wbb-row[data-run='{run.id}']").wait_for()
             assert page.locator(".wbb-row").count() == 1
             assert page.locator(".wbb-search input").input_value() == "accuracy > 0.5"

@@ -15,11 +15,6 @@ from workbench.errors import MissingDependencyError
 __all__ = ["lab_command", "serve_command"]
 
 LOOPBACK = "127.0.0.1"
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:; "
-    "frame-ancestors 'self'; form-action 'self'"
-)
-"""What a served page may load (Content-Security-Policy): nothing from elsewhere. voila's own page would ask for icons."""
 
 
 @click.command("lab")
@@ -72,15 +67,17 @@ def serve_command(
         raise MissingDependencyError("`workbench serve` needs voila: pip install 'vision-workbench[serve]'")
     from workbench.panels.serving import QUERY, VIEW
 
-    page = resources.files("workbench.panels").joinpath("static", "serve.ipynb")
+    static = resources.files("workbench.panels").joinpath("static")
+    # Its voila.json keeps the page from loading anything from elsewhere; voila's own page would ask for icons.
+    configured = [str(static.joinpath("voila")), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    os.environ |= {"WORKBENCH_STORE": _store(ctx), QUERY: query, VIEW: view}
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, configured))
     options = ["--no-browser"] if no_browser else []
     options += [f"--Voila.ip={LOOPBACK}", f"--Voila.port={port}", "--Voila.auto_token=True"]
-    settings = {"headers": {"Content-Security-Policy": POLICY}}
-    options += [f"--Voila.tornado_settings={settings}"]
     options += ["--VoilaConfiguration.theme=dark"] if dark else []
-    os.environ |= {"WORKBENCH_STORE": _store(ctx), QUERY: query, VIEW: view}
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "voila", *options, *arguments, str(page)])
+    page = str(static.joinpath("serve.ipynb"))
+    os.execv(sys.executable, [sys.executable, "-m", "voila", *options, *arguments, page])
 
 
 def _store(ctx: click.Context) -> str:
