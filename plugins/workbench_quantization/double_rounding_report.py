@@ -48,8 +48,8 @@ def _summary(result: Result) -> str:
     share = float(result["stored_bytes"]) / float(_values(result, "width_bytes").sum())
     told = f"{_join(kept)} bits" if kept else "no width"
     text = (
-        f"One stored {widths[0]}-bit model keeps accuracy within {TOLERATED:.0%} of {full:.1%} at {told}; at {widths[-1]} bits "
-        f"it reaches {accuracy[-1]:.1%}. It takes {share:.0%} of the bytes of {len(widths)} separate models."
+        f"One stored {widths[0]}-bit model keeps accuracy within {100 * TOLERATED:g} point of {full:.1%} at {told}; "
+        f"at {widths[-1]} bits it reaches {accuracy[-1]:.1%}. It takes {share:.0%} of the bytes of {len(widths)} separate models."
     )
     if result.params.mode == "ptq":
         text += " Nothing was trained."
@@ -312,11 +312,11 @@ def _subnet_views(result: Result) -> list[View]:
             x="subnet_average_bits",
             y="subnet_accuracy",
             color="subnet_kind",
-            highlight="subnet_pareto",
+            highlight="subnet_pareto" if row == 0 else None,  # found under the first roulette
             select={"roulette": str(name)},
             x_label="mean bits per weight",
         )
-        for name in result["subnet_accuracy"]["roulette"].values
+        for row, name in enumerate(result["subnet_accuracy"]["roulette"].values)
     ]
     views += [
         Bar(
