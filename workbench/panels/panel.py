@@ -18,8 +18,8 @@ __all__ = ["Panel"]
 class Panel(ABC):
     """A panel. Widgets are made when it is first displayed, so making one costs nothing.
 
-    JupyterLab, Notebook 7, VS Code and voila show the widget; GitHub, nbconvert and whoever opens the saved notebook
-    without a kernel show the static page.
+    JupyterLab, Notebook 7, VS Code and voila show the widget; GitHub and nbconvert show the static page. In JupyterLab a
+    saved widget whose kernel has ended is "model not found", as any widget there, until the cell is run again.
     """
 
     @cached_property
