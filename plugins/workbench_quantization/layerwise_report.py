@@ -33,6 +33,11 @@ def _orders(result: Result) -> list[str]:
     return [str(name) for name in result["perplexity"]["order_name"].values]
 
 
+def _has_inner_points(result: Result) -> bool:
+    """Whether anything was measured between the ends, which all orders share."""
+    return result["perplexity"].sizes["point"] > 2
+
+
 def _is_random(name: str) -> bool:
     return name.startswith("random ")
 
@@ -70,6 +75,8 @@ def _summary(result: Result) -> str:
         f"{params.widths[-1]} bits keep perplexity within {TOLERATED - 1:.0%} of {high:.4g} (all at {params.widths[0]} bits; "
         f"{low:.4g} at {params.widths[-1]}); random orders keep {_random_mean(turn):.0%} on average."
     )
+    if not _has_inner_points(result):
+        return f"{verdict} Nothing in between was measured, so that orders are not told apart."
     return f"{verdict} Over the whole walk it is better than {beaten} of {len(random)} random orders."
 
 
@@ -126,26 +133,29 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         ),
         Metric(name="knee_random", value=_random_mean(turn), direction="higher", description="mean over random orders"),
     ]
-    saved = mean_interval(np.array([value - area[params.score] for name, value in area.items() if _is_random(name)]))
-    metrics.append(
-        Metric(
-            name="loss_saved_over_random",
-            value=saved.value,
-            unit="nat",
-            direction="higher",
-            interval=saved.bounds,
-            description="mean loss along random orders minus that along the score's (t interval over random orders)",
+    if _has_inner_points(result):
+        saved = mean_interval(
+            np.array([value - area[params.score] for name, value in area.items() if _is_random(name)])
         )
-    )
-    if f"reversed {params.score}" in area:
         metrics.append(
             Metric(
-                name="loss_saved_over_reversed",
-                value=area[f"reversed {params.score}"] - area[params.score],
+                name="loss_saved_over_random",
+                value=saved.value,
                 unit="nat",
                 direction="higher",
+                interval=saved.bounds,
+                description="mean loss along random orders minus that along the score's (t interval over random orders)",
             )
         )
+        if f"reversed {params.score}" in area:
+            metrics.append(
+                Metric(
+                    name="loss_saved_over_reversed",
+                    value=area[f"reversed {params.score}"] - area[params.score],
+                    unit="nat",
+                    direction="higher",
+                )
+            )
     damage = _values(result, "damage")
     for name, values in (("lim", _values(result, "lim")), ("zd", -_values(result, "zd"))):
         found = correlation(values, damage)
@@ -263,6 +273,7 @@ def _views(result: Result) -> tuple[View, ...]:
             x="point",
             by="curve",
             x_label="steps down",
+            y_label="perplexity",
             markers=True,
             log_y=True,
             caption=f"Full precision: {float(result['perplexity_full_precision']):.4g}. Random curves are taken point by point.",
@@ -287,6 +298,7 @@ def _views(result: Result) -> tuple[View, ...]:
             y=("perplexity_pruned",),
             x="cut",
             x_label="blocks cut out",
+            y_label="perplexity",
             markers=True,
             log_y=True,
         ),
@@ -316,12 +328,12 @@ def _notes(result: Result) -> tuple[str, ...]:
         f"The spread between random orders is large: {params.random_orders} of them give a coarse idea of chance.",
         f"Matrices outside the blocks and everything else ({float(result['kept_mb']):.3g} MB) stay as they came.",
         "Scores are those of the full-precision model; nothing is scored again after quantisation. The formulas were taken from "
-        "the abstract and from independent implementations (one-sided z as the paper's text has it).",
+        "the abstract and from independent implementations (which differ in whether z is one-sided).",
     ]
     if "bits" in result.inputs:
         notes.append("The stored model has the given table of widths, not one of this run's.")
     if params.backend == "rtn":
-        notes.append("Rounding to nearest: at 2 bits GPTQ (backend='gptq') loses less.")
+        notes.append("Rounding to nearest: at 2 bits GPTQ (backend='gptq') usually loses less.")
     if "unquantised_reason" in result:
         reasons = result["unquantised_reason"]
         pairs = list(zip(reasons["parameter"].values, reasons.values, strict=True))
