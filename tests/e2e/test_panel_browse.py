@@ -207,6 +207,11 @@ def test_everything_by_keyboard_and_no_key_reaches_the_notebook(lab: Lab, seen: 
     cell.get_by_role("tab", name="Parameters").wait_for()
     told = table(seen, "told", rows=False)
     assert told.locator(".jp-OutputArea-output").inner_text().strip() == "3 family = quantization"
+    grid.press("Escape")  # the three selected rows first, then what is open
+    settle(cell, r"\d+ runs")
+    cell.get_by_role("tab", name="Parameters").wait_for()
+    grid.press("Escape")
+    cell.get_by_role("tab", name="Parameters").wait_for(state="detached")
 
     # Tab goes on from the search box through the buttons and the filters to the table.
     cell.scroll_into_view_if_needed()

@@ -512,6 +512,9 @@ def test_messages_reach_the_model_and_errors_stay_in_the_panel(tmp_path: Path):
     panel._hear(None, "nonsense", [])
     assert [reply["id"] for reply in said] == ["1", "2", "3"]
     assert all("error" in reply for reply in said[1:])
+    panel._hear(None, {"id": "4", "kind": "close"}, [])
+    assert panel._below.children == ()
+    assert said[3] == {"id": "4"}
 
 
 def test_a_query_that_is_not_understood_is_refused_before_anything_is_shown(tmp_path: Path):

@@ -157,6 +157,9 @@ class BrowsePanel(Panel):
             reply: dict[str, Any] = {"building": True}
         elif kind == "open":
             reply = self._open(str(message.get("run", "")))
+        elif kind == "close":
+            self._close()
+            reply = {}
         elif kind == "compare":
             reply = self._compare(message.get("runs"))
         else:

@@ -20,7 +20,7 @@ function render({ model, el }) {
 
   const root = h("section", { class: "wb-panel wbb", "aria-label": label, "data-lm-suppress-shortcuts": "true" });
   const keepWidths = (widths) => { model.set("widths", widths); model.save_changes(); };
-  const grid = runGrid({ ask, label, uid, widths: model.get("widths"), on: { sort, open, stale: () => again({ look: false }), select: chosen, widths: keepWidths } });
+  const grid = runGrid({ ask, label, uid, widths: model.get("widths"), on: { sort, open, close, stale: () => again({ look: false }), select: chosen, widths: keepWidths } });
   const search = searchBox({ ask, uid, on: { query: (text, now) => { if (now || text !== state.query) change({ query: text }, { now }); } } });
   const facets = facetList({ on: { facet: (name, values) => change({ facets: { ...state.facets, [name]: values } }) } });
   const columns = popover("Columns", (box) => fillColumns(box, { ask, current: () => grid.state.columns.map((column) => column.name), on: { columns: (names) => change({ columns: names }, { columns: true }) } }), root);
@@ -112,6 +112,12 @@ function render({ model, el }) {
   function open(row) {
     grid.opened(row.id);
     act({ kind: "open", run: row.id }, "Opening", "The run is open below the table.");
+  }
+
+  function close() {
+    grid.opened(null);
+    ask({ kind: "close" }).catch(() => null);
+    tell("");
   }
 
   async function tick() {

@@ -266,7 +266,7 @@ function runGrid({ ask, on, label, uid, widths: chosen = {} }) {
     if (event.key in steps) go(steps[event.key], event.shiftKey);
     else if (event.key === "Enter") open(active);
     else if (event.key === " ") toggle(active);
-    else if (event.key === "Escape" && selected.size) { selected.clear(); mark(); }
+    else if (event.key === "Escape") { if (selected.size) { selected.clear(); mark(); } else on.close(); }
     else return;
     event.preventDefault();
   });
