@@ -142,5 +142,5 @@ def test_families_without_a_comparison_and_mixed_families_are_named(bench, runs)
     with pytest.raises(InputError, match="'calibration'"):
         bench.compare([scores]).report()
     assert len(bench.compare([runs[0], scores]).report().runs) == 1
-    with pytest.raises(InputError, match="what bench.compare returned"):
+    with pytest.raises(InputError, match=r"what bench\.compare returned"):
         bench.compare(runs).isel(run=[0]).report()
