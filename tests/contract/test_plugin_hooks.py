@@ -72,6 +72,9 @@ def test_its_data_set_model_and_method_work_together_by_name(bench):
     assert logits.metrics["accuracy"] > 0.9
     found = bench.run("third_party.class_accuracy", data=logits, progress=False)
     assert found["right"].dims == ("class",)
+    compared = bench.compare([found]).report()
+    assert compared.report.summary.startswith("1 runs know")
+    assert compared.data["worst"].values == found["right"].values.min()
     assert list(found["right"]["class"].values) == ["small", "middle", "large"]
     with pytest.raises(workbench.InputError, match="rings"):
         bench.data("ringz")

@@ -134,6 +134,20 @@ def workbench_views() -> list[Any]:
     return [Rose]
 
 
+def widest_rings(runs: Any) -> tuple[Report, Any]:
+    """How well each run knew its worst class."""
+    import xarray as xr
+
+    worst = [float(run["right"].min()) for run in runs]
+    data = xr.Dataset({"worst": ("run", worst)}, coords={"run": [run.id for run in runs]})
+    return Report(summary=f"{len(worst)} runs know their worst class in {min(worst):.0%} and more of its rings."), data
+
+
+@hookimpl
+def workbench_comparisons() -> dict[str, Any]:
+    return {"third_party": widest_rings}
+
+
 @hookimpl
 def workbench_commands() -> list[click.Command]:
     return [count_rings]

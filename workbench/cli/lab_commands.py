@@ -50,7 +50,9 @@ def lab_command(
 @click.command("serve")
 @click.option("--where", "query", metavar="QUERY", default="", help="What stands in the search box at first.")
 @click.option("--view", metavar="NAME", default="", help="A saved view to begin with.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Port on this machine."
+)
 @click.option("--dark", is_flag=True, help="A dark page.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS]")
