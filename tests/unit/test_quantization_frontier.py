@@ -117,7 +117,7 @@ def test_the_comparison_of_the_family_is_drawn_saved_and_says_what_matters(bench
     assert "quantization, side by side" in shown._repr_html_()
     full = float(runs[0]["accuracy_full_precision"])
     keeping = data.where(data["accuracy"] >= full - 0.01, drop=True)
-    smallest = str(keeping["solution"].values[int(keeping["size_mb"].argmin())])
+    smallest = str(keeping["solution"].values[int(keeping["size_mb"].values.argmin())])
     assert shown.report.summary.startswith(smallest)
 
 

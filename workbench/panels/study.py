@@ -13,9 +13,10 @@ import numpy as np
 from workbench.panels import style
 from workbench.panels.panel import Panel
 from workbench.panels.parts import figures_view, fragment, tabs
+from workbench.render.arrays import ViewArrays
 from workbench.render.markup import element, visible
 from workbench.render.texts import number_text
-from workbench.study.content import ARROWS, StudyArrays, front
+from workbench.study.content import ARROWS, front
 from workbench.study.page import figure_bundles
 
 if TYPE_CHECKING:
@@ -167,10 +168,10 @@ class StudyPanel(Panel):
         return [fragment(*self._report._closing("")[1:])]
 
 
-def _arrays(data: dict[str, Any], name: str) -> StudyArrays:
+def _arrays(data: dict[str, Any], name: str) -> ViewArrays:
     import xarray as xr
 
-    return StudyArrays(xr.Dataset(data), name)
+    return ViewArrays(xr.Dataset(data), name)
 
 
 def coordinates_figure(matrix: Matrix, columns: list[int]) -> dict[str, Any]:

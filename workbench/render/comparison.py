@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from workbench.render import sections
+from workbench.render.arrays import ViewArrays
 from workbench.render.display import RenderedReport
 from workbench.render.html import figures_section, page, section
 from workbench.render.info import RunInfo
@@ -17,27 +18,7 @@ if TYPE_CHECKING:
     from workbench.method import Result
     from workbench.report import Report
 
-__all__ = ["ComparisonReport", "StoredArrays"]
-
-
-class StoredArrays:
-    """Arrays in memory that look like a run to the renderer: the part of a `Result` that views use."""
-
-    def __init__(self, data: xr.Dataset, name: str) -> None:
-        self.data, self.id = data, name
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self.data[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.data
-
-    @property
-    def series(self) -> xr.Dataset:
-        """There are none."""
-        import xarray as xr
-
-        return xr.Dataset()
+__all__ = ["ComparisonReport"]
 
 
 class ComparisonReport(RenderedReport):
@@ -45,7 +26,7 @@ class ComparisonReport(RenderedReport):
 
     def __init__(self, report: Report, data: xr.Dataset, family: str, runs: Sequence[RunInfo]) -> None:
         """Take a report, the Dataset that its views draw from, and the runs that it is about."""
-        arrays = cast("Result", StoredArrays(data, f"{family}-comparison"))
+        arrays = cast("Result", ViewArrays(data, f"{family}-comparison"))
         super().__init__(report, arrays, RunInfo(f"{family}-comparison", family, f"The family {family}", "complete"))
         self.data, self.family, self.runs = data, family, tuple(runs)
 

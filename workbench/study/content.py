@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import InputError, WorkbenchError
+from workbench.render.arrays import ViewArrays
 from workbench.render.texts import number_text
 from workbench.report import HeatMap, ImageGrid, Line, Report, Scatter, Table, View
 from workbench.study.conclusions import RULES, conclusions, how_compared
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.runs import Run
     from workbench.study.result import StudyResult
 
-__all__ = ["StudyArrays", "front", "study_content"]
+__all__ = ["front", "study_content"]
 
 PICTURES = 12
 NAMED = 8
@@ -31,27 +32,7 @@ FEW = 6
 ARROWS = {"higher": " ↑", "lower": " ↓", "neutral": ""}
 
 
-class StudyArrays:
-    """What views of a study draw from; looks like a run to the renderer."""
-
-    def __init__(self, data: xr.Dataset, name: str) -> None:
-        self._data, self.id, self.method_id = data, name, "study"
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self._data[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._data
-
-    @property
-    def series(self) -> xr.Dataset:
-        """Studies have none."""
-        import xarray as xr
-
-        return xr.Dataset()
-
-
-def study_content(result: StudyResult) -> tuple[Report, StudyArrays]:
+def study_content(result: StudyResult) -> tuple[Report, ViewArrays]:
     """Everything that the page of a study shows but its matrix (the page writes that) and its runs."""
     import xarray as xr
 
@@ -66,7 +47,7 @@ def study_content(result: StudyResult) -> tuple[Report, StudyArrays]:
     tables = (_differences(matrix),)
     notes += [*how_compared(matrix), *(f"Rule of the conclusions: {rule}" for rule in RULES)]
     report = Report(conclusions(matrix, study.questions.cost), (), tables, views, notes)
-    return report, StudyArrays(xr.Dataset(data), study.name)
+    return report, ViewArrays(xr.Dataset(data), study.name)
 
 
 def _differences(matrix: Matrix) -> Table:

@@ -15,12 +15,13 @@ import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.render import sections
+from workbench.render.arrays import ViewArrays
 from workbench.render.html import figures_section, notebook_fragment, page, resolve_views, section
 from workbench.render.markup import Html, element, embedded, join
 from workbench.render.plots import TablesPlot
 from workbench.render.texts import number_text
 from workbench.study.comparing import Cell
-from workbench.study.content import ARROWS, StudyArrays, study_content
+from workbench.study.content import ARROWS, study_content
 from workbench.study.lineage import lineage_drawing
 from workbench.study.matrix import Column, Matrix, columns_of
 from workbench.study.plan import Branch, spelled
@@ -52,7 +53,7 @@ class StudyReport:
         return self.result.matrix
 
     @cached_property
-    def _content(self) -> tuple[Report, StudyArrays]:
+    def _content(self) -> tuple[Report, ViewArrays]:
         return study_content(self.result)
 
     @property
