@@ -194,6 +194,23 @@ def test_workers_write_the_same_bytes_as_one_process(bench, client, rows):
     assert list(bench.store.verify()) == []
 
 
+def test_workers_read_lazy_data_themselves_and_not_through_the_scheduler(bench, client, tmp_path):
+    data = str(tmp_path / "pictures.zarr")
+    xr.Dataset({"image": (("sample", "channel", "y", "x"), pictures(40))}).to_zarr(
+        data, zarr_format=3, consolidated=False
+    )
+    before = client.run_on_scheduler(_task_names)
+    # Two blocks meet on a worker of one thread: one waited for dask to read the pictures, in a place that the other held.
+    there = bench.on(client).submit(Sums, data=data).result(PATIENCE)
+    assert {name for name in client.run_on_scheduler(_task_names) - before if not name.startswith("sample.")} == set()
+    here = bench.run(Sums, data=data, force=True, progress=False)
+    assert files(there) == files(here)
+
+
+def _task_names(dask_scheduler: Any) -> set[str]:
+    return set(dask_scheduler.task_prefixes)
+
+
 def test_evaluation_is_the_same_in_blocks_on_workers(tmp_path, client, monkeypatch):
     import workbench
 

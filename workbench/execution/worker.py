@@ -24,6 +24,7 @@ from workbench.execution.code import method_code
 from workbench.execution.device import precision_dtype, resolve_device
 from workbench.execution.heap import settle_heap
 from workbench.execution.lifecycle import Job, handed_over
+from workbench.execution.local_reads import read_here, reading_here
 from workbench.execution.progress import CancelToken
 from workbench.execution.request import Request, SharedSubjects, fulfil
 from workbench.execution.shipping import Order, unpack
@@ -90,6 +91,7 @@ def perform_packed(
     return perform(opened, blobs, client, resources)
 
 
+@reading_here()
 def perform(
     order: Order, blobs: Mapping[str, bytes], client: str, resources: Mapping[str, float] | None = None
 ) -> Outcome:
@@ -283,6 +285,7 @@ def _block_inputs(order: Order, blobs: Mapping[str, bytes], method: type[Method]
         return _handed[order.token]
 
 
+@reading_here()
 def compute_block(
     packed: bytes, blobs: Mapping[str, bytes], place: BlockPlace, number: int, start: int, stop: int
 ) -> Mapping[str, Any]:
@@ -340,6 +343,7 @@ class DaskBlocks:
         run = place.folder.rpartition("/")[2]
         # The thread leaves the worker's pool meanwhile, so that this worker computes blocks as well.
         with distributed.worker_client() as client:
+            read_here()
             shared = {digest: blob if len(blob) <= SMALL else client.scatter(blob, broadcast=True, hash=False)
                       for digest, blob in self._blobs.items()}  # fmt: skip
             tasks = {}
