@@ -72,6 +72,16 @@ def test_any_two_metrics_can_be_drawn_against_each_other(panel: StudyPanel):
     assert after.startswith("accuracy")
 
 
+def test_points_of_a_front_have_their_intervals(panel: StudyPanel):
+    figure = figure_in(page(panel, "Two metrics"))  # price across, accuracy up
+    matrix = panel.result.matrix
+    below, above = figure["data"][0]["error_y"]["arrayminus"], figure["data"][0]["error_y"]["array"]
+    for row, label in enumerate(row.label for row in matrix.rows):
+        cell = matrix.cells[row, 0]
+        assert below[row] == pytest.approx(cell.value - cell.lower), label
+        assert above[row] == pytest.approx(cell.upper - cell.value), label
+
+
 def test_every_run_can_be_opened(panel: StudyPanel):
     content = page(panel, "Runs")
     step, run = all_of(content, ipywidgets.Dropdown)[:2]

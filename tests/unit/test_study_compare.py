@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import workbench
+from scipy import stats
 from workbench.errors import InputError
 from workbench.study import read_study
+from workbench.study.conclusions import conclusions
 from workbench.study.plan import make_plan
 
 from unit.test_study import bench, description, study  # noqa: F401  (`bench` is a fixture)
@@ -83,6 +86,25 @@ def test_repetitions_of_a_variant_pair_up_with_a_baseline_that_has_none(bench: w
     assert matrix.better(2, 0) is False
 
 
+def test_seeds_of_two_steps_are_counted_step_by_step(bench: workbench.Workbench):  # noqa: F811
+    base = description()["steps"]
+    steps = {
+        "blurred": base["blurred"] | {"seeds": [0, 1, 2], "parameters": {"noise": {"each": [0.5, 4.0]}}},
+        "again": base["again"] | {"seeds": [0, 1], "parameters": {"noise": 0.3}},
+    }
+    matrix = study(bench, steps=steps).matrix
+    cell, base_cell = matrix.cells[2, 0], matrix.cells[0, 0]
+    assert (len(cell.values), len(base_cell.values)) == (6, 2)
+    values = np.array(cell.values).reshape(3, 2)
+    assert [branch.seeds["blurred"] for branch in cell.branches] == [0, 0, 1, 1, 2, 2]
+    rows, columns = values.mean(axis=1).var(ddof=1) / 3, values.mean(axis=0).var(ddof=1) / 2
+    freedom = (rows + columns) ** 2 / (rows**2 / 2 + columns**2 / 1)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(rows + columns)
+    assert (cell.lower, cell.upper) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert cell.basis == "paired bootstrap and repetitions"
+    assert cell.difference_upper > cell.difference
+
+
 def test_columns_can_be_chosen_grouped_and_given_a_value_of_each_alternative(bench: workbench.Workbench):  # noqa: F811
     metrics = [
         {"step": "again", "metric": "accuracy", "label": "accuracy", "group": "Quality"},
@@ -125,6 +147,32 @@ def test_repairs_are_counted_against_what_was_before(bench: workbench.Workbench)
     before = result.matrix.column(0)
     better = [int((result.matrix.column(number) > before).sum()) for number in (1, 2)]
     assert f"blur in {better[0]} of 7, sharpen in {better[1]} of 7 variants" in result.report().conclusions
+
+
+def test_a_repair_that_failed_where_errors_are_large_gains_nothing_by_it(bench: workbench.Workbench):  # noqa: F811
+    """Medians are over the variants that all repairs were tried on."""
+    metrics = [
+        {"step": "shipped", "metric": "cost", "label": "before"},
+        {"step": "again", "metric": "cost", "label": "after", "before": "before", "direction": "lower"},
+    ]
+    described = two_makers(metrics=metrics)
+    described["steps"]["again"] = {
+        "method": ["sample.blur", "sample.sharpen"],
+        "inputs": {"data": "${shipped}"},
+    }
+    matrix = bench.study(described, progress=False).matrix
+    # Of the five that both were tried on sharpen's median is lower (1.5 and 2), of what each was tried on it is higher (2.5).
+    before, blur = np.array([1, 2, 3, 4, 5, 8, 9.0]), np.array([0, 1, 2, 3, 4, np.nan, np.nan])
+    sharpen = np.array([0.5, 1, 1.5, 2.5, 3, 6, 7])
+    columns = (before, blur, sharpen)
+    cells = {
+        (row, column): replace(matrix.cells[row, column], value=float(columns[column][row]))
+        for row in range(7)
+        for column in range(3)
+    }
+    said = conclusions(replace(matrix, cells=cells), "")
+    assert "its lowest median with sharpen (1.500 against 3.000 before)" in said
+    assert "blur in 5 of 5, sharpen in 7 of 7 variants" in said
 
 
 @pytest.mark.parametrize(

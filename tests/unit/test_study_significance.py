@@ -18,6 +18,7 @@ from workbench.study.significance import (
     mean,
     paired_bootstrap,
     pareto_front,
+    repetitions_interval,
 )
 from workbench.toolkit import binned_calibration_error
 
@@ -148,3 +149,38 @@ def test_intervals_over_samples_and_seeds_cover_the_difference(rng: np.random.Ge
         found = judge_difference(float(effect.mean()), drawn, effect.mean(axis=1))
         covered += found.lower <= 0 <= found.upper
     assert 0.90 * trials <= covered <= 0.99 * trials
+
+
+def crossed(first: int, second: int) -> list[dict[str, int]]:
+    return [{"quantiser": one, "split": other} for one in range(first) for other in range(second)]
+
+
+def test_one_repeated_step_has_the_interval_of_student(rng: np.random.Generator):
+    values = rng.normal(size=5).tolist()
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    for seeds in ([], [{"made": seed} for seed in range(5)], [{"made": seed, "again": seed + 7} for seed in range(5)]):
+        assert repetitions_interval(values, seeds) == pytest.approx(expected)
+    assert repetitions_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_several_repeated_steps_count_by_their_means(rng: np.random.Generator):
+    values = rng.normal(size=(3, 4))
+    rows, columns = values.mean(axis=1).var(ddof=1) / 3, values.mean(axis=0).var(ddof=1) / 4
+    freedom = (rows + columns) ** 2 / (rows**2 / 2 + columns**2 / 3)
+    lower, upper = repetitions_interval(values.ravel().tolist(), crossed(3, 4))
+    assert upper - lower == pytest.approx(2 * stats.t.ppf(0.975, freedom) * np.sqrt(rows + columns))
+    found = judge_difference(0.4, np.full(10, 0.4), values.ravel().tolist(), crossed(3, 4))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.4 / np.sqrt(rows + columns), freedom))
+
+
+def test_three_models_with_three_splits_each_are_not_nine_models(rng: np.random.Generator):
+    """Every quantiser's seed has an effect, every split a smaller one: nine runs as nine repetitions cover far too seldom."""
+    trials, kept, naive = 1500, 0, 0
+    for _ in range(trials):
+        values = rng.normal(0, 1, (3, 1)) + rng.normal(0, 0.5, (1, 3)) + rng.normal(0, 0.2, (3, 3))
+        lower, upper = repetitions_interval(values.ravel().tolist(), crossed(3, 3))
+        kept += lower <= 0 <= upper
+        lower, upper = repetitions_interval(values.ravel().tolist())
+        naive += lower <= 0 <= upper
+    assert naive < 0.85 * trials
+    assert 0.93 * trials < kept < 0.99 * trials

@@ -76,11 +76,10 @@ class Comparisons:
         pairs = _pairs(cell, base)
         if pairs:
             found = self._resampled(asked, pairs)
-            differences = [first.value - second.value for first, second in pairs]
             if found is not None:
-                return replace(_over(cell, differences, found), basis=BOTH if len(pairs) > 1 else BOOTSTRAP)
+                return replace(_over(cell, pairs, found), basis=BOTH if len(pairs) > 1 else BOOTSTRAP)
             if len(pairs) > 1:
-                return _over_seeds(cell, differences)
+                return _over_seeds(cell, pairs)
         elif len(cell.branches) > 1 or len(base.branches) > 1:
             return replace(cell, basis="not compared: the repetitions of the two do not pair up")
         if np.isfinite([cell.lower, cell.upper, base.lower, base.upper]).all():
@@ -159,24 +158,21 @@ def _share(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
     return all(first[step] == second[step] for step in common)
 
 
-def _over(cell: Cell, differences: Sequence[float], drawn: Floats) -> Cell:
-    found = judge_difference(float(np.mean(differences)), drawn, differences, level=LEVEL)
+def _over(cell: Cell, pairs: Sequence[tuple[_One, _One]], drawn: Floats) -> Cell:
+    """The difference judged from its resamples and from how the pairs differ; the same for every resample: by the pairs alone."""
+    differences = [first.value - second.value for first, second in pairs]
+    seeds = [{**second.branch.seeds, **first.branch.seeds} for first, second in pairs]
+    found = judge_difference(float(np.mean(differences)), drawn, differences, seeds, level=LEVEL)
     return replace(
         cell, difference=found.value, difference_lower=found.lower, difference_upper=found.upper, p_value=found.p_value
     )
 
 
-def _over_seeds(cell: Cell, differences: Sequence[float]) -> Cell:
+def _over_seeds(cell: Cell, pairs: Sequence[tuple[_One, _One]]) -> Cell:
     """From the repetitions alone: what a new training would give on the same samples."""
-    if np.ptp(differences) == 0:
+    if np.ptp([first.value - second.value for first, second in pairs]) == 0:
         return replace(cell, basis="not compared: the difference is the same for all seeds")
-    from scipy import stats
-
-    from workbench.toolkit.statistics import mean_interval
-
-    lower, upper = mean_interval(differences, level=LEVEL).bounds
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return replace(cell, difference_lower=lower, difference_upper=upper, p_value=p, basis=SEEDS)
+    return replace(_over(cell, pairs, np.zeros(2)), basis=SEEDS)
 
 
 def corrected(cells: Mapping[tuple[int, int], Cell]) -> dict[tuple[int, int], Cell]:

@@ -17,8 +17,8 @@ RULES = (
     "Among variants that are worse in no compared metric (by more than the study tolerates, where it says so) and whose "
     "comparisons were all possible, the one of least cost is named for each baseline, with the largest loss in the first metric "
     "that its interval leaves open. Not finding a loss is no proof that there is none.",
-    "Of repairs, the one of lowest (or highest, where more is better) median over the variants is named, and in how many "
-    "variants each of them is better than before; that is a count, not a test.",
+    "Of repairs, the one of lowest (or highest, where more is better) median is named, over the variants that all of them were "
+    "tried on, and in how many variants each of them is better than before; that is a count, not a test.",
 )
 
 
@@ -86,20 +86,19 @@ def _repairs(matrix: Matrix, label: str, columns: list[int]) -> str:
     if not asked.before or direction == "neutral":
         return ""
     before = matrix.column(matrix.labelled(asked.before)[0])
-    medians: dict[int, float] = {}
-    gains: dict[int, str] = {}
-    for column in columns:
-        after = matrix.column(column)
-        known = np.isfinite(after) & np.isfinite(before)
-        if known.any():
-            medians[column] = float(np.median(after[known]))
-            gained = (after < before) if direction == "lower" else (after > before)
-            counted = f"in {int((gained & known).sum())} of {int(known.sum())}"
-            gains[column] = f"{matrix.columns[column].words} {counted}".strip()
-    if not medians:
+    after = {column: values for column in columns if np.isfinite((values := matrix.column(column)) + before).any()}
+    # Medians of what all repairs were tried on: one that failed where errors are large would look better than it is.
+    shared = np.isfinite([before, *after.values()]).all(axis=0)
+    if not after or not shared.any():
         return ""
+    medians = {column: float(np.median(values[shared])) for column, values in after.items()}
+    gains: dict[int, str] = {}
+    for column, values in after.items():
+        gained = (values < before) if direction == "lower" else (values > before)
+        known = np.isfinite(values + before)
+        gains[column] = f"{matrix.columns[column].words} in {int((gained & known).sum())} of {int(known.sum())}".strip()
     best = (min if direction == "lower" else max)(medians, key=lambda column: medians[column])
-    reference = number_text(float(np.nanmedian(before)))
+    reference = number_text(float(np.median(before[shared])))
     words = matrix.columns[best].words
     which = f"its {'lowest' if direction == 'lower' else 'highest'} median with {words}" if words else "a median"
     middle = f"{number_text(medians[best])} against {reference} before"
@@ -182,8 +181,8 @@ def how_compared(matrix: Matrix) -> tuple[str, ...]:
     if count := bases.count(BOTH):
         notes.append(
             f"{count} comparisons by paired bootstrap over samples and by repetitions: the variance of the mean over the "
-            "repetitions under resampling plus that between repetitions over their number, Student's t with Satterthwaite's "
-            "degrees of freedom."
+            "repetitions under resampling plus that between repetitions over their number (where several steps are repeated, of "
+            "each step's means per seed over theirs), Student's t with Satterthwaite's degrees of freedom."
         )
     if count := bases.count(SEEDS):
         notes.append(

@@ -110,6 +110,10 @@ def front(matrix: Matrix, x: int, y: int, number: int = 0) -> tuple[Scatter, dic
         f"front_y_{number}": ("variant", matrix.column(y)),
         f"front_{number}": ("variant", on_front),
     }
+    ends = {end: [getattr(matrix.cells[row, y], end) for row in range(len(matrix.rows))] for end in ("lower", "upper")}
+    spans = bool(np.isfinite([*ends["lower"], *ends["upper"]]).any())
+    if spans:
+        arrays |= {f"front_{end}_{number}": ("variant", np.array(values)) for end, values in ends.items()}
     finite = matrix.column(x)[np.isfinite(matrix.column(x))]
     wide = bool(len(finite)) and finite.min() > 0 and finite.max() >= 8 * finite.min()
     names = ", ".join(row.label for row, on in zip(matrix.rows, on_front, strict=True) if on) or "none"
@@ -120,10 +124,13 @@ def front(matrix: Matrix, x: int, y: int, number: int = 0) -> tuple[Scatter, dic
         y=f"front_y_{number}",
         label="variant" if few else f"front_name_{number}",
         highlight=f"front_{number}",
+        lower=f"front_lower_{number}" if spans else None,
+        upper=f"front_upper_{number}" if spans else None,
         log_x=wide,
         x_label=first.label + ARROWS[first.direction],
         y_label=second.label + ARROWS[second.direction],
-        caption=f"On the Pareto front (large): {names}." if known else "No front: one of them has no better side.",
+        caption=(f"On the Pareto front (large): {names}." if known else "No front: one of them has no better side.")
+        + (f" Whiskers: 95 % intervals of {second.label}." if spans else ""),
     )
     if not few:  # names of all would cover each other
         named = [row.label if on else "" for row, on in zip(matrix.rows, on_front, strict=True)]

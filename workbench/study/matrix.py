@@ -13,7 +13,7 @@ from workbench.record import report_number
 from workbench.study.comparing import LEVEL, Cell, Comparisons, corrected
 from workbench.study.description import Metric
 from workbench.study.plan import Branch, Option, belongs, spelled, variants
-from workbench.study.significance import RESAMPLES
+from workbench.study.significance import RESAMPLES, repetitions_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -191,7 +191,7 @@ def _cell(
     otherwise = asked.otherwise
     if isinstance(otherwise, dict):
         otherwise = next((otherwise[value] for value in trail.values() if value in otherwise), None)
-    values, described, kept = [], dict[str, Any](), []
+    values, described, kept = [], dict[str, Any](), list[Branch]()
     for branch in branches:
         run = None if branch is None else result.run(branch)
         if branch is None and otherwise is not None:
@@ -210,9 +210,8 @@ def _cell(
         return Cell(np.nan), described
     lower = upper = np.nan
     if len(values) > 1 and np.isfinite(values).all():
-        from workbench.toolkit.statistics import mean_interval
-
-        lower, upper = mean_interval(values, level=LEVEL).bounds
+        seeds = [branch.seeds for branch in kept] if len(kept) == len(values) else []
+        lower, upper = repetitions_interval(values, seeds, level=LEVEL)
     elif described.get("interval"):
         lower, upper = (report_number(bound) for bound in described["interval"])
     return Cell(float(np.mean(values)), lower, upper, tuple(kept), tuple(values)), described

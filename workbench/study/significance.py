@@ -6,7 +6,7 @@ runs are compared on the very same draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "mean",
     "paired_bootstrap",
     "pareto_front",
+    "repetitions_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -106,7 +107,14 @@ def paired_bootstrap(
     return judge_difference(value, drawn, level=level)
 
 
-def judge_difference(value: float, drawn: Floats, between: Sequence[float] = (), *, level: float = 0.95) -> Difference:
+def judge_difference(
+    value: float,
+    drawn: Floats,
+    between: Sequence[float] = (),
+    seeds: Sequence[Mapping[str, int]] = (),
+    *,
+    level: float = 0.95,
+) -> Difference:
     """Interval and p-value of a difference from its resampled values and, with repetitions, from how those differ.
 
     Without repetitions: percentile interval, and p = 2 (min(#(d* <= 0), #(d* >= 0)) + 1) / (resamples + 1), at most 1: the
@@ -114,14 +122,15 @@ def judge_difference(value: float, drawn: Floats, between: Sequence[float] = (),
     cannot tell how small p is; then it is that of a normal variable with the standard error of the resamples, if smaller.
 
     With repetitions two things are left to chance, the samples and the seeds. Their variances add up: that of the resampled
-    mean over the repetitions, and s^2 / k of the k differences. Interval and p-value are Student's with the degrees of
-    freedom of Satterthwaite (1946), where the resampled part counts as known. Repetitions that were judged on different
-    samples make the second part too large, not too small.
+    mean over the repetitions, and that of the mean over other seeds, s^2 / k of the k differences (of several repeated steps
+    see `_parts`). Interval and p-value are Student's with the degrees of freedom of Satterthwaite (1946), where the resampled
+    part counts as known. Repetitions that were judged on different samples make the second part too large, not too small.
 
     Args:
         value: the difference, a mean over repetitions where there are some.
         drawn: the same for each resample, (resample,).
         between: the differences of the single repetitions; fewer than two: none.
+        seeds: of each repetition the seed of every repeated step; empty: all are independent.
         level: confidence of the interval.
     """
     from scipy import stats
@@ -135,14 +144,57 @@ def judge_difference(value: float, drawn: Floats, between: Sequence[float] = (),
         if extreme < FEW and of_samples > 0:
             p = min(p, 2 * float(stats.norm.sf(abs(value) / np.sqrt(of_samples))))
         return Difference(value, float(lower), float(upper), p)
-    of_seeds = float(np.var(between, ddof=1)) / len(between)
-    total = of_samples + of_seeds
-    if total == 0:
+    error, freedom = _error([(of_samples, np.inf), *_parts(between, seeds)])
+    if error == 0:
         return Difference(value, value, value, float(value == 0))
-    freedom = total**2 * (len(between) - 1) / of_seeds**2 if of_seeds > 0 else np.inf
-    error, quantile = np.sqrt(total), float(stats.t.isf(tail, freedom))
-    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
-    return Difference(value, float(value - quantile * error), float(value + quantile * error), p)
+    half = float(stats.t.isf(tail, freedom)) * error
+    return Difference(value, value - half, value + half, 2 * float(stats.t.sf(abs(value) / error, freedom)))
+
+
+def repetitions_interval(
+    values: Sequence[float], seeds: Sequence[Mapping[str, int]] = (), *, level: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of a mean over repetitions; of several repeated steps see `_parts`.
+
+    Args:
+        values: at least two.
+        seeds: of each repetition the seed of every repeated step; empty: all are independent.
+        level: confidence.
+    """
+    from scipy import stats
+
+    error, freedom = _error(_parts(values, seeds))
+    half = float(stats.t.isf((1 - level) / 2, freedom)) * error if error else 0.0
+    middle = float(np.mean(values))
+    return middle - half, middle + half
+
+
+def _parts(values: Sequence[float], seeds: Sequence[Mapping[str, int]]) -> list[tuple[float, float]]:
+    """What the choice of seeds adds to the variance of a mean over repetitions: (variance, degrees of freedom) of each step.
+
+    One repeated step: s^2 / k with k - 1 degrees. Where each seed of one step goes with each of another, those k runs are not
+    independent: three quantised models with three splits each tell of three models, not of nine. Then every step counts by
+    its own means, one per seed: their s^2 over their number. What depends on both seeds counts twice: too large, not too small.
+    """
+    grouped: dict[tuple[int, ...], list[float]] = {}
+    for step in dict.fromkeys(name for given in seeds for name in given):
+        levels = [given.get(step) for given in seeds]
+        known = list(dict.fromkeys(levels))
+        place = tuple(known.index(level) for level in levels)
+        if len(known) > 1:  # steps whose seeds go hand in hand have the same places and are one source of chance
+            grouped[place] = [
+                float(np.mean([value for value, at in zip(values, place, strict=True) if at == number]))
+                for number in range(len(known))
+            ]
+    found = list(grouped.values()) or [list(values)]
+    return [(float(np.var(means, ddof=1)) / len(means), len(means) - 1.0) for means in found]
+
+
+def _error(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error and degrees of freedom (Satterthwaite 1946) of a sum of independent variances; known ones have inf."""
+    total = sum(variance for variance, _ in parts)
+    unsure = sum(variance**2 / freedom for variance, freedom in parts)
+    return float(np.sqrt(total)), total**2 / unsure if unsure else np.inf
 
 
 def draws(strata: NDArray[np.int64], resamples: int, seed: int = 0) -> Iterator[Floats]:
