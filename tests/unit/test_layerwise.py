@@ -11,7 +11,7 @@ import workbench
 from torch import nn
 from workbench.errors import InputError, MissingDependencyError, WorkbenchError
 from workbench.subjects import load_model, load_state, model_state
-from workbench.subjects.networks import SmallGPT
+from workbench.subjects.language_networks import SmallGPT
 from workbench.subjects.text_files import python_source
 
 from workbench_quantization.allocator import allocate_walk

@@ -196,7 +196,7 @@ def small_cnn(n_classes: int, channels: int = 1, width: int = 16) -> nn.Module:
 
 def small_gpt(vocabulary: int = 256, blocks: int = 4, width: int = 64, heads: int = 4, context: int = 128) -> nn.Module:
     """A small causal language model with initial weights; 256 tokens are bytes."""
-    from workbench.subjects.networks import SmallGPT
+    from workbench.subjects.language_networks import SmallGPT
 
     sizes = {"vocabulary": vocabulary, "blocks": blocks, "width": width, "heads": heads, "context": context}
     for name, size in sizes.items():
