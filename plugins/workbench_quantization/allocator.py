@@ -12,6 +12,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from workbench.errors import InputError
 
+from workbench_quantization.solver_output import solver_kept_quiet
+
 Ties = Sequence[Sequence[int]]
 """Groups of layers (rows) that must get the same width; layers in no group stand alone."""
 
@@ -71,28 +73,67 @@ def allocate_program(objective: np.ndarray, cost: np.ndarray, budget: float, tie
     merged = merged - merged.min(axis=1, keepdims=True)
     merged = merged * (1e6 / merged.max()) if merged.max() > 0 else merged
     unit = 1e5 / max(abs(budget), float(price.max()))
-    one_width = np.kron(np.eye(rows), np.ones(widths))
     allowed = budget
     for _ in range(8):
-        solution = milp(
-            merged.ravel(),
-            integrality=np.ones(rows * widths),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_width, 1, 1),
-                LinearConstraint(price.ravel()[None] * unit, -np.inf, allowed * unit),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
+        row, column = np.nonzero(_may_be_best(merged, price, allowed))
+        with solver_kept_quiet():
+            solution = milp(
+                merged[row, column],
+                integrality=np.ones(len(row)),
+                bounds=Bounds(0, 1),
+                constraints=[
+                    LinearConstraint((row == np.arange(rows)[:, None]).astype(float), 1, 1),
+                    LinearConstraint(price[row, column][None] * unit, -np.inf, allowed * unit),
+                ],
+                options={"mip_rel_gap": 0.0},
+            )
         if solution.x is None:
             raise RuntimeError(f"the integer program was not solved: {solution.message}")
-        picked = solution.x.reshape(rows, widths).argmax(1)
+        picked = np.zeros(rows, dtype=np.int64)
+        taken = solution.x > 0.5
+        picked[row[taken]] = column[taken]
         choice = _spread(groups, picked, len(cost))
         if fits(cost, choice, budget):
             return choice
         # The solver's feasibility tolerance let a little too much through.
         allowed -= 2 * (total_cost(cost, choice) - budget)
     raise RuntimeError("the integer program kept exceeding the budget by rounding")
+
+
+def _may_be_best(objective: np.ndarray, price: np.ndarray, budget: float) -> np.ndarray:
+    """Which widths an optimal choice can hold: (layer, width) bool. The program is solved over these alone.
+
+    For a price m of the budget, L(m) = sum_i min_b (objective_ib + m price_ib) - m budget bounds every allowed choice from
+    below, and a choice that takes width b in layer i by L(m) + (objective_ib + m price_ib - the least of layer i). Where that
+    is above a choice already known, b is not in a better one (reduced-cost fixing; Nemhauser and Wolsey 1988, II.5).
+    """
+    rows = np.arange(len(objective))
+    low, high = 0.0, 1.0
+    while price[rows, (objective + high * price).argmin(1)].sum() > budget and high < 1e30:
+        low, high = high, 4 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        over = price[rows, (objective + middle * price).argmin(1)].sum() > budget
+        low, high = (middle, high) if over else (low, middle)
+    reduced = objective + high * price
+    least = reduced.min(1, keepdims=True)
+    choice = reduced.argmin(1)
+    if price[rows, choice].sum() > budget:  # no such price: equal costs, or a budget met only up to rounding
+        return np.ones(objective.shape, dtype=bool)
+    bound = float(least.sum()) - high * budget
+    left = budget - price[rows, choice].sum()
+    for _ in range(len(rows)):  # spend what is left, where it helps most
+        gain = objective[rows, choice][:, None] - objective
+        gain[price - price[rows, choice][:, None] > left] = -np.inf
+        row, column = np.unravel_index(int(gain.argmax()), gain.shape)
+        if gain[row, column] <= 0:
+            break
+        left -= price[row, column] - price[row, choice[row]]
+        choice[row] = column
+    known = float(objective[rows, choice].sum())
+    possible: np.ndarray = bound + (reduced - least) <= known + 1e-9 * max(1.0, abs(known), abs(bound), high * budget)
+    possible[rows, choice] = True
+    return possible
 
 
 def allocate_walk(order: Sequence[int], cost: np.ndarray, budget: float, ties: Ties = ()) -> np.ndarray:

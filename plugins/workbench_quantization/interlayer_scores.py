@@ -16,6 +16,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from workbench import InputError
 
+from workbench_quantization.solver_output import solver_kept_quiet
+
 PairMode = Literal["signed", "abs", "sequential"]
 
 
@@ -138,16 +140,17 @@ def best_subset(
     products = csr_array((value, (row, column)), shape=(3 * pairs, count + pairs))
     upper = np.concatenate([np.zeros(2 * pairs), np.ones(pairs)])
     enough = np.concatenate([saving / unit, np.zeros(pairs)])[None]
-    solution = milp(
-        objective,
-        integrality=np.concatenate([np.ones(count), np.zeros(pairs)]),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(products, -np.inf, upper),
-            LinearConstraint(enough, (required - slack) / unit, np.inf),
-        ],
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
-    )
+    with solver_kept_quiet():
+        solution = milp(
+            objective,
+            integrality=np.concatenate([np.ones(count), np.zeros(pairs)]),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(products, -np.inf, upper),
+                LinearConstraint(enough, (required - slack) / unit, np.inf),
+            ],
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        )
     if solution.x is None:
         raise RuntimeError(f"the integer program was not solved: {solution.message}")
     return np.asarray(solution.x[:count] > 0.5), solution.status == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 from workbench import InputError
 
 from workbench_quantization.allocator import (
@@ -17,6 +19,7 @@ from workbench_quantization.allocator import (
     pareto_front,
     total_cost,
 )
+from workbench_quantization.solver_output import NOISE, solver_kept_quiet
 
 WIDTHS = np.array([2, 3, 4, 8])
 
@@ -60,6 +63,43 @@ def test_program_takes_negative_objectives_and_objectives_that_do_not_fall() -> 
     choice = allocate_program(objective, cost, budget)
     got = objective[np.arange(len(choice)), choice].sum()
     assert got == pytest.approx(brute_force(objective, cost, budget, []), rel=1e-6)
+
+
+def test_what_the_solver_prints_stays_out_of_standard_output_and_what_others_print_does_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with solver_kept_quiet():
+        os.write(1, NOISE + b"transformNewIntegerFeasibleSolution tmpSolver.run();\nby another thread\n" + NOISE)
+        os.write(1, b" more\nits next line")
+    print("afterwards")
+    assert capfd.readouterr().out == "by another thread\nits next lineafterwards\n"
+    with pytest.raises(ZeroDivisionError), solver_kept_quiet():
+        os.write(1, b"before the error\n")
+        raise ZeroDivisionError
+    assert capfd.readouterr().out == "before the error\n"
+
+
+def test_two_hundred_layers_of_six_widths_are_solved_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    """An instance on which HiGHS prints lines of its own; the optimum is bounded from below by the linear relaxation."""
+    rng = np.random.default_rng(0)
+    widths = np.array([2, 3, 4, 5, 6, 8])
+    size = np.exp(rng.uniform(np.log(1e3), np.log(2e6), 200))
+    objective = np.exp(rng.normal(0, 3, 200))[:, None] * 4.0 ** -widths[None] * rng.uniform(0.8, 1.2, (200, 6))
+    objective = np.sort(objective, axis=1)[:, ::-1]
+    cost, budget = size[:, None] * widths[None], 4.0 * size.sum()
+    choice = allocate_program(objective, cost, budget)
+    assert fits(cost, choice, budget)
+    scale = 1e-6  # of the costs, for the solver's tolerances
+    relaxed = linprog(
+        objective.ravel(),
+        A_ub=cost.ravel()[None] * scale,
+        b_ub=[budget * scale],
+        A_eq=np.kron(np.eye(200), np.ones(6)),
+        b_eq=np.ones(200),
+    )
+    found = total_cost(objective, choice)
+    assert relaxed.fun - 1e-9 <= found <= 1.001 * relaxed.fun
+    assert capfd.readouterr().out == ""
 
 
 def test_program_at_the_ends_of_the_budget() -> None:
