@@ -535,8 +535,8 @@ class Workbench:
             level: confidence of the intervals, in (0, 1).
 
         Returns:
-            a Dataset over `group` (a label that says the method and the parameters that differ) with, for every metric,
-            the mean (NAME), the standard deviation with n - 1 (NAME_std), the interval (NAME_lower, NAME_upper) and the
+            a Dataset over `group` (a label that says the method, and the parameters and inputs that differ) with, for every
+            metric, the mean (NAME), the standard deviation with n - 1 (NAME_std), the interval (NAME_lower, NAME_upper) and the
             number of independent repetitions that have the metric (NAME_n); NaN where there are too few. Coordinates:
             `method`, one per parameter or input that differs, `runs` (their ids) and `seeds`, both separated by spaces, and
             `replicates`, what counts as a repetition: `seed`, each run; or, where runs come from earlier runs with several

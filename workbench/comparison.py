@@ -314,15 +314,13 @@ def _summary(sample: Any, level: float) -> tuple[float, float, float, float]:
 
 
 def _labels(records: Sequence[RunRecord], columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """A name for every group: the method and the parameters in which groups differ; numbered where that is not enough."""
+    """A name for every group: the method, and parameters and inputs in which groups differ; numbered where that is not enough."""
     labels: list[str] = []
     seen: dict[str, int] = {}
     for index, record in enumerate(records):
-        parts = [
-            f"{name.removeprefix('params.')}={values[index]}"
-            for name, values in columns.items()
-            if name.startswith("params.") and name.removeprefix("params.") in record.params
-        ]
+        has = {"params": record.params, "inputs": record.inputs}
+        named = ((*column.split(".", 1), values[index]) for column, values in columns.items())
+        parts = [f"{name}={value}" for kind, name, value in named if name in has[kind]]
         label = " ".join([record.method, *parts])
         seen[label] = seen.get(label, 0) + 1
         labels.append(label if seen[label] == 1 else f"{label} #{seen[label]}")

@@ -72,8 +72,12 @@ def test_runs_that_differ_in_anything_but_the_seed_are_other_groups(bench):
     assert found["accuracy_n"].values.tolist() == [3, 3, 1, 1, 1, 1]
     assert found["params.bits"].values.tolist() == [4, 8, 4, 4, 4, 4]
     assert found["inputs.data"].values.tolist() == ["digits"] * 5 + ["photos"]
-    assert found["group"].values.tolist()[:3] == ["sample.test bits=4", "sample.test bits=8", "sample.test bits=4 #2"]
-    assert len(set(found["group"].values.tolist())) == 6
+    assert found["group"].values.tolist() == [
+        "sample.test bits=4 data=digits",
+        "sample.test bits=8 data=digits",
+        *(f"sample.test bits=4 data=digits #{number}" for number in (2, 3, 4)),
+        "sample.test bits=4 data=photos",
+    ]
     assert found["seeds"].values.tolist() == ["0 1 2", "0 1 2", "0", "0", "0", "0"]
     assert found["runs"].values[0].split() == [runs[1], runs[0], runs[2]]
 
