@@ -16,6 +16,9 @@ Wrapping another one takes a few lines:
             return CalibratedClassifierCV(classifier, method="isotonic", ensemble=False, cv=rows)
 
 Any estimator with `fit(logit, label)` and `predict_proba(logit)` will do, for example a `LogisticRegression` on the logits.
+
+scikit-learn fits from arrays in memory, so the logits of the fit samples must fit there, in double precision; more of them than
+`most_fit_logits` are refused before anything is fitted. The samples to judge by are read in blocks, however many they are.
 """
 
 from __future__ import annotations
@@ -83,6 +86,8 @@ class SklearnCalibrator(LibraryMethod):
     """A calibrator of scikit-learn on stored logits. Subclasses set id and title and make the estimator."""
 
     library = "scikit-learn"
+    most_fit_logits: ClassVar[int] = 250_000_000
+    """Samples x classes that may be fitted on (2 GB in double precision, of which scikit-learn makes copies)."""
     paper: ClassVar[Paper | None] = Paper(
         title="Scikit-learn: Machine Learning in Python",
         authors="Pedregosa et al.",
@@ -112,14 +117,25 @@ class SklearnCalibrator(LibraryMethod):
         """Fit on the fit rows and judge on the others, beside temperature scaling."""
 
         def fit(samples: Samples) -> Any:
+            entries = len(samples.label) * samples.classes
+            if entries > self.most_fit_logits:
+                raise InputError(
+                    "fit_fraction" if inputs.get("fit") is None else "fit",
+                    expected=f"fit samples with at most {self.most_fit_logits:,} logits, which {self.library} holds in memory",
+                    got=f"{len(samples.label):,} samples of {samples.classes:,} classes ({entries:,} logits)",
+                    hint="Fit on fewer samples, or set `most_fit_logits` in a subclass if there is memory for more.",
+                )
             return fit_estimator(self, params, samples.logit, samples.label)
 
         name = self.id.partition(".")[2]
         parts, calibrate = recalibrate(inputs, params, out, name=name, fit=fit)
-        before = torch.softmax(parts.report.logit, dim=1)
-        confidence, top = before.max(dim=1)
-        out.write("confidence_before", confidence)
-        out.write("confidence_after", calibrate(parts.report.logit).gather(1, top[:, None])[:, 0])
+        before, after = [], []
+        for _, logit in parts.report.blocks():
+            confidence, top = torch.softmax(logit, dim=1).max(dim=1)
+            before.append(confidence)
+            after.append(calibrate(logit).gather(1, top[:, None])[:, 0])
+        out.write("confidence_before", torch.cat(before))
+        out.write("confidence_after", torch.cat(after))
 
     def report(self, result: Result) -> Report:
         """What the calibrator changes."""

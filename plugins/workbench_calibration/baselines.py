@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from workbench import Bar, InputError, Inputs, Method, Metric, Out, Output, Paper, Report, Result, Table
-from workbench.toolkit import kfold_indices
 
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
@@ -35,7 +34,7 @@ from workbench_calibration.matrix_scaling import Kind, fit_matrix
 from workbench_calibration.ranking import RANKED, rank_methods
 from workbench_calibration.recalibration import Fit
 from workbench_calibration.resampling import CLIP
-from workbench_calibration.samples import INPUTS, Samples, read_parts
+from workbench_calibration.samples import INPUTS, Samples, cross_validation_folds, read_parts
 from workbench_calibration.spline import fit_spline
 from workbench_calibration.temperature import fit_temperature
 
@@ -88,7 +87,7 @@ FAST = ("temperature", "ensemble_temperature", "vector_scaling", "isotonic_one_v
 def held_out(fit: Fit, samples: Samples, seed: int) -> HeldOut:
     """What a recalibrator gives each fold of the fit samples when it is fitted on the others."""
     found = np.empty((3, len(samples.label)))
-    for rest, fold in kfold_indices(samples.label.cpu().numpy(), FOLDS, seed=seed):
+    for rest, fold in cross_validation_folds(samples, FOLDS, seed):
         found[:, fold] = judged(fit(samples.subset(rest)), samples.subset(fold))
     return HeldOut(*found, 0)
 
@@ -155,6 +154,7 @@ class Baselines(Method):
         if unknown or len(set(params.methods)) != len(params.methods):
             raise InputError("methods", expected=f"distinct names out of {tuple(fits)}", got=str(params.methods))
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
+        cross_validation_folds(parts.fit, FOLDS, out.seed)  # too few samples are refused before anything is fitted
         # Nothing is fitted for the uncalibrated probabilities, so all fit samples are held out.
         held = {UNCALIBRATED: HeldOut(*judged(lambda logit: torch.softmax(logit, dim=1), parts.fit), 0)}
         fitted: dict[str, Any] = {}

@@ -22,13 +22,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from workbench import HeatMap, Inputs, Line, Method, Out, Output, Paper, Report, Result
-from workbench.toolkit import kfold_indices
 
 from workbench_calibration.affine import AffineMap, fit_full
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
 from workbench_calibration.recalibration import recalibrate
-from workbench_calibration.samples import INPUTS, Samples
+from workbench_calibration.samples import INPUTS, Samples, cross_validation_folds
 
 Kind = Literal["matrix", "dirichlet"]
 PENALTIES = tuple(10.0**power for power in range(5, -4, -1))
@@ -71,7 +70,7 @@ def cross_validated(samples: Samples, kind: Kind, off_diagonal: float, intercept
                     starts: dict[int, AffineMap]) -> float:
     """Mean negative log likelihood of held-out folds; `starts` carries each fold's last solution."""
     total = 0.0
-    for fold, (rest, held) in enumerate(kfold_indices(samples.label.cpu().numpy(), FOLDS, seed=seed)):
+    for fold, (rest, held) in enumerate(cross_validation_folds(samples, FOLDS, seed)):
         starts[fold] = fit_full(
             samples.subset(rest), off_diagonal=off_diagonal, intercept=intercept, start=starts.get(fold),
             scores=lambda logit: scores(logit, kind), tolerance=SEARCH_TOLERANCE,

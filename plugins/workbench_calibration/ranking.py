@@ -39,6 +39,32 @@ class Ranks:
     worst: Float
 
 
+def differences(
+    metrics: Mapping[str, Mapping[str, float]], resampled: Mapping[str, Mapping[str, Float]], main: str
+) -> dict[str, Float]:
+    """How far one method is from each: its metrics over `RANKED` less theirs, negative where it is better.
+
+    Args:
+        metrics: of each method, by name.
+        resampled: as for `rank_methods`.
+        main: the one method.
+
+    Returns:
+        Arrays (recalibrator, ranked_metric): `value`, and `lower` and `upper` end of its paired 95 % bootstrap interval.
+    """
+    value = np.array([[metrics[main][metric] - row[metric] for metric in RANKED] for row in metrics.values()])
+    spans = np.array(
+        [
+            [
+                paired_difference(resampled[main], resampled[name], metric, one)
+                for metric, one in zip(RANKED, row, strict=True)
+            ]
+            for name, row in zip(metrics, value, strict=True)
+        ]
+    )
+    return {"value": value, "lower": spans[..., 0], "upper": spans[..., 1]}
+
+
 def rank_methods(
     metrics: Mapping[str, Mapping[str, float]], resampled: Mapping[str, Mapping[str, Float]]
 ) -> Ranks:

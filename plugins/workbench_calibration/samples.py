@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from workbench import DataRole, InputError, Inputs
-from workbench.toolkit import split_indices, to_tensor
+from workbench.toolkit import kfold_indices, split_indices, to_tensor
 
 PROBABILITY_FLOOR = 1e-30
 """Probabilities below this count as this (and rows are renormalised) before a logarithm is taken."""
@@ -244,6 +244,23 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
     report = Samples(scores, label, np.arange(len(label)))
     given = [max(one.raised, 0) for one in (scores, fit_scores)]
     return Parts(fit, report, -1 if scores.raised < 0 and fit_scores.raised < 0 else sum(given), shared)
+
+
+def cross_validation_folds(samples: Samples, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions `(rest, fold)` within fit samples, stratified; every sample is in exactly one `fold`.
+
+    Raises:
+        InputError: there are too few samples. Only a cut of `data` can leave so few: a separate `fit` has at least 4.
+    """
+    count = len(samples.label)
+    if count < folds:
+        raise InputError(
+            "data",
+            expected=f"at least {folds} samples to fit on, one for each fold of the cross-validation",
+            got=f"{count}",
+            hint="Give more samples, a larger fit_fraction, or samples to fit on of their own as `fit`.",
+        )
+    return kfold_indices(samples.label.cpu().numpy(), folds, seed=seed)
 
 
 def read_samples(

@@ -174,8 +174,8 @@ def _class_tables(result: Result, modes: list[str]) -> list[Table]:
                 title=f"The ten worst classes: {mode}" if len(modes) > 1 else "The ten worst classes",
                 columns=("class", "part of OPIS", "mean utility", "FAR", "FRR", "median positive", "median negative"),
                 rows=tuple(rows),
-                caption=f"Seed 0. FAR and FRR at the threshold of pooled FAR {result.params.operating_far:g}; medians of "
-                "cosine similarities. A class far better than the mean counts as inconsistent, too.",
+                caption=f"{_shown_seed(result)}FAR and FRR at the threshold of pooled FAR {result.params.operating_far:g}; "
+                "medians of cosine similarities. A class far better than the mean counts as inconsistent, too.",
             )
         )
     return tables
@@ -185,17 +185,22 @@ def _views(result: Result, value: Any, modes: list[str]) -> list[Any]:
     shown = [m for pair in pairs(modes) for m in pair] or modes
     views: list[Any] = [_utility_figure(result, shown[:4])]
     if "point_opis" in result:
+        tuned = any("_x" in mode for mode in modes)
         views.append(Scatter(title="Accuracy against consistency", x="point_opis", y="point_recall", color="point_mode",
                              x_label="OPIS", y_label="recall@1", log_x=True,
-                             caption="One point for each training. Left and up is better; the ways without TCM show what "
-                             "temperature or margin alone can do."))  # fmt: skip
+                             caption="One point for each training. Left and up is better." + (
+                                 " Those with x and a factor are trained without TCM at that many times the temperature or "
+                                 "margin: what tuning alone can do." if tuned else "")))  # fmt: skip
     views += [Line(title=f"Similarities of pairs: {mode}", y=("pair_hist_pos", "pair_hist_neg"), x="bin",
                    select={"mode": mode}, x_label="cosine similarity", y_label="density",
-                   caption=_margin_caption(result)) for mode in shown[:2]]  # fmt: skip
+                   caption=_margin_caption(result, mode)) for mode in shown[:2]]  # fmt: skip
     views += _class_views(result, shown[:2])
     if "loss_history" in result:
-        views.append(Line(title="Terms of the training loss", y=("loss_history",), x="epoch", by="term",
-                          select={"mode": shown[min(1, len(shown) - 1)], "seed": 0}, y_label="mean over the epoch"))  # fmt: skip
+        trained = shown[min(1, len(shown) - 1)]
+        views.append(Line(title=f"Terms of the training loss: {trained}", y=("loss_history",), x="epoch", by="term",
+                          select={"mode": trained, "seed": 0}, y_label="mean over the epoch",
+                          caption=f"{_shown_seed(result)}The terms of TCM are means over the pairs beyond a margin alone, so "
+                          "they need not fall as fewer pairs are left."))  # fmt: skip
     if "hard_positive" in result:
         mode = modes[min(1, len(modes) - 1)]
         name = _worst(result, mode)[0]
@@ -206,16 +211,24 @@ def _views(result: Result, value: Any, modes: list[str]) -> list[Any]:
     return views
 
 
-def _margin_caption(result: Result) -> str:
-    if "loss_history" not in result:
-        return "Overlap of the two is what no single threshold can separate."
+def _shown_seed(result: Result) -> str:
+    """Which training curves and classes are of; embeddings that were given have none."""
+    return "Seed 0. " if "loss_history" in result else ""
+
+
+def _margin_caption(result: Result, mode: str) -> str:
+    pairs_are = "Pairs of the same class and of different ones; where they overlap no threshold tells them apart."
+    text = f"{_shown_seed(result)}{pairs_are}"
+    if not mode.endswith("_tcm"):
+        return text
     params = result.params
-    return f"TCM pulls positives up to {params.m_plus:g} and pushes negatives down to {params.m_minus:g}."
+    return f"{text} TCM pulled the former up to {params.m_plus:g} and pushed the latter down to {params.m_minus:g}."
 
 
 def _class_views(result: Result, modes: list[str]) -> list[Any]:
     count = result["opis_class"].sizes["class"]
-    caption = f"At the one threshold of pooled FAR {result.params.operating_far:g}, seed 0, classes from worst to best"
+    threshold = f"At the one threshold of pooled FAR {result.params.operating_far:g}"
+    caption = f"{_shown_seed(result)}{threshold}, classes from worst to best"
     views: list[Any] = []
     for kind, title in (("frr", "False reject rate of each class"), ("far", "False accept rate of each class")):
         for mode in modes:
@@ -227,8 +240,8 @@ def _class_views(result: Result, modes: list[str]) -> list[Any]:
                              y_label="rate", caption=f"{caption}{more}."))  # fmt: skip
     views.append(HeatMap(title="Utility of every threshold for every class", z="curve_utility", x="similarity", y="class",
                          select={"mode": modes[0]}, z_label="utility",
-                         caption=f"{modes[0]}, seed 0. Rows that light up elsewhere than their neighbours need another "
-                         "threshold."))  # fmt: skip
+                         caption=f"{_shown_seed(result)}{modes[0]}: rows that light up elsewhere than their neighbours need "
+                         "another threshold."))  # fmt: skip
     return views
 
 
@@ -254,8 +267,8 @@ def _utility_figure(result: Result, modes: list[str]) -> FreeForm:
     return FreeForm.from_figure(
         figure,
         title="Utility of a threshold, class by class",
-        caption=f"Thin: classes; bold: their mean; shaded: pooled false accept rates from {low:g} to {high:g}. OPIS is the "
-        "variance of the thin lines inside the shaded range.",
+        caption=f"{_shown_seed(result)}Thin: classes; bold: their mean; shaded: pooled false accept rates from {low:g} to "
+        f"{high:g}. OPIS is the variance of the thin lines inside the shaded range.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from workbench.errors import InputError, RunFailedError
 from workbench.host import Host
 
 from workbench_adapters.scikit_learn import GivenLogits, SklearnCalibrator, SklearnSigmoid, fit_estimator
+from workbench_calibration import samples
+from workbench_calibration.recalibration import recalibrate
 
 SMALL = {"resamples": 100, "chance_draws": 20, "n_bins": 5, "progress": False}
 
@@ -104,3 +108,38 @@ def test_a_class_without_fit_samples_is_named(bench):
     with pytest.raises(RunFailedError, match="none of 1") as caught:
         bench.run(SklearnSigmoid, data=logits(50, 3, seed=1), fit=fit, **SMALL)
     assert isinstance(caught.value.__cause__, InputError)
+
+
+def test_the_rows_to_judge_by_are_read_in_blocks(bench, monkeypatch):
+    data = logits(200, 4)
+    whole = bench.run(SklearnSigmoid, data=data, **SMALL)
+    for name, entries in (("IN_MEMORY_ENTRIES", 100), ("BLOCK_ENTRIES", 40)):
+        monkeypatch.setattr(samples, name, entries)
+    monkeypatch.setattr(
+        samples.Samples, "logit", property(lambda rows: pytest.fail("all logits were read")), raising=True
+    )
+    given = fit_estimator(SklearnSigmoid(), None, *(torch.from_numpy(data.isel(sample=whole["fit_index"].values)[name].values)
+                                                    for name in ("logit", "label")))  # fmt: skip
+    monkeypatch.setattr("workbench_adapters.scikit_learn.recalibrate", partial(fitted_as, given))
+    blocks = bench.run(SklearnSigmoid, data=data, force=True, **SMALL)
+    for name in ("probability", "confidence_before", "confidence_after"):
+        assert np.allclose(blocks[name], whole[name], atol=1e-7)
+
+
+def fitted_as(calibrate, inputs, params, out, *, name, fit):
+    """`recalibrate` with a given map, so that nothing needs the fit rows at once."""
+    return recalibrate(inputs, params, out, name=name, fit=lambda rows: calibrate)
+
+
+def test_more_fit_logits_than_fit_into_memory_are_refused(bench):
+    class Small(SklearnSigmoid):
+        id = "calibration.sklearn_small"
+        most_fit_logits = 399
+
+    with pytest.raises(RunFailedError, match="fit_fraction: expected fit samples with at most 399 logits") as caught:
+        bench.run(Small, data=logits(200, 4), **SMALL)
+    assert isinstance(caught.value.__cause__, InputError)
+    assert "100 samples of 4 classes (400 logits)" in str(caught.value)
+    with pytest.raises(RunFailedError, match="fit: expected fit samples"):
+        bench.run(Small, data=logits(50, 4), fit=logits(100, 4, seed=1), **SMALL)
+    bench.run(Small, data=logits(198, 4), **SMALL)

@@ -508,6 +508,43 @@ def test_every_method_improves_an_overconfident_classifier_and_reports_it(method
     assert np.array_equal(again.arrays["probability"], out.arrays["probability"])
 
 
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [(Baselines, {"methods": ("histogram_binning",)}), (MatrixScaling, {}), (DirichletCalibration, {"odir_mu": 1.0})],
+)
+def test_too_few_samples_to_cross_validate_are_named_as_what_the_user_gave(method, params):
+    logit, label = skewed(4, 2)
+    data = xr.Dataset({"logit": (("sample", "class"), logit.numpy()), "label": ("sample", label.numpy())})
+    with pytest.raises(InputError) as caught:
+        record(method, {"data": data}, **FEW, **params)
+    assert caught.value.argument == "data"
+    assert str(caught.value).startswith("data: expected at least 3 samples to fit on, one for each fold")
+    assert "got 2." in str(caught.value)
+    assert "fit_fraction" in caught.value.hint
+    record(method, {"data": data}, **FEW, **params, fit_fraction=0.75)  # 3 of the 4
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        (TemperatureScaling, {}),
+        (VectorScaling, {}),
+        (MatrixScaling, {"odir_lambda": 1.0, "odir_mu": 1.0}),
+        (Isotonic, {}),
+        (HistogramBinning, {}),
+        (BayesianBinning, {}),
+        (EnsembleTemperatureScaling, {}),
+        (SplineCalibration, {}),
+    ],
+)
+def test_the_smallest_sets_that_are_accepted_give_probabilities(method, params):
+    logit, label = skewed(4, 2)
+    data = xr.Dataset({"logit": (("sample", "class"), logit.numpy()), "label": ("sample", label.numpy())})
+    out, result = record(method, {"data": data}, **FEW, **params)
+    assert out.arrays["probability"].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    check_report(method, result)
+
+
 @pytest.mark.parametrize("name", sorted(recalibrators(0)))
 def test_every_recalibrator_fits_blocks_that_are_read_anew_as_it_fits_samples_in_memory(monkeypatch, name):
     """A few rows and columns at a time, and none of the logits kept: the map is the same."""

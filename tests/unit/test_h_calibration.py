@@ -330,26 +330,49 @@ def test_the_report_says_which_map_and_compares_the_objective_with_cross_entropy
     assert {row[0] for row in ranks.rows} >= {"uncalibrated", "temperature", "cross_entropy", "h_calibration"}
 
 
+def test_differences_from_the_others_are_paired(run):
+    """From the uncalibrated probabilities it is the change that every method of the family reports; from itself nothing."""
+    _, result = run
+    metrics = result["difference"]["ranked_metric"].values
+    for end in ("", "_lower", "_upper"):
+        from_uncalibrated = result[f"difference{end}"].sel(recalibrator="uncalibrated").values
+        change = result[f"change{end}"].sel(recalibrator="h_calibration", metric=metrics).values
+        assert from_uncalibrated == pytest.approx(change)
+        assert (result[f"difference{end}"].sel(recalibrator="h_calibration") == 0).all()
+    value = result["value"].sel(metric=metrics)
+    expected = value.sel(recalibrator="h_calibration") - value.sel(recalibrator="temperature")
+    assert result["difference"].sel(recalibrator="temperature").values == pytest.approx(expected.values)
+    low, high = (result[f"difference_{end}"].sel(recalibrator="temperature").values for end in ("lower", "upper"))
+    # what both methods share cancels: narrower than the interval of either
+    spread = result["upper"].sel(recalibrator="temperature", metric=metrics) - result["lower"].sel(
+        recalibrator="temperature", metric=metrics
+    )
+    likelihood = list(metrics).index("negative_log_likelihood")
+    assert 0 < (high - low)[likelihood] < 0.5 * float(spread[likelihood])
+
+
 @pytest.mark.parametrize(
-    ("other", "interval", "said"),
+    ("difference", "interval", "said"),
     [
-        (0.05, (0.04, 0.06), "is 0.0300 lower than temperature scaling's and"),
-        (0.05, (0.025, 0.06), "is 0.0300 lower than temperature scaling's (their intervals overlap)"),
+        (-0.03, (-0.04, -0.02), "is 0.0300 lower than temperature scaling's and"),
+        (-0.03, (-0.06, 0.01), "is 0.0300 lower than temperature scaling's (which sampling alone can explain)"),
         (0.01, (0.005, 0.012), "is 0.0100 higher than temperature scaling's and"),
-        (0.01, (0.005, 0.015), "is 0.0100 higher than temperature scaling's (their intervals overlap)"),
-        (0.02003, (0.015, 0.025), "is equal to temperature scaling's"),
+        (0.01, (-0.005, 0.015), "is 0.0100 higher than temperature scaling's (which sampling alone can explain)"),
+        (0.00003, (0.00001, 0.00005), "is equal to temperature scaling's"),
     ],
 )
-def test_the_summary_is_as_sure_of_a_difference_as_the_intervals_allow(run, other, interval, said):
-    """The error of temperature scaling is put at a given distance from 0.02, whose interval is 0.015 to 0.025."""
+def test_the_summary_is_as_sure_of_a_difference_as_its_interval_allows(run, difference, interval, said):
     out, result = run
     changed = copy.deepcopy(out)
-    methods, metrics = (list(result["value"][dim].values) for dim in ("recalibrator", "metric"))
-    column = metrics.index("ece_width_l1")
-    for name, value, (low, high) in (("h_calibration", 0.02, (0.015, 0.025)), ("temperature", other, interval)):
-        for array, number in (("value", value), ("lower", low), ("upper", high)):
-            changed.arrays[array][methods.index(name), column] = number
-    assert said in check_report(HCalibration, RecordedResult(changed, result.params, result.inputs)).summary
+    row = list(result["difference"]["recalibrator"].values).index("temperature")
+    column = list(result["difference"]["ranked_metric"].values).index("ece_width_l1")
+    for end, number in zip(("", "_lower", "_upper"), (difference, *interval), strict=True):
+        changed.arrays[f"difference{end}"][row, column] = number
+    report = check_report(HCalibration, RecordedResult(changed, result.params, result.inputs))
+    assert said in report.summary
+    table = next(table for table in report.tables if table.title == "h_calibration less the others")
+    cell = next(row for row in table.rows if row[0] == "temperature")[table.columns.index("ECE")]
+    assert cell == f"{difference:+.4f} ({interval[0]:+.4f} to {interval[1]:+.4f})"
 
 
 def test_the_same_seed_gives_the_same_run_and_a_checkpoint_resumes_to_it(run):
