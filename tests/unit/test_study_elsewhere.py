@@ -10,6 +10,8 @@ import pytest
 import workbench
 from workbench.study import find_study
 
+from benchmarks.study_again import compare, compute, part
+
 SMALL: dict[str, Any] = {
     "name": "elsewhere",
     "steps": {
@@ -67,3 +69,18 @@ def test_workers_compute_the_same_study(tmp_path: Path, client: Any):
     assert keys(far) == keys(near)
     pd.testing.assert_frame_equal(far.report().frame(), near.report().frame(), rtol=1e-5)
     assert find_study(bench, SMALL).counts == {"stored": 12}
+
+
+@pytest.mark.slow
+def test_two_people_get_the_same_of_real_networks(tmp_path: Path, shared_data: Path):
+    """ResNet-20 and its 4-bit version on CIFAR-10, two stores, a process for each: keys, metrics and arrays to the last bit."""
+    described = part(("uniform", "clean", "compressed", "calibrated", "carried"))
+    described["steps"]["calibrated"]["seeds"] = [0, 1]
+    stores = [tmp_path / "mine", tmp_path / "theirs"]
+    for store in stores:
+        compute(described, store, shared_data)
+    found = compare(*(workbench.open(store) for store in stores))
+    assert found.runs == 1 + 2 * (2 + 2 * 5 + 5)
+    assert found.metrics > found.runs
+    assert found.arrays > found.runs
+    assert (found.unknown, found.differing) == ([], [])

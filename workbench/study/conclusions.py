@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from workbench.render.texts import number_text
 from workbench.study.comparing import BOOTSTRAP, BOTH, INTERVALS, LEVEL, SEEDS
 from workbench.study.matrix import Matrix
 
-__all__ = ["RULES", "conclusions", "how_compared"]
+__all__ = ["RULES", "conclusion_sentences", "conclusions", "how_compared"]
 
 RULES = (
     "A metric changes where the adjusted p-value is at most 0.05, or, where only intervals are stored, where the two do not "
@@ -29,18 +31,30 @@ def conclusions(matrix: Matrix, cost: str) -> str:
         matrix: the numbers.
         cost: label of the column that says what a variant costs; empty: none.
     """
+    return " ".join(itertools.chain(*conclusion_sentences(matrix, cost)))
+
+
+def conclusion_sentences(matrix: Matrix, cost: str) -> tuple[list[str], list[str]]:
+    """The paragraph in two parts: which variant and which repair to take; and a sentence on each metric that was compared.
+
+    Args:
+        matrix: the numbers.
+        cost: label of the column that says what a variant costs; empty: none.
+    """
     metrics: dict[tuple[str, str, str], list[int]] = {}
     for number, column in enumerate(matrix.columns):
         metrics.setdefault((column.asked.label or column.label, column.asked.step, column.asked.metric), []).append(
             number
         )
-    sentences: list[str] = []
+    advice: list[str] = []
     if cost and matrix.labelled(cost):
         bases = dict.fromkeys(matrix.baselines)
-        sentences += [_cheapest(matrix, matrix.labelled(cost)[0], base, several=len(bases) > 1) for base in bases]
-    sentences += [text for (label, *_), columns in metrics.items() if (text := _repairs(matrix, label, columns))]
-    sentences += [text for (label, *_), columns in metrics.items() if (text := _metric(matrix, label, columns))]
-    return " ".join(sentences) or "There is nothing to compare: no metric of the study is known for two variants."
+        advice += [_cheapest(matrix, matrix.labelled(cost)[0], base, several=len(bases) > 1) for base in bases]
+    advice += [text for (label, *_), columns in metrics.items() if (text := _repairs(matrix, label, columns))]
+    changes = [text for (label, *_), columns in metrics.items() if (text := _metric(matrix, label, columns))]
+    if not advice and not changes:
+        advice = ["There is nothing to compare: no metric of the study is known for two variants."]
+    return advice, changes
 
 
 def _is_compared(matrix: Matrix, row: int, column: int) -> bool:

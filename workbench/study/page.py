@@ -21,6 +21,7 @@ from workbench.render.markup import Html, element, embedded, join
 from workbench.render.plots import TablesPlot
 from workbench.render.texts import number_text
 from workbench.study.comparing import Cell
+from workbench.study.conclusions import conclusion_sentences
 from workbench.study.content import ARROWS, study_content
 from workbench.study.lineage import lineage_drawing
 from workbench.study.matrix import Column, Matrix, columns_of
@@ -37,6 +38,9 @@ __all__ = ["StudyReport"]
 
 MANY = 60
 """Runs from which on their table is folded."""
+
+LISTED = 4
+"""Metrics up to which what changed in them belongs to the paragraph; of more it is a list."""
 
 MARKS = {True: ("▲", "better", "#1a7f4b"), False: ("▼", "worse", "#b3261e")}
 
@@ -103,9 +107,20 @@ class StudyReport:
         tables = [element("details", element("summary", f"{table.title}, {len(table.rows)} comparisons"),
                           sections.report_table(table), class_="wb-card") for table in report.tables]  # fmt: skip
         return [
-            element("p", report.summary, class_="wb-lead"),
+            *self._answer(),
             section("Variants and metrics", *self._matrices(folder), *tables),
             section("Beside the variants", self._beside(folder)),
+        ]
+
+    def _answer(self) -> list[Html]:
+        """The conclusions; of many metrics those on single ones as a list, which is easier to look through."""
+        advice, changes = conclusion_sentences(self.matrix, self.result.plan.study.questions.cost)
+        if not advice or len(changes) <= LISTED:
+            return [element("p", self.conclusions, class_="wb-lead")]
+        items = (element("li", sentence) for sentence in changes)
+        return [
+            element("p", " ".join(advice), class_="wb-lead"),
+            element("div", element("ul", *items), class_="wb-card"),
         ]
 
     def _closing(self, folder: str) -> list[Html | None]:

@@ -1,0 +1,130 @@
+"""Do two people get the same? A part of ship-cifar10, computed in an empty store by a process of its own, beside one that has it.
+
+    WORKBENCH_DATA=DATA python tests/benchmarks/study_again.py FIRST [SECOND]
+
+FIRST is a store in which `ship-cifar10` was run; SECOND, a folder for the other store, is left out for a temporary one. Runs are
+told by their keys: one that FIRST does not have under the same key counts as unknown, and of the others every metric and every
+value of every array is compared. The part is ResNet-20 in full precision and at 4 bits, with everything that the study asks of
+them. Keys of an editable checkout hold a digest of its code: use an installed copy of what computed FIRST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Container
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import workbench
+import yaml
+from workbench.study import shipped_studies
+
+STEPS = ("uniform", "shifted", "clean", "compressed", "moved", "foreign", "calibrated", "carried", "detected")
+
+
+def part(steps: Container[str] = STEPS) -> dict[str, Any]:
+    """The description of ship-cifar10 cut down to ResNet-20, full precision and 4 bits, and to some of its steps."""
+    described: dict[str, Any] = yaml.safe_load(shipped_studies()["ship-cifar10"].read_text(encoding="utf-8"))
+    described["steps"] = {name: step for name, step in described["steps"].items() if name in steps}
+    described["steps"]["uniform"]["parameters"]["store_width"] = 4
+    shipped = described["choices"]["shipped"]
+    described["choices"] = {
+        "network": {"ResNet-20": described["choices"]["network"]["ResNet-20"]},
+        "shipped": {name: shipped[name] for name in ("full precision", "uniform")},
+        **({"strange": described["choices"]["strange"]} if "detected" in steps else {}),
+    }
+    asked = described["questions"]
+    metrics = [metric for metric in asked["metrics"] if metric["step"] in ("shipped", *described["steps"])]
+    labels = {metric["label"] for metric in metrics}
+    fronts = [front for front in asked["fronts"] if labels.issuperset(front)]
+    described["questions"] = {**asked, "metrics": metrics, "fronts": fronts, "beside": []}
+    return described
+
+
+def compute(described: dict[str, Any], store: Path, data: Path) -> None:
+    """Have a study computed in a store by a new process.
+
+    Raises:
+        CalledProcessError: a branch failed.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    file = store.parent / f"{store.name}.yaml"
+    file.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+    environment = os.environ | {"WORKBENCH_STORE": str(store), "WORKBENCH_DATA": str(data)}
+    command = [sys.executable, "-m", "workbench", "study", "run", str(file), "--quiet"]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+@dataclass
+class Agreement:
+    """What two stores say of the same keys."""
+
+    runs: int = 0
+    """Complete runs of the second store."""
+    metrics: int = 0
+    """Compared, over all runs."""
+    arrays: int = 0
+    unknown: list[str] = field(default_factory=list)
+    """Runs of the second store whose keys the first does not have."""
+    differing: list[str] = field(default_factory=list)
+    """Metrics and arrays that are not equal to the last bit, with the largest difference."""
+
+
+def compare(first: workbench.Workbench, second: workbench.Workbench) -> Agreement:
+    """Look up every run of `second` by its key in `first`; equal means equal to the last bit, NaN beside NaN."""
+    known = {run.key: run for run in first.runs("status = complete")}
+    found = Agreement()
+    for run in second.runs("status = complete"):
+        found.runs += 1
+        other = known.get(run.key) if run.key else None
+        if other is None:
+            found.unknown.append(f"{run.id} ({run.method})")
+            continue
+        mine, theirs = ({**one.metrics, **{name: one[name].values for name in one.arrays}} for one in (run, other))
+        found.metrics += len(run.metrics)
+        found.arrays += len(mine) - len(run.metrics)
+        found.differing += [f"{run.method} {run.id} has another set of arrays"] if set(mine) != set(theirs) else []
+        for name in set(mine) & set(theirs):
+            if difference := _difference(np.asarray(mine[name]), np.asarray(theirs[name])):
+                found.differing.append(f"{run.method} {run.id} {name}: {difference}")
+    return found
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> str:
+    """In words; empty: there is none."""
+    floats = first.dtype.kind == "f"
+    if first.dtype == second.dtype and np.array_equal(first, second, equal_nan=floats):
+        return ""
+    if not floats or first.shape != second.shape:
+        return "not equal"
+    return (
+        f"up to {float(np.nanmax(np.abs(first - second))):.3g} of values up to {float(np.nanmax(np.abs(second))):.3g}"
+    )
+
+
+def main() -> None:
+    """Compute, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path, nargs="?")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = (given.second or Path(folder) / "second").resolve()
+        compute(part(), store, Path(os.environ["WORKBENCH_DATA"]))
+        found = compare(workbench.open(given.first), workbench.open(store))
+    print(
+        f"{found.runs} runs, {len(found.unknown)} of other keys; {found.metrics} metrics and {found.arrays} arrays compared,"
+    )
+    print(f"{len(found.differing)} of them not equal to the last bit")
+    for line in (*found.unknown, *found.differing):
+        print("  ", line)
+
+
+if __name__ == "__main__":
+    main()
