@@ -26,7 +26,7 @@ same data and seed can start from the stored stage 1: `stage1=run.model("stage1"
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from workbench import DataRole, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
@@ -103,10 +103,6 @@ class Params(BaseParams):
         return self
 
 
-def _array(name: str, dims: tuple[str, ...], dtype: str, description: str, **more: Any) -> Output:
-    return Output(name, dims, dtype, description, **more)
-
-
 def _images(description: str, optional: bool = False) -> DataRole:
     variables = {"image": ("sample", "channel", "y", "x"), "label": ("sample",)}
     return DataRole(description, variables=variables, optional=optional)
@@ -135,53 +131,53 @@ class BiPer(Method):
         "stage1": ModelRole("network of an earlier run after stage 1, which is then not repeated", optional=True),
     }
     outputs = (
-        _array("accuracy", ("mode", "seed"), "float64", "on the report images, after the last epoch"),
-        _array("negative_log_likelihood", ("mode", "seed"), "float64", "on the report images", unit="nat"),
-        _array(
+        Output("accuracy", ("mode", "seed"), "float64", "on the report images, after the last epoch"),
+        Output("negative_log_likelihood", ("mode", "seed"), "float64", "on the report images", unit="nat"),
+        Output(
             "training_loss",
             ("mode", "seed", "epoch"),
             "float64",
             "regulariser included; NaN where not trained",
             unit="nat",
         ),
-        _array("training_accuracy", ("mode", "seed", "epoch"), "float64", "mean over the epoch, of augmented images"),
-        _array("validation_loss", ("mode", "seed", "epoch"), "float64", "regulariser included", unit="nat"),
-        _array("validation_accuracy", ("mode", "seed", "epoch"), "float64", "on the images that choose rates"),
-        _array("rate_accuracy", ("baseline", "rate"), "float64", "validation accuracy by learning rate", optional=True),
-        _array("chosen_rate", ("baseline",), "float64", "learning rate used", optional=True),
-        _array(
+        Output("training_accuracy", ("mode", "seed", "epoch"), "float64", "mean over the epoch, of augmented images"),
+        Output("validation_loss", ("mode", "seed", "epoch"), "float64", "regulariser included", unit="nat"),
+        Output("validation_accuracy", ("mode", "seed", "epoch"), "float64", "on the images that choose rates"),
+        Output("rate_accuracy", ("baseline", "rate"), "float64", "validation accuracy by learning rate", optional=True),
+        Output("chosen_rate", ("baseline",), "float64", "learning rate used", optional=True),
+        Output(
             "omega_accuracy", ("omega",), "float64", "after stage 2, on the report images, first seed", optional=True
         ),
-        _array("flip_rate", ("epoch", "layer"), "float32", "share of weight bits that an epoch changed, first seed"),
-        _array("scale", ("epoch", "layer"), "float32", "u = omega times mean magnitude of the weights, first seed"),
-        _array(
+        Output("flip_rate", ("epoch", "layer"), "float32", "share of weight bits that an epoch changed, first seed"),
+        Output("scale", ("epoch", "layer"), "float32", "u = omega times mean magnitude of the weights, first seed"),
+        Output(
             "quantisation_error", ("layer", "stage"), "float64", "mean sin^2 - (mean |sin|)^2 of the layer's weights"
         ),
-        _array("sign_distance", ("layer", "stage"), "float64", "mean |sin - sign sin|, without a scale"),
-        _array("laplace_scale", ("layer", "stage"), "float64", "b, mean magnitude of the latent weights"),
-        _array("quantisation_error_curve", ("u",), "float64", "closed form for Laplace-distributed weights"),
-        _array("waveform", ("wave", "weight_value"), "float64", "sign, square wave, sine and surrogate derivative"),
-        _array("phase_count", ("phase",), "int64", "latent weights by omega w modulo 2 pi"),
-        _array(
+        Output("sign_distance", ("layer", "stage"), "float64", "mean |sin - sign sin|, without a scale"),
+        Output("laplace_scale", ("layer", "stage"), "float64", "b, mean magnitude of the latent weights"),
+        Output("quantisation_error_curve", ("u",), "float64", "closed form for Laplace-distributed weights"),
+        Output("waveform", ("wave", "weight_value"), "float64", "sign, square wave, sine and surrogate derivative"),
+        Output("phase_count", ("phase",), "int64", "latent weights by omega w modulo 2 pi"),
+        Output(
             "kernel", ("kernel_layer", "kernel_index", "y", "x"), "float32", "binary kernels, 1 for +1", optional=True
         ),
-        _array("bits", ("layer",), "int8", "width of the weights", unit="bit"),
-        _array("input_bits", ("layer",), "int8", "width of the inputs", unit="bit"),
-        _array("bit", ("weight",), "int8", "weights of the stored model, +1 or -1, layer after layer"),
-        _array("weight_start", ("layer",), "int64", "where a layer's weights start"),
-        _array("alpha", ("layer", "channel"), "float32", "scale of each output channel; NaN beyond a layer's channels"),
-        _array("latent_weight", ("weight",), "float32", "trained weights w"),
-        _array("sine_weight", ("weight",), "float32", "sin(omega w)"),
-        _array("parameter_count", ("layer",), "int64", "weights of the layer"),
-        _array("weight_shape", ("layer",), "str", "shape of the weight"),
-        _array("macs", ("layer",), "int64", "multiply-accumulates of one sample", optional=True),
-        _array("unbinarised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
-        _array(
+        Output("bits", ("layer",), "int8", "width of the weights", unit="bit"),
+        Output("input_bits", ("layer",), "int8", "width of the inputs", unit="bit"),
+        Output("bit", ("weight",), "int8", "weights of the stored model, +1 or -1, layer after layer"),
+        Output("weight_start", ("layer",), "int64", "where a layer's weights start"),
+        Output("alpha", ("layer", "channel"), "float32", "scale of each output channel; NaN beyond a layer's channels"),
+        Output("latent_weight", ("weight",), "float32", "trained weights w"),
+        Output("sine_weight", ("weight",), "float32", "sin(omega w)"),
+        Output("parameter_count", ("layer",), "int64", "weights of the layer"),
+        Output("weight_shape", ("layer",), "str", "shape of the weight"),
+        Output("macs", ("layer",), "int64", "multiply-accumulates of one sample", optional=True),
+        Output("unbinarised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
+        Output(
             "size", ("form",), "int64", "of parameters and buffers: in float32, and with packed layers", unit="byte"
         ),
-        _array("logit", ("sample", "class"), "float32", "of the stored binary model on the report images"),
-        _array("label", ("sample",), "int64", "labels of the report images"),
-        _array("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
+        Output("logit", ("sample", "class"), "float32", "of the stored binary model on the report images"),
+        Output("label", ("sample",), "int64", "labels of the report images"),
+        Output("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
     )
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from workbench import Bar, FreeForm, Histogram, ImageGrid, Line, Metric, Report, Result, Table
 from workbench.report import View
-from workbench.toolkit import mean_interval, wilson_interval
+from workbench.toolkit import mean_interval
 
 from workbench_quantization.biper_theory import LIMIT, quantisation_error, worst_scale
+from workbench_quantization.report_parts import reasons, resolution, share_interval
 
 MAIN, BINARISED, STAGE_ONE, FULL = "biper", "biper_binarised", "biper_stage1", "full_precision"
 SIGNS = ("sign_clipped", "sign_polynomial")
@@ -75,22 +76,16 @@ def _doubt(result: Result, gain: np.ndarray) -> str:
         low, high = mean_interval(gain).bounds
         told = f" (95 % interval over seeds {100 * low:+.1f} to {100 * high:+.1f})"
         return told + (", which may be chance" if low <= 0 <= high else "")
-    half = _resolution(float(_scores(result, MAIN)[0]), int(result["label"].sizes["sample"]))
+    half = resolution(float(_scores(result, MAIN)[0]), int(result["label"].sizes["sample"]))
     return ", within sampling error" if abs(float(gain[0])) < half else " (one training of each)"
-
-
-def _resolution(share: float, count: int) -> float:
-    low, high = wilson_interval(round(share * count), count)
-    return float(high - low) / 2
 
 
 def _interval(result: Result, mode: str) -> tuple[float, float]:
     scores, count = _scores(result, mode), int(result["label"].sizes["sample"])
     if len(scores) > 1:
         low, high = np.clip(mean_interval(scores).bounds, 0, 1)  # a t interval of few seeds is wide
-    else:
-        low, high = wilson_interval(round(float(scores[0]) * count), count)
-    return float(low), float(high)
+        return float(low), float(high)
+    return share_interval(float(scores[0]), count)
 
 
 def _metrics(result: Result) -> tuple[Metric, ...]:
@@ -167,17 +162,9 @@ def _tables(result: Result) -> tuple[Table, ...]:
         ),
         Table(title="Binary layers", columns=_LAYER_COLUMNS, rows=_layer_rows(result), caption=_LAYER_CAPTION),
     ]
-    if "unbinarised_reason" in result:
-        reasons = result["unbinarised_reason"]
-        tables.append(
-            Table(
-                title="What is not binary",
-                columns=("weight", "reason"),
-                rows=tuple(
-                    (str(n), str(why)) for n, why in zip(reasons["parameter"].values, reasons.values, strict=True)
-                ),
-            )
-        )
+    left = reasons(result, "unbinarised_reason")
+    if left:
+        tables.append(Table(title="What is not binary", columns=("weight", "reason"), rows=tuple(left)))
     return tuple(tables)
 
 

@@ -32,14 +32,16 @@ What differs from the paper, read as its NeurIPS 2024 submission (the official r
   rounding error instead; `search="paper_max"` maximises what the paper minimises. Mean widths count weights, not layers.
 - Not known from the text and chosen here: first scales, the redraw threshold sigma, which rate a layer's scale has in a pass
   of mixed widths (that of its own width), the share of distillation.
-- LSQ's factor 1 / sqrt(N Q) of a scale's gradient is left out, since the text does not say whether it is meant. Adam ignores
-  it, ALRS does not: without it gradients of narrow widths often exceed 1 in every layer, and where they do the rate is 0
-  and the scales stand still. The report says at which widths and how often; `alrs="off"` lets them learn.
+- By which number the shared scale is differentiated is not said. The paper's figures 7 to 10 show gradients of one magnitude at
+  8, 6 and 4 bits and a larger one at 2. The derivative by the width's own step 2^D s, times LSQ's factor 1 / sqrt(N Q) (the
+  default), behaves so: medians over ResNet-20's layers of 2.4e-3, 1.9e-3, 1.8e-3 and 1.7e-2 on CIFAR-10. Without the factor
+  they are 3.0, 1.4, 0.5 and 1.8, and by s itself 3, 6, 7 and 114: ALRS then has rates near 0, and the scales stand still. The
+  report says at which widths and how often that was.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from workbench import DataRole, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
@@ -47,7 +49,7 @@ from workbench import Params as BaseParams
 
 from workbench_quantization.double_rounding_report import report
 from workbench_quantization.double_rounding_run import run
-from workbench_quantization.nested_rounding import RateRule, Rounding, ScaleStart
+from workbench_quantization.nested_rounding import RateRule, Rounding, ScaleGradient, ScaleStart
 
 Comparison = Literal["floor", "constant rate", "accumulated", "independent scales", "separate", "uniform roulette"]
 
@@ -71,8 +73,12 @@ class Params(BaseParams):
     scale_steps: Literal["relative", "absolute"] = Field(
         "relative", description="Whether a step of a scale is a share of its first value, or as it is (paper)"
     )
+    scale_gradient: ScaleGradient = Field(
+        "lsq",
+        description="Derivative that moves a weight scale: by the step of the width; that times LSQ's factor; by the stored one",
+    )
     scale_init: ScaleStart = Field(
-        "max",
+        "lsq_lowest",
         description="First weight scales: largest weight; LSQ's formula; that of the lowest width (not in the paper)",
     )
     rounding: Rounding = Field("half_up", description="Where halves go; half_up is what a shift computes")
@@ -121,10 +127,6 @@ class Params(BaseParams):
         return self
 
 
-def _array(name: str, dims: tuple[str, ...], dtype: str, description: str, **more: Any) -> Output:
-    return Output(name, dims, dtype, description, **more)
-
-
 class DoubleRounding(Method):
     """Train one set of weights for all widths, judge every width and every rival, store the integers once."""
 
@@ -156,53 +158,53 @@ class DoubleRounding(Method):
         ),
     }
     outputs = (
-        _array("parameter_count", ("layer",), "int64", "weights of the layer"),
-        _array("weight_shape", ("layer",), "str", "shape of the weight"),
-        _array("macs", ("layer",), "int64", "multiply-accumulates of one sample"),
-        _array("quantised", ("layer",), "bool", "whether the layer switches; the others stay in full precision"),
-        _array("unquantised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
-        _array("transfer", ("curve", "bit", "value"), "float64", "what comes out for a weight from -1 to 1"),
-        _array("switch_error", ("rule", "layer", "bit"), "float64",
+        Output("parameter_count", ("layer",), "int64", "weights of the layer"),
+        Output("weight_shape", ("layer",), "str", "shape of the weight"),
+        Output("macs", ("layer",), "int64", "multiply-accumulates of one sample"),
+        Output("quantised", ("layer",), "bool", "whether the layer switches; the others stay in full precision"),
+        Output("unquantised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
+        Output("transfer", ("curve", "bit", "value"), "float64", "what comes out for a weight from -1 to 1"),
+        Output("switch_error", ("rule", "layer", "bit"), "float64",
                "||switched - direct||^2 / ||direct||^2 of the stored weights; direct: rounded at the width itself"),
-        _array("error_ratio", ("rule", "layer", "bit"), "float64", "||switched - W||^2 / ||direct - W||^2"),
-        _array("mean_error", ("rule", "layer", "bit"), "float64", "mean of switched - direct", unit="step"),
-        _array("level_count", ("layer", "bit", "level"), "int64", "how often each integer occurs"),
-        _array("accuracy", ("variant", "bit"), "float64", "on the report images"),
-        _array("negative_log_likelihood", ("variant", "bit"), "float64", "on the report images"),
-        _array("agreement", ("variant", "bit"), "float64", "share of predictions equal to full precision"),
-        _array("accuracy_full_precision", (), "float64", "of the model as it came, on the report images"),
-        _array("accuracy_given", (), "float64", "of the given table of widths", optional=True),
-        _array("accuracy_epoch", ("variant", "epoch", "bit"), "float32", "on the watched images", optional=True),
-        _array("loss_epoch", ("variant", "epoch", "bit"), "float32", "mean training loss", optional=True),
-        _array("lr_scale", ("step", "bit"), "float32", "learning rate of the scales, lambda_b", optional=True),
-        _array("grad_scale_absmax", ("step", "layer", "bit"), "float32",
+        Output("error_ratio", ("rule", "layer", "bit"), "float64", "||switched - W||^2 / ||direct - W||^2"),
+        Output("mean_error", ("rule", "layer", "bit"), "float64", "mean of switched - direct", unit="step"),
+        Output("level_count", ("layer", "bit", "level"), "int64", "how often each integer occurs"),
+        Output("accuracy", ("variant", "bit"), "float64", "on the report images"),
+        Output("negative_log_likelihood", ("variant", "bit"), "float64", "on the report images"),
+        Output("agreement", ("variant", "bit"), "float64", "share of predictions equal to full precision"),
+        Output("accuracy_full_precision", (), "float64", "of the model as it came, on the report images"),
+        Output("accuracy_given", (), "float64", "of the given table of widths", optional=True),
+        Output("accuracy_epoch", ("variant", "epoch", "bit"), "float32", "on the watched images", optional=True),
+        Output("loss_epoch", ("variant", "epoch", "bit"), "float32", "mean training loss", optional=True),
+        Output("lr_scale", ("step", "bit"), "float32", "learning rate of the scales, lambda_b", optional=True),
+        Output("grad_scale_absmax", ("step", "layer", "bit"), "float32",
                "absolute gradient of the layer's weight scale", optional=True),
-        _array("trace", ("layer",), "float64", "mean Hessian trace per weight of the model as it came", optional=True),
-        _array("trace_standard_error", ("layer",), "float64", "of it", optional=True),
-        _array("width_probability", ("layer", "bit"), "float64", "of the roulette", optional=True),
-        _array("mixed_loss", ("mixed_epoch", "pass_name"), "float32", "of the sandwich passes", optional=True),
-        _array("subnet_kind", ("subnet",), "str", "program, uniform, random or given", optional=True),
-        _array("subnet_bits", ("subnet", "layer"), "int8", "widths", unit="bit", optional=True),
-        _array("subnet_average_bits", ("subnet",), "float64", "mean width over quantised weights", optional=True),
-        _array("subnet_accuracy", ("roulette", "subnet"), "float64", "on the report images", optional=True),
-        _array("subnet_pareto", ("subnet",), "bool", "not beaten in mean width and accuracy (HASB)", optional=True),
-        _array("width_bytes", ("bit",), "int64", "packed integers, scales, one set of norms and all else", unit="B"),
-        _array("stored_bytes", (), "int64", "of the one switchable model with all its norms", unit="B"),
-        _array("full_precision_bytes", (), "int64", "of the model as it came, in float32 where that was half", unit="B"),
-        _array("switch_seconds", ("bit",), "float64", "to shift all integers to this width, best of 5", unit="s"),
-        _array("norm_mean", ("norm", "bit", "channel"), "float32", "running means by width", optional=True),
-        _array("norm_variance", ("norm", "bit", "channel"), "float32", "running variances by width", optional=True),
-        _array("bits", ("layer",), "int8", "widths of the stored model called `model`", unit="bit"),
-        _array("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),
-        _array("integer_weight", ("weight",), "int8", "integers of the highest width, layer after layer"),
-        _array("weight_start", ("layer",), "int64", "where a layer's integers start"),
-        _array("scale", ("range",), "float32", "scale of the highest width, one for each quantised layer"),
-        _array("scale_start", ("layer",), "int64", "where a layer's scale is"),
-        _array("input_scale", ("layer", "bit"), "float32", "scale of the input; NaN where it is not quantised"),
-        _array("input_signed", ("layer",), "bool", "whether the input's levels are signed"),
-        _array("logit", ("sample", "class"), "float32", "of `model` with quantised inputs on the report images"),
-        _array("label", ("sample",), "int64", "labels of the report images"),
-        _array("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
+        Output("trace", ("layer",), "float64", "mean Hessian trace per weight of the model as it came", optional=True),
+        Output("trace_standard_error", ("layer",), "float64", "of it", optional=True),
+        Output("width_probability", ("layer", "bit"), "float64", "of the roulette", optional=True),
+        Output("mixed_loss", ("mixed_epoch", "pass_name"), "float32", "of the sandwich passes", optional=True),
+        Output("subnet_kind", ("subnet",), "str", "program, uniform, random or given", optional=True),
+        Output("subnet_bits", ("subnet", "layer"), "int8", "widths", unit="bit", optional=True),
+        Output("subnet_average_bits", ("subnet",), "float64", "mean width over quantised weights", optional=True),
+        Output("subnet_accuracy", ("roulette", "subnet"), "float64", "on the report images", optional=True),
+        Output("subnet_pareto", ("subnet",), "bool", "not beaten in mean width and accuracy (HASB)", optional=True),
+        Output("width_bytes", ("bit",), "int64", "packed integers, scales, one set of norms and all else", unit="B"),
+        Output("stored_bytes", (), "int64", "of the one switchable model with all its norms", unit="B"),
+        Output("full_precision_bytes", (), "int64", "of the model as it came, in float32 where that was half", unit="B"),
+        Output("switch_seconds", ("bit",), "float64", "to shift all integers to this width, best of 5", unit="s"),
+        Output("norm_mean", ("norm", "bit", "channel"), "float32", "running means by width", optional=True),
+        Output("norm_variance", ("norm", "bit", "channel"), "float32", "running variances by width", optional=True),
+        Output("bits", ("layer",), "int8", "widths of the stored model called `model`", unit="bit"),
+        Output("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),
+        Output("integer_weight", ("weight",), "int8", "integers of the highest width, layer after layer"),
+        Output("weight_start", ("layer",), "int64", "where a layer's integers start"),
+        Output("scale", ("range",), "float32", "scale of the highest width, one for each quantised layer"),
+        Output("scale_start", ("layer",), "int64", "where a layer's scale is"),
+        Output("input_scale", ("layer", "bit"), "float32", "scale of the input; NaN where it is not quantised"),
+        Output("input_signed", ("layer",), "bool", "whether the input's levels are signed"),
+        Output("logit", ("sample", "class"), "float32", "of `model` with quantised inputs on the report images"),
+        Output("label", ("sample",), "int64", "labels of the report images"),
+        Output("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
     )  # fmt: skip
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:

@@ -7,12 +7,18 @@ import math
 import numpy as np
 from workbench import Bar, HeatMap, Histogram, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
-from workbench.toolkit import wilson_interval
 
 from workbench_quantization.nested_rounding import level_range
+from workbench_quantization.report_parts import accuracy_metric, listed, reasons, resolution, share_interval, values
 
 TOLERATED = 0.01
 """Loss of accuracy up to which a width is said to keep the accuracy."""
+
+DERIVATIVES = {
+    "own step": "By the step of the width.",
+    "lsq": "By the step of the width, times LSQ's factor 1 / sqrt(N Q).",
+    "stored step": "By the stored step, with which they grow by a power of two from width to width.",
+}
 
 
 def report(result: Result) -> Report:
@@ -26,10 +32,6 @@ def report(result: Result) -> Report:
     )
 
 
-def _values(result: Result, name: str) -> np.ndarray:
-    return np.asarray(result[name].values)
-
-
 def _widths(result: Result) -> list[int]:
     return [int(bits) for bits in result["accuracy"]["bit"].values]
 
@@ -38,15 +40,11 @@ def _full(result: Result) -> float:
     return float(result["accuracy_full_precision"])
 
 
-def _join(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def _summary(result: Result) -> str:
-    widths, accuracy, full = _widths(result), _values(result, "accuracy")[0], _full(result)
+    widths, accuracy, full = _widths(result), values(result, "accuracy")[0], _full(result)
     kept = [str(bits) for bits, value in zip(widths, accuracy, strict=True) if value >= full - TOLERATED - 1e-12]
-    share = float(result["stored_bytes"]) / float(_values(result, "width_bytes").sum())
-    told = f"{_join(kept)} bits" if kept else "no width"
+    share = float(result["stored_bytes"]) / float(values(result, "width_bytes").sum())
+    told = f"{listed(kept)} bits" if kept else "no width"
     text = (
         f"One stored {widths[0]}-bit model keeps accuracy within {100 * TOLERATED:g} point of {full:.1%} at {told}; "
         f"at {widths[-1]} bits it reaches {accuracy[-1]:.1%}. It takes {share:.0%} of the bytes of {len(widths)} separate models."
@@ -54,7 +52,7 @@ def _summary(result: Result) -> str:
     if result.params.mode == "ptq":
         text += " Nothing was trained."
     if "subnet_accuracy" in result:
-        average, best = _values(result, "subnet_average_bits"), _values(result, "subnet_accuracy")[0]
+        average, best = values(result, "subnet_average_bits"), values(result, "subnet_accuracy")[0]
         text += f" Mixed widths: {best[0]:.1%} at {average[0]:.2f} bits per weight."
     return text
 
@@ -64,29 +62,24 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
     metrics: list[Metric] = []
 
     def share(name: str, value: float, description: str) -> None:
-        low, high = wilson_interval(round(value * count), count)
-        metrics.append(
-            Metric(
-                name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
-            )
-        )
+        metrics.append(accuracy_metric(name, value, count, description))
 
-    stored = float((_values(result, "logit").argmax(1) == _values(result, "label")).mean())
+    stored = float((values(result, "logit").argmax(1) == values(result, "label")).mean())
     share(
         "accuracy", stored, "of the model stored as `model`, inputs quantised, on the report images (Wilson interval)"
     )
     share("accuracy_full_precision", full, "of the model as it came")
-    for bits, value in zip(widths, _values(result, "accuracy")[0], strict=True):
+    for bits, value in zip(widths, values(result, "accuracy")[0], strict=True):
         share(f"accuracy_{bits}_bit", float(value), f"of the one stored model switched to {bits} bits")
     metrics.append(
         Metric(
             name="largest_gap",
-            value=float(full - _values(result, "accuracy")[0].min()),
+            value=float(full - values(result, "accuracy")[0].min()),
             direction="lower",
             description="accuracy in full precision minus that of the worst width",
         )
     )
-    sizes = _values(result, "width_bytes")
+    sizes = values(result, "width_bytes")
     metrics += [
         Metric(
             name="stored_size",
@@ -103,13 +96,13 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         ),
         Metric(
             name="switch_time",
-            value=float(_values(result, "switch_seconds").max()) * 1e3,
+            value=float(values(result, "switch_seconds").max()) * 1e3,
             unit="ms",
             direction="lower",
             description="to shift all integers, slowest width, best of 5",
         ),
     ]
-    ratio = float(np.nanmean(_values(result, "error_ratio")[0, :, -1]))
+    ratio = float(np.nanmean(values(result, "error_ratio")[0, :, -1]))
     metrics.append(
         Metric(
             name="error_ratio_lowest",
@@ -119,11 +112,11 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         )
     )
     if "subnet_accuracy" in result:
-        share("accuracy_mixed", float(_values(result, "subnet_accuracy")[0, 0]), "of the program's network")
+        share("accuracy_mixed", float(values(result, "subnet_accuracy")[0, 0]), "of the program's network")
         metrics.append(
             Metric(
                 name="average_bits",
-                value=float(_values(result, "subnet_average_bits")[0]),
+                value=float(values(result, "subnet_average_bits")[0]),
                 unit="bit",
                 direction="lower",
                 description="of that network, per quantised weight",
@@ -135,17 +128,17 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
 def _tables(result: Result) -> tuple[Table, ...]:
     widths, full, count = _widths(result), _full(result), result["label"].sizes["sample"]
     names = [str(name) for name in result["accuracy"]["variant"].values]
-    accuracy, loss = _values(result, "accuracy"), _values(result, "negative_log_likelihood")
-    agreement, sizes = _values(result, "agreement"), _values(result, "width_bytes")
+    accuracy, loss = values(result, "accuracy"), values(result, "negative_log_likelihood")
+    agreement, sizes = values(result, "agreement"), values(result, "width_bytes")
     rows: list[tuple[str | float | None, ...]] = []
     for row, name in enumerate(names):
         for column, bits in enumerate(widths):
-            low, high = wilson_interval(round(accuracy[row, column] * count), count)
+            low, high = share_interval(float(accuracy[row, column]), count)
             rows.append(
                 (
                     name,
                     bits,
-                    f"{accuracy[row, column]:.1%} ({float(low):.1%} to {float(high):.1%})",
+                    f"{accuracy[row, column]:.1%} ({low:.1%} to {high:.1%})",
                     f"{100 * (accuracy[row, column] - full):+.1f}",
                     round(float(agreement[row, column]), 4),
                     round(float(loss[row, column]), 4),
@@ -171,7 +164,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
     ]
     if "subnet_accuracy" in result:
         tables.append(_subnet_table(result))
-    errors, means = _values(result, "error_ratio"), _values(result, "mean_error")
+    errors, means = values(result, "error_ratio"), values(result, "mean_error")
     tables.append(
         Table(
             title="Error of switching",
@@ -200,9 +193,9 @@ def _number(value: float) -> float | None:
 
 
 def _subnet_table(result: Result) -> Table:
-    accuracy, average = _values(result, "subnet_accuracy"), _values(result, "subnet_average_bits")
+    accuracy, average = values(result, "subnet_accuracy"), values(result, "subnet_average_bits")
     roulettes = [str(name) for name in result["subnet_accuracy"]["roulette"].values]
-    names, pareto = result["subnet_accuracy"]["subnet"].values, _values(result, "subnet_pareto")
+    names, pareto = result["subnet_accuracy"]["subnet"].values, values(result, "subnet_pareto")
     return Table(
         title="Networks of mixed widths",
         columns=("network", "mean bits", *roulettes, "not beaten"),
@@ -268,7 +261,7 @@ def _views(result: Result) -> tuple[View, ...]:
                 by="bit",
                 log_x=True,
                 x_label="absolute gradient, all layers and recorded steps",
-                caption="Without LSQ's factor. ALRS makes scales learn the more slowly the larger these are.",
+                caption=f"{DERIVATIVES[result.params.scale_gradient]} The larger, the more slowly ALRS lets them learn.",
             ),
             Line(
                 title="Learning rate of the scales",
@@ -335,12 +328,12 @@ def _standstill(result: Result) -> list[str]:
     """A note on the widths whose scales ALRS kept from learning, if there are any."""
     if "lr_scale" not in result:
         return []
-    share = (_values(result, "lr_scale") <= 0).mean(0)
+    share = (values(result, "lr_scale") <= 0).mean(0)
     told = [f"{bits} bits in {part:.0%}" for bits, part in zip(_widths(result), share, strict=True) if part > 0]
     if not told:
         return []
     return [
-        f"ALRS let the scales stand still at {_join(told)} of the recorded steps: their gradients exceeded the bound in every "
+        f"ALRS let the scales stand still at {listed(told)} of the recorded steps: their gradients exceeded the bound in every "
         "layer (multiplicative) or the rate of the weights on average (paper). `alrs='off'` lets them learn at every step."
     ]
 
@@ -348,11 +341,10 @@ def _standstill(result: Result) -> list[str]:
 def _notes(result: Result) -> tuple[str, ...]:
     params, count = result.params, result["label"].sizes["sample"]
     full = _full(result)
-    low, high = wilson_interval(round(full * count), count)
     notes = [
         f"Accuracies are of {count:,} images"
         + ("." if "test" in result.inputs else " (a share of `data` that was not trained on)."),
-        f"At an accuracy of {full:.1%} differences below {float(high - low) / 2:.1%} are within sampling error. One seed: "
+        f"At an accuracy of {full:.1%} differences below {resolution(full, count):.1%} are within sampling error. One seed: "
         "what another seed gives is not shown here.",
         "`run.model()` and `run.model('model_4')` have quantised weights and the norms of their width; "
         "`workbench_quantization.deployed_model(run, 4)` quantises the layers' inputs as well, as every accuracy here does.",
@@ -373,10 +365,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             "The stored network was chosen by its mean width and the program alone. Which networks are not beaten was "
             "found on the report images: their best accuracies are a little too good."
         )
-    if "unquantised_reason" in result:
-        reasons = result["unquantised_reason"]
-        listed = ", ".join(
-            f"{name} ({why})" for name, why in zip(reasons["parameter"].values, reasons.values, strict=True)
-        )
-        notes.append(f"Left in full precision: {listed}.")
+    left = reasons(result, "unquantised_reason")
+    if left:
+        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in left)}.")
     return tuple(notes)

@@ -72,6 +72,7 @@ class Study:
             rounding=params.rounding,
             start=params.scale_init,
             relative=params.scale_steps == "relative",
+            gradient=params.scale_gradient,
             inputs=params.quantise_inputs,
         ).eval()
 

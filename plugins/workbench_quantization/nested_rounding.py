@@ -20,6 +20,8 @@ Rule = Literal["double", "floor", "direct"]
 Rounding = Literal["half_up", "half_even"]
 RateRule = Literal["off", "paper", "multiplicative"]
 ScaleStart = Literal["max", "lsq", "lsq_lowest"]
+ScaleGradient = Literal["own step", "lsq", "stored step"]
+"""Whose derivative moves the shared scale: see `gradient_factor`."""
 
 
 def level_range(bits: int) -> tuple[int, int]:
@@ -157,6 +159,34 @@ def scale_rate(rule: RateRule, rate: float, gradients: Tensor, factor: float, cl
         return rate
     mean = float(gradients.abs().clamp(max=clip).clamp(max=1.0).mean())
     return factor * max(0.0, rate - mean) if rule == "paper" else factor * rate * (1 - mean)
+
+
+def gradient_factor(kind: ScaleGradient, highest: int, bits: int, count: int) -> float:
+    """What the derivative by the stored scale s is multiplied with before ALRS and the optimiser see it.
+
+    `own step`: 2^-D, which makes it the derivative by the step 2^D s of the width that is computed with (eq. 13 as printed,
+    whose residuals are below half a level at every width). `lsq`: that times 1 / sqrt(N Qp), the factor of LSQ (Esser et al.
+    2020, section 2.2). `stored step`: 1, the chain rule; gradients then grow with 2^D from width to width.
+
+    Args:
+        kind: which of the three.
+        highest: h.
+        bits: l, of the pass.
+        count: N, weights of the layer.
+    """
+    if kind == "stored step":
+        return 1.0
+    own = 2.0 ** (bits - highest)
+    return own / math.sqrt(count * level_range(bits)[1]) if kind == "lsq" else own
+
+
+def with_gradient(scale: Tensor, factor: float) -> Tensor:
+    """The same number; its gradient is multiplied with `factor` on the way back."""
+    if factor == 1.0 or not scale.requires_grad:
+        return scale
+    same = scale.view_as(scale)
+    same.register_hook(lambda gradient: gradient * factor)
+    return same
 
 
 def switch_errors(

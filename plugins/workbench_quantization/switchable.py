@@ -15,11 +15,14 @@ from workbench_quantization.layers import Block
 from workbench_quantization.nested_rounding import (
     Rounding,
     Rule,
+    ScaleGradient,
     ScaleStart,
+    gradient_factor,
     initial_scale,
     input_range,
     learned_step_start,
     nested_weight,
+    with_gradient,
 )
 from workbench_quantization.quantizer import FULL_PRECISION, learned_scale_quantise
 
@@ -60,6 +63,7 @@ class SwitchableLayer(nn.Module):
         rounding: of weights.
         start: first weight scale.
         relative: how scales are learned (see `Scale`).
+        gradient: which derivative moves the weight scale (see `gradient_factor`).
         magnitude: mean absolute input; None leaves inputs in full precision.
         signed: whether inputs were negative.
     """
@@ -73,10 +77,12 @@ class SwitchableLayer(nn.Module):
         rounding: Rounding,
         start: ScaleStart,
         relative: bool,
+        gradient: ScaleGradient,
         magnitude: float | None,
         signed: bool,
     ) -> None:
         super().__init__()
+        self.gradient = gradient
         self.layer, self.widths, self.rule, self.rounding, self.signed = layer, tuple(widths), rule, rounding, signed
         self.bits: int | None = None
         highest, lowest = widths[0], widths[-1]
@@ -111,7 +117,10 @@ class SwitchableLayer(nn.Module):
 
     def weight_at(self, bits: int) -> Tensor:
         """The weight that is computed with, differentiable."""
-        scale = self.weight_scale(bits)().to(self.weight.dtype)
+        # A scale of the width itself is its own step already.
+        highest = bits if self.rule == "direct" else self.widths[0]
+        factor = gradient_factor(self.gradient, highest, bits, self.weight.numel())
+        scale = with_gradient(self.weight_scale(bits)().to(self.weight.dtype), factor)
         return nested_weight(self.weight, scale, self.widths[0], bits, self.rule, self.rounding)
 
     def forward(self, image: Tensor, *others: object) -> Tensor:
@@ -160,7 +169,7 @@ class Switchable(nn.Module):
         fixed: (layer,) those that stay in full precision.
         image: (sample, channel, y, x), images that show the layers' inputs.
         widths: highest first.
-        rule, rounding, start, relative: see `SwitchableLayer`.
+        rule, rounding, start, relative, gradient: see `SwitchableLayer`.
         inputs: whether inputs are quantised too.
     """
 
@@ -176,6 +185,7 @@ class Switchable(nn.Module):
         rounding: Rounding,
         start: ScaleStart,
         relative: bool,
+        gradient: ScaleGradient,
         inputs: bool,
     ) -> None:
         super().__init__()
@@ -193,6 +203,7 @@ class Switchable(nn.Module):
                 rounding=rounding,
                 start=start,
                 relative=relative,
+                gradient=gradient,
                 magnitude=magnitudes[place] if inputs else None,
                 signed=signed[place],
             )

@@ -1,0 +1,50 @@
+"""What reports of this family share: arrays of a result, accuracies with the interval of their sample, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from workbench import Metric, Result
+from workbench.toolkit import wilson_interval
+
+
+def values(result: Result, name: str) -> np.ndarray:
+    """A stored output in memory."""
+    return np.asarray(result[name].values)
+
+
+def listed(words: Sequence[str]) -> str:
+    """`8, 6 and 4`; at least one word."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share of `count` images."""
+    low, high = wilson_interval(round(share * count), count)
+    return float(low), float(high)
+
+
+def resolution(share: float, count: int) -> float:
+    """Half the width of that interval: differences below it are within sampling error."""
+    low, high = share_interval(share, count)
+    return (high - low) / 2
+
+
+def accuracy_metric(name: str, accuracy: float, count: int, description: str) -> Metric:
+    """An accuracy on `count` images, with its interval."""
+    return Metric(
+        name=name,
+        value=accuracy,
+        direction="higher",
+        interval=share_interval(accuracy, count),
+        description=description,
+    )
+
+
+def reasons(result: Result, name: str) -> list[tuple[str, str]]:
+    """(parameter, why it was left as it was) of an output over the dim `parameter`; empty where everything was taken."""
+    if name not in result:
+        return []
+    found = result[name]
+    return [(str(p), str(why)) for p, why in zip(found["parameter"].values, found.values, strict=True)]
