@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from workbench.cli import main
 from workbench.store import Store, liveness
 from workbench.store.maintenance import find_garbage, remove_garbage
+from workbench.store.publishing import publish
 
-from unit.store_cases import add, new_store
+from unit.store_cases import add, folder_of, new_store, record
 
 WRITER = """
 import sys
@@ -186,6 +189,60 @@ def test_a_store_one_may_only_read_says_so_before_any_work(public_folder):
     assert "cannot be written: Permission denied" in text
     for folder in (Path(store.url), *(path for path in Path(store.url).rglob("*") if path.is_dir())):
         folder.chmod(0o755)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and permissions as POSIX has them")
+def test_what_somebody_else_made_stays_and_the_rest_is_tidied_up(public_folder):
+    """Deleting is one clear error, and cleaning up goes on with what it may remove."""
+    public_folder.chmod(0o777)
+    store = new_store(public_folder)
+    closed, _ = (store.begin(record(key=letter * 64, user="eve")).fail().id for letter in "ab")
+    month = f"{store.url}/runs/{store.run(closed).record.month}"
+    for path in (Path(store.url), *Path(store.url).rglob("*")):
+        path.chmod(0o777)
+    Path(month, closed).chmod(0o555)
+
+    def delete():
+        Store(store.url, index_folder=public_folder / "mine").delete(closed)
+
+    def tidy():
+        os.environ["WORKBENCH_CACHE"] = tempfile.mkdtemp(dir=public_folder)
+        return main(["--store", store.url, "store", "gc", "--older-than", "0s", "--delete"])
+
+    text = outcome_as_nobody(delete)
+    assert text.startswith(f"StoreError: runs/{Path(month).name}/{closed} in ")
+    assert text.endswith("cannot be removed: Permission denied (a run of eve)")
+    assert outcome_as_nobody(tidy) == "5"
+    assert [path.name for path in Path(month).iterdir()] == [closed]
+    Path(month, closed).chmod(0)  # nobody else may even look into it: then nothing is known, and nothing done
+    assert outcome_as_nobody(tidy) == "0"
+    Path(month, closed).chmod(0o755)
+    assert store.run(closed).status == "failed"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them")
+def test_a_careful_umask_shuts_nobody_out_of_the_store(tmp_path):
+    """What is the store's and not a run's has the permissions of its root; a run has its maker's."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o2775)
+    before = os.umask(0o077)
+    try:
+        store = new_store(tmp_path)
+        run = add(store, {"score": np.arange(5.0)})
+        store.annotations.of(run).tag("paper")
+        publish(store)
+    finally:
+        os.umask(before)
+    root = Path(store.url)
+    shared = [
+        root / "workbench.json",
+        root / "published.json",
+        *root.glob("annotations/*/*"),
+        *root.glob("published/*"),
+    ]
+    assert len(shared) >= 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in shared} == {0o664}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder_of(store, run).rglob("*") if path.is_file()} == {0o600}
 
 
 # -------------------------------------------------------------------------------------------- two processes, one request

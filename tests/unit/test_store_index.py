@@ -183,9 +183,9 @@ def contents(file: Path) -> dict[str, list[tuple]]:
         return {sql: sorted(connection.execute(sql).fetchall(), key=repr) for sql in (runs, facts)}
 
 
-@pytest.mark.parametrize("dies", ["never", "at once", "in the middle"])
+@pytest.mark.parametrize("dies", ["never", "at once", "in the middle", "hangs"])
 def test_helpers_read_what_one_process_reads(tmp_path, monkeypatch, dies):
-    """Also what is no record, and also if helpers die: then their work is done here."""
+    """Also what is no record, and also if helpers die or do not answer: then their work is done here."""
     many = generate(tmp_path / "store", 300, seed=2)
     damaged = sorted(Path(many.url, "runs").glob("*/*/zarr.json"))[::50]
     for path in damaged:
@@ -197,6 +197,9 @@ def test_helpers_read_what_one_process_reads(tmp_path, monkeypatch, dies):
     started: list[subprocess.Popen] = []
     if dies == "at once":
         monkeypatch.setattr(entries, "_HELPER", "raise SystemExit")
+    if dies == "hangs":
+        monkeypatch.setattr(entries, "_HELPER", "import threading; threading.Event().wait()")
+        monkeypatch.setattr(entries, "LONGEST_ANSWER", 0.1)
     original = subprocess.Popen
 
     def popen(*arguments, **options):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from workbench.cli import main
 from workbench.errors import StoreError
-from workbench.store import Store
+from workbench.store import Store, keys
 from workbench.store.copying import copy_runs
 from workbench.store.keys import mark as mark_again
 from workbench.store.keys import marked
@@ -84,10 +86,10 @@ def test_somebody_who_is_computing_it_is_found_and_waited_for(store, no_index):
     assert seen == [writer.record.id]
 
 
-def store_record(key: str):
+def store_record(key: str, **changes):
     from unit.store_cases import record
 
-    return record(key=key)
+    return record(key=key, **changes)
 
 
 def test_marks_that_lie_are_not_believed(store, tmp_path):
@@ -114,7 +116,7 @@ def test_marks_that_lie_are_not_believed(store, tmp_path):
     (folder / f"{month}.folder").mkdir()
     os.symlink("/etc/passwd", folder / f"{month}.link")
     os.mkfifo(folder / f"{month}.pipe")
-    assert marked(store.backend, KEY) == []
+    assert list(marked(store.backend, KEY)) == []
     assert store.find(KEY) is None
     true = add(store, key=KEY)
     for number in range(1000):
@@ -265,3 +267,174 @@ def test_marking_a_store_that_cannot_be_written_is_one_clear_error(store, monkey
     monkeypatch.setattr(type(store.backend), "write_new_chunk", forbidden)
     assert main(["--store", store.url, "store", "index", "--keys"]) == 5
     assert "cannot be written: Permission denied" in capsys.readouterr().err
+
+
+def test_only_the_records_up_to_the_newest_usable_one_are_read(store, monkeypatch):
+    """Of twenty complete runs one record is read, and of two of one second both, for they tell which is the newer."""
+    for second in range(20):
+        add(
+            store,
+            key=KEY,
+            id=f"20260101-1000{second:02d}-test-{second:08x}",
+            started=f"2026-01-01T10:00:{second:02d}.000Z",
+        )
+    failed = store.begin(
+        store_record(KEY, id="20260101-100030-test-00000000", started="2026-01-01T10:00:30.000Z")
+    ).fail()
+    read = []
+    original = type(store.backend).read
+    monkeypatch.setattr(
+        type(store.backend), "read", lambda self, key, limit=None: (read.append(key), original(self, key, limit))[1]
+    )
+    assert store.find(KEY).id == "20260101-100019-test-00000013"
+    assert [key.split("/")[2] for key in read] == [failed.id, "20260101-100019-test-00000013"]
+    twins = {
+        "20260101-100040-test-00000001": "2026-01-01T10:00:40.900Z",
+        "20260101-100040-test-00000002": "2026-01-01T10:00:40.100Z",
+    }
+    for run, started in twins.items():
+        add(store, key=KEY, id=run, started=started)
+    read.clear()
+    assert store.find(KEY).id == "20260101-100040-test-00000001"
+    assert len(read) == 2
+
+
+def unreadable(store: Store, monkeypatch, error: Exception, *, times: int = 10**6, run: str = "") -> list[str]:
+    """Make records fail to be read, so many times; returns what was asked for."""
+    original, asked = store.backend.read, []
+
+    def read(key, limit=None):
+        if key.startswith("runs/") and run in key:
+            asked.append(key)
+            if len(asked) <= times:
+                raise error
+        return original(key, limit)
+
+    monkeypatch.setattr(store.backend, "read", read)
+    monkeypatch.setattr(keys, "PAUSES", (0.0, 0.0))
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale"), StoreError("slow")]
+)
+def test_a_record_that_cannot_be_read_just_now_is_not_taken_for_absent(store, monkeypatch, error):
+    """Else somebody would compute for a day what is there."""
+    run = add(store, key=KEY)
+    asked = unreadable(store, monkeypatch, error)
+    for ask in (store.find, store.runs_with_key, lambda key: store.wait_for(key, 0.0, print)):
+        with pytest.raises(StoreError, match=f"has this run already cannot be told: the record of {run}"):
+            ask(KEY)
+    assert len(asked) == 9  # each of the three looked three times
+    monkeypatch.undo()
+    asked = unreadable(store, monkeypatch, error, times=2)
+    assert store.find(KEY).id == run
+    assert len(asked) == 3
+
+
+def test_a_back_end_that_tried_for_a_minute_is_not_asked_again(store, monkeypatch):
+    add(store, key=KEY)
+    asked = unreadable(store, monkeypatch, StoreError("does not answer as it should"))
+    monkeypatch.setattr(store.backend, "remote", True)
+    with pytest.raises(StoreError, match="does not answer as it should"):
+        store.find(KEY)
+    assert len(asked) == 1
+
+
+def test_an_unreadable_record_does_not_matter_where_another_run_serves(store, monkeypatch):
+    older, newer = (
+        add(store, key=KEY, id=f"2026010{day}-100000-test-0", started=f"2026-01-0{day}T10:00:00.000Z") for day in (1, 2)
+    )
+    unreadable(store, monkeypatch, OSError(errno.EIO, "Input/output error"), run=newer)
+    assert store.find(KEY).id == older
+    with pytest.raises(StoreError, match=newer):
+        store.runs_with_key(KEY)
+
+
+def test_what_a_user_may_not_read_or_is_no_record_is_not_there(store, monkeypatch):
+    """It would not be readable tomorrow either: computing is all that is left."""
+    run = add(store, key=KEY)
+    asked = unreadable(store, monkeypatch, PermissionError(errno.EACCES, "Permission denied"))
+    assert store.find(KEY) is None
+    assert len(asked) == 1
+    monkeypatch.undo()
+    path = folder_of(store, run) / "zarr.json"
+    path.unlink()
+    path.symlink_to(path.name)  # a loop
+    assert store.find(KEY) is None
+
+
+def aged(path: Path, seconds: float = 30 * 86_400.0) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_gc_shows_and_takes_marks_of_runs_that_are_gone(store, capsys):
+    kept, gone, damaged = add(store, key=KEY), add(store, key="a" * 64), add(store, key="b" * 64)
+    month = store.run(kept).record.month
+    shutil.rmtree(folder_of(store, gone))
+    path = folder_of(store, damaged) / "zarr.json"
+    path.write_text(path.read_text().replace('"seed":0', '"seed":1'))
+    folder = Path(store.url, "keys", "4c", KEY)
+    lying, young = folder / f"{month}.{gone}", folder / f"{month}.just-beginning"
+    foreign = folder / "no name of a run"
+    for file in (lying, young, foreign):
+        file.touch()
+    empty = Path(store.url, "keys", "ee", "e" * 64)
+    empty.mkdir(parents=True)
+    before = marks(store)
+    for name in before:
+        if Path(store.url, name) != young:
+            aged(Path(store.url, name))
+    assert main(["--store", store.url, "store", "gc"]) == 0
+    shown = capsys.readouterr().out
+    assert "would remove 2 marks below keys/ (no run has that key" in shown
+    assert "would remove 1 empty folder below keys/ (no run has that key" in shown
+    assert "2 items" in shown
+    assert marks(store) == before
+    assert main(["--store", store.url, "store", "gc", "--delete"]) == 0
+    left = {Path(store.url, name) for name in marks(store)}
+    assert left == {
+        folder / f"{month}.{kept}",
+        young,
+        foreign,
+        Path(store.url, "keys", "bb", "b" * 64, f"{month}.{damaged}"),
+    }
+    assert not empty.exists()
+    assert not Path(store.url, "keys", "aa", "a" * 64).exists()
+    assert store.find(KEY).id == kept
+
+
+def test_a_deleted_run_leaves_no_empty_folder_and_one_taken_away_meanwhile_is_made_again(store, monkeypatch):
+    run = add(store, key=KEY)
+    folder = Path(store.url, "keys", "4c", KEY)
+    store.delete(run)
+    assert not folder.exists()
+    original, times = type(store.backend)._make_folder, []
+
+    def pruned_at_once(self, made):
+        original(self, made)
+        if made == folder and not times:
+            times.append(made)
+            folder.rmdir()
+
+    monkeypatch.setattr(type(store.backend), "_make_folder", pruned_at_once)
+    again = add(store, key=KEY)
+    assert times
+    assert store.find(KEY).id == again
+
+
+def test_verify_names_runs_that_something_else_than_copy_put_there(store, tmp_path, capsys):
+    run = add(store, key=KEY)
+    other = new_store(tmp_path, "other")
+    other.prepare()
+    shutil.copytree(Path(store.url, "runs"), Path(other.url, "runs"))
+    assert other.find(KEY) is None
+    assert main(["--store", other.url, "store", "verify"]) == 5
+    assert f"run {run}, record: not found when it is asked for again" in capsys.readouterr().out
+    assert main(["--store", other.url, "store", "index", "--keys"]) == 0
+    assert main(["--store", other.url, "store", "verify"]) == 0
+    assert other.find(KEY).id == run
+    marker = Path(other.url, "workbench.json")
+    marker.write_text(json.dumps({"format_version": 1}))  # of before: its runs are found through the index
+    shutil.rmtree(Path(other.url, "keys"))
+    assert list(Store(other.url, index_folder=tmp_path / "old").verify()) == []

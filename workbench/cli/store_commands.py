@@ -97,15 +97,22 @@ def gc_command(ctx: click.Context, older_than: float, delete: bool) -> None:
     from workbench.store.maintenance import find_garbage, remove_garbage
 
     store = _store(ctx)
-    found = list(find_garbage(store, older_than))
+    found, kept = list(find_garbage(store, older_than)), []
     for item in found:
-        click.echo(
-            f"{'removed' if delete else 'would remove'} {_plain(item.what)} ({item.reason}, {_size(item.bytes)})"
-        )
-        if delete:
-            remove_garbage(store, item)
-    total = _size(sum(item.bytes for item in found))
-    click.echo(f"{len(found)} items, {total}" + ("" if delete or not found else "; remove them with --delete"))
+        try:
+            if delete:
+                remove_garbage(store, item)
+        except StoreError as error:
+            kept.append(item)
+            click.echo(_plain(str(error)), err=True)
+            continue
+        word = "removed" if delete else "would remove"
+        click.echo(f"{word} {_plain(item.what)} ({item.reason}, {_size(item.bytes)})")
+    total = _size(sum(item.bytes for item in found if item not in kept))
+    tail = "" if delete or not found else "; remove them with --delete"
+    click.echo(f"{len(found) - len(kept)} items, {total}{tail}")
+    if kept:
+        raise StoreError(f"{len(kept)} of {len(found)} items could not be removed")
 
 
 @store_group.command("copy")

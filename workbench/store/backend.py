@@ -18,7 +18,15 @@ from urllib.parse import unquote, urlparse
 
 from workbench.errors import StoreError
 
-__all__ = ["DOCUMENT_LIMIT", "Backend", "LocalBackend", "backend_for", "documents_one_by_one", "read_document"]
+__all__ = [
+    "DOCUMENT_LIMIT",
+    "Backend",
+    "LocalBackend",
+    "RefusedError",
+    "backend_for",
+    "documents_one_by_one",
+    "read_document",
+]
 
 DOCUMENT_LIMIT = 16 * 1024 * 1024
 """Bytes of the largest JSON document (record, annotation) that is written or read: one never fills the memory."""
@@ -30,6 +38,12 @@ FEW = 8
 """Documents up to which opening their folder does not pay."""
 CLOCK_GOOD_FOR = 60.0
 """Seconds after which the file system's clock is asked again."""
+PRUNED_MEANWHILE = 3
+"""Times that a folder is made again for an object, because a colleague's tidying up took it away empty."""
+
+
+class RefusedError(StoreError):
+    """What lies there is nothing this store has (a link that leaves it, a pipe, absurdly large), today and tomorrow."""
 
 
 class Backend(Protocol):
@@ -89,6 +103,9 @@ class Backend(Protocol):
     def delete_object(self, key: str) -> None:
         """Remove one object; nothing happens if there is none."""
 
+    def prune(self, key: str) -> None:
+        """Remove the folder `key` if nothing is in it, in one step; nothing happens where there are no empty folders."""
+
     def zarr_store(self, key: str) -> Any:
         """A writable zarr store rooted at `key`."""
 
@@ -133,12 +150,12 @@ class LocalBackend:
         return self.root / key if key else self.root
 
     def _inside(self, key: str) -> str:
-        """The file of a key, links resolved; StoreError if it lies outside the store."""
+        """The file of a key, links resolved; RefusedError if it lies outside the store."""
         if self._real_root is None:
             self._real_root = os.path.realpath(self.root)
         real = os.path.realpath(os.path.join(self.root, key))
         if not real.startswith(os.path.join(self._real_root, "")):
-            raise StoreError(f"{key!r} in the store {self.url} is a link or name that leaves the store: refused")
+            raise RefusedError(f"{key!r} in the store {self.url} is a link or name that leaves the store: refused")
         return real
 
     def _open(self, key: str) -> tuple[int, int]:
@@ -149,7 +166,7 @@ class LocalBackend:
             os.close(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(f"{key} is a folder")
-            raise StoreError(f"{key!r} in the store {self.url} is not a regular file: refused")
+            raise RefusedError(f"{key!r} in the store {self.url} is not a regular file: refused")
         return descriptor, status.st_size
 
     def read(self, key: str, limit: int | None = None) -> bytes:
@@ -157,7 +174,7 @@ class LocalBackend:
         descriptor, size = self._open(key)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if limit is not None and size > limit:
-                raise StoreError(f"{key!r} in the store {self.url} has {size} bytes, more than {limit}: refused")
+                raise RefusedError(f"{key!r} in the store {self.url} has {size} bytes, more than {limit}: refused")
             return file.read(size)
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
@@ -197,6 +214,8 @@ class LocalBackend:
             descriptor = self._create(temporary)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
+            if key.count("/") <= 2:  # no part of a run: the marker, something said about a run, something published
+                self._share(temporary, 0o666)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -209,11 +228,11 @@ class LocalBackend:
 
     def _create(self, path: Path) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-        try:
-            return os.open(path, flags, 0o666)
-        except FileNotFoundError:
+        for _ in range(PRUNED_MEANWHILE):
+            with suppress(FileNotFoundError):
+                return os.open(path, flags, 0o666)
             self._make_folder(path.parent)
-            return os.open(path, flags, 0o666)
+        return os.open(path, flags, 0o666)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and those above it. What everybody writes to gets the root's permissions, whatever the umask."""
@@ -228,8 +247,12 @@ class LocalBackend:
             folder.mkdir(exist_ok=True)
         parts = folder.relative_to(self.root).parts if self.root in folder.parents else ()
         if parts and len(parts) <= SHARED_LEVELS.get(parts[0], 2):
-            with suppress(OSError):
-                folder.chmod(stat.S_IMODE(self.root.stat().st_mode))
+            self._share(folder, 0o7777)
+
+    def _share(self, path: Path, mask: int) -> None:
+        """Give a file or folder that is everybody's the root's permissions."""
+        with suppress(OSError):
+            path.chmod(stat.S_IMODE(self.root.stat().st_mode) & mask)
 
     def folders(self, key: str) -> list[str]:
         """See Backend. Links are not followed: a run is a folder of the store itself."""
@@ -335,6 +358,11 @@ class LocalBackend:
         if folder := os.path.dirname(key):
             self._inside(folder)
         self.path(key).unlink(missing_ok=True)
+
+    def prune(self, key: str) -> None:
+        """See Backend: a folder with something in it cannot be removed this way, whoever put it there meanwhile."""
+        with suppress(OSError):
+            os.rmdir(self._inside(key))
 
     def zarr_store(self, key: str) -> Any:
         """See Backend."""

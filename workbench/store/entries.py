@@ -7,13 +7,16 @@ rows; where none can be started, or one dies, the work is done here.
 
 from __future__ import annotations
 
+import gc
 import json
 import marshal
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from workbench.errors import StoreError
@@ -29,6 +32,8 @@ MANY = 3000
 """Records of a month from which on helpers are started (each takes a quarter of a second to begin)."""
 MOST_HELPERS = 3
 """More of them would wait for the one that writes the tables."""
+LONGEST_ANSWER = 60.0
+"""Seconds after which a helper that does not answer is ended, and what it was asked is read here."""
 _HELPER = "import sys; sys.path[:] = sys.argv[1:]; from workbench.store.entries import serve; serve()"
 
 Entry = tuple[tuple[Any, ...], str, tuple[str, ...], list[str | float | None]]
@@ -114,15 +119,20 @@ class RecordReader:
         self._helpers: list[subprocess.Popen[bytes]] = []
         self._idle: list[subprocess.Popen[bytes]] = []
         self._threads: ThreadPoolExecutor | None = None
+        self._ended = False
 
     def __enter__(self) -> RecordReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
+        for helper in self._helpers:
+            helper.kill()  # it writes nothing
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
         for helper in self._helpers:
-            _end(helper)
+            with suppress(subprocess.TimeoutExpired):
+                helper.communicate(timeout=5.0)
 
     def batches(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
         """Records of runs that were just listed in a month, a few hundred at a time, in order."""
@@ -170,32 +180,37 @@ class RecordReader:
 
     def _by_helper(self, month: str, runs: Sequence[str]) -> Batch:
         """One question to an idle helper (there are as many threads as helpers); without one, the work is done here."""
-        try:
+        with suppress(IndexError, OSError, EOFError, ValueError, TypeError):
             helper = self._idle.pop()
-        except IndexError:
-            return read_batch(month, self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
-        try:
-            assert helper.stdin is not None
-            assert helper.stdout is not None
-            _send(helper.stdin, (self._backend.url, month, list(runs)))
-            batch = Batch(*_receive(helper.stdout))
-        except (OSError, EOFError, ValueError, TypeError):  # it died: not put back
-            return read_batch(month, self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
-        self._idle.append(helper)
-        return batch
+            batch = _asked(helper, (self._backend.url, month, list(runs)))
+            self._idle.append(helper)  # one that died is not put back
+            return batch
+        if self._ended:
+            return Batch([], [], False)
+        return read_batch(month, self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
+
+
+def _asked(helper: subprocess.Popen[bytes], question: tuple[str, str, list[str]]) -> Batch:
+    """What a helper answers; EOFError if it died, also because it took too long."""
+    assert helper.stdin is not None
+    assert helper.stdout is not None
+    watch = threading.Timer(LONGEST_ANSWER, helper.kill)
+    watch.daemon = True
+    watch.start()
+    try:
+        _send(helper.stdin, question)
+        return Batch(*_receive(helper.stdout))
+    finally:
+        watch.cancel()
 
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _end(helper: subprocess.Popen[bytes]) -> None:
-    helper.kill()  # it writes nothing
-    helper.communicate()
-
-
 def serve() -> None:
     """What a helper does: answer questions until there are no more."""
+    gc.disable()  # records are trees: nothing of them outlives its last use, and looking for cycles takes a fifth of the time
     while True:
         try:
             root, month, runs = _receive(sys.stdin.buffer)

@@ -124,8 +124,9 @@ class Index:
     def study_counts(self) -> list[tuple[str, str, int, str]]:
         """Study that runs were computed for, status, number of ended runs, and when one of them last began or ended."""
         return self._rows(
-            "SELECT study, status, count(*), max(max(started, coalesce(finished, ''))) FROM runs"
-            " WHERE study IS NOT NULL AND status != 'running' GROUP BY study, status",
+            # In the order of the SQL index `runs_study`, which has all that is asked for.
+            "SELECT study, status, count(*), max(max(started), coalesce(max(finished), '')) FROM runs"
+            " WHERE study IS NOT NULL AND status != 'running' GROUP BY study COLLATE NOCASE, study, status",
             [],
         )
 
@@ -245,7 +246,7 @@ class Index:
             raise
 
     def _remove_file(self) -> None:
-        for suffix in ("-wal", "-shm", ""):  # a log left behind would be replayed into the new file
+        for suffix in ("-wal", "-shm", "-journal", ""):  # a log left behind would be replayed into the new file
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
@@ -287,6 +288,10 @@ def _numbers(
     """
     sql, values = condition
     most = -1 if limit is None else limit
+    if sql == "1" and limit and not order.is_column and (shared := _shared_value(connection, order, offset + limit)):
+        # Thousands of runs share a parameter: not sorted by age, but the newest looked through for those that have it.
+        name = _name_of(connection, order)
+        return _numbers(connection, (f"{FACT}name = ? AND value = ?)", [name, *shared]), NEWEST_FIRST, limit, offset)
     if limit is not None and sql != "1":
         with _at_most(connection, SHORT_WALK):
             page = _walk(connection, (sql.replace(FACT, OWN_FACT), values), order, most, offset)
@@ -311,6 +316,18 @@ def _numbers(
     )
     rest = [*values, name, most if most < 0 else most - len(page), max(0, offset - count)]
     return page + [row[0] for row in connection.execute(text, rest)]
+
+
+def _shared_value(connection: sqlite3.Connection, order: Order, count: int) -> list[str | float]:
+    """The one value (in a list) that the first `count` runs along an order of facts have; empty if they have several."""
+    text = (
+        "SELECT value FROM facts WHERE name = ? AND value IS NOT NULL"
+        f" ORDER BY value {'DESC' if order.descending else 'ASC'} LIMIT 1 OFFSET ?"
+    )
+    name = _name_of(connection, order)
+    ends = [row[0] for at in (0, count - 1) for row in connection.execute(text, (name, at))]
+    same = len(ends) == 2 and connection.execute("SELECT ? = ? COLLATE NOCASE", ends).fetchone()[0]
+    return ends[:1] if same else []
 
 
 def _rarest_first(connection: sqlite3.Connection, condition: Condition) -> str:

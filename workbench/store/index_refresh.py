@@ -10,7 +10,16 @@ from functools import partial
 from workbench.errors import StoreError
 from workbench.store.backend import Backend, documents_one_by_one
 from workbench.store.entries import Batch, RecordReader, read_batch
-from workbench.store.index_tables import drop_indices, enter, enter_annotation, forget, make_indices
+from workbench.store.index_tables import (
+    drop_indices,
+    enter,
+    enter_annotation,
+    forget,
+    has_indices,
+    keep_log,
+    leave_log,
+    make_indices,
+)
 
 __all__ = ["refresh"]
 
@@ -51,7 +60,8 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
         # Local ones one by one: they were listed some time ago, and what was a folder then may be a link now.
         read = backend.documents if backend.remote else partial(documents_one_by_one, backend)
         _enter_all(connection, [read_batch(month, read(f"runs/{month}", runs, "/zarr.json"))])
-    make_indices(connection)  # a bulk build may have broken off
+    keep_log(connection)  # also if a bulk build broke off before
+    make_indices(connection)
 
 
 def _due(folders: list[str], known: dict[str, str], everything: bool) -> list[str]:
@@ -73,8 +83,10 @@ def _refresh_month(connection: sqlite3.Connection, backend: Backend, reader: Rec
     present = set(backend.folders(f"runs/{month}"))
     new = sorted(present - known)
     (entered,) = connection.execute("SELECT count(*) FROM runs").fetchone()
-    if bulk := len(new) > max(BULK, entered // GOOD_PART):
+    if bulk := not has_indices(connection) or len(new) > max(BULK, entered // GOOD_PART):
         drop_indices(connection)
+        if not entered:
+            leave_log(connection)
     readable = _enter_all(connection, reader.batches(month, new), bulk=bulk)
     forget(connection, list(known - present))
     return readable

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 from workbench.store.entries import Entry
@@ -23,11 +23,17 @@ __all__ = [
     "enter",
     "enter_annotation",
     "forget",
+    "has_indices",
     "is_whole",
+    "keep_log",
+    "leave_log",
     "make_indices",
 ]
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
+
+MOST_AT_ONCE = 200
+"""Facts of a run that one statement enters."""
 
 _TABLES = {
     "runs": """TABLE runs (
@@ -50,7 +56,7 @@ _INDICES = {
     "runs_key": "runs (key, status)",
     "runs_started": "runs (started, id)",
     "runs_table": "runs (started, id, status, family, method, user, host, device, study, seed, seconds, finished)",
-    "runs_study": "runs (study COLLATE NOCASE) WHERE study IS NOT NULL",
+    "runs_study": "runs (study COLLATE NOCASE, study COLLATE BINARY, status, started, finished) WHERE study IS NOT NULL",
     "runs_open": "runs (status) WHERE status = 'running'",
     "facts_value": "facts (name, value, run) WHERE value IS NOT NULL",
     "annotations_run": "annotations (run, kind)",
@@ -107,6 +113,12 @@ def _drop_all(connection: sqlite3.Connection) -> None:
             connection.execute(f"DROP {kind} IF EXISTS {name}")
 
 
+def has_indices(connection: sqlite3.Connection) -> bool:
+    """Whether all SQL indices are there; else a bulk build is under way, or broke off."""
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'index' AND sql NOT NULL").fetchone()
+    return bool(count == len(_INDICES))
+
+
 def make_indices(connection: sqlite3.Connection) -> None:
     """Make the SQL indices that are missing."""
     present = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
@@ -119,6 +131,22 @@ def drop_indices(connection: sqlite3.Connection) -> None:
     """Leave the SQL indices out for a while: made afterwards, they cost a fraction."""
     for name in _INDICES:
         connection.execute(f"DROP INDEX IF EXISTS {name}")
+
+
+def keep_log(connection: sqlite3.Connection) -> None:
+    """Write what changes to a log, so that others read and this process writes at the same time. It ends a transaction."""
+    connection.commit()
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def leave_log(connection: sqlite3.Connection) -> None:
+    """Write to the file itself until `keep_log`, if nobody else uses it: what goes into an empty one is written once then.
+
+    Killed meanwhile, the file goes back to the last batch, as with the log.
+    """
+    connection.commit()
+    with suppress(sqlite3.OperationalError):  # in use
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -136,24 +164,37 @@ def enter(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
     (fact,) = connection.execute("SELECT coalesce(max(fact), 0) FROM facts").fetchone()
     known: dict[str, int] = dict(connection.execute("SELECT text, name FROM names").fetchall())
     before = len(known)
-    spelled: dict[tuple[str, ...], list[int]] = {}
-    """Numbers of names that go together: runs of one method have the same."""
+    alike: dict[tuple[str, ...], list[Entry]] = {}
+    """Runs with facts of the same names: those of one method mostly are."""
+    for entry in entries:
+        alike.setdefault(entry[2], []).append(entry)
     runs, records = [], []
-    facts: list[tuple[Any, ...]] = []
-    for row, text, names, values in entries:
-        number = numbers.get(row[0])
-        if number is None:
-            number = last = last + 1
-        if (name_numbers := spelled.get(names)) is None:
-            name_numbers = spelled[names] = [known.setdefault(name, len(known) + 1) for name in names]
-        first, fact = fact + 1, fact + len(values)
-        facts.extend(zip(range(first, fact + 1), name_numbers, values, repeat(number)))
-        runs.append((number, *row, first, fact))
-        records.append((number, text))
+    for names, group in alike.items():
+        facts: list[tuple[Any, ...]] = []
+        for row, text, _, values in group:
+            number = numbers.get(row[0])
+            if number is None:
+                number = last = last + 1
+            runs.append((number, *row, fact + 1, fact + len(values)))
+            records.append((number, text))
+            facts.append((number, fact, *values))
+            fact += len(values)
+        _enter_facts(connection, [known.setdefault(name, len(known) + 1) for name in names], facts)
     connection.executemany("INSERT INTO names (text, name) VALUES (?, ?)", list(known.items())[before:])
     connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * 17)})", runs)
     connection.executemany("INSERT INTO records VALUES (?, ?)", records)
-    connection.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", facts)
+
+
+def _enter_facts(connection: sqlite3.Connection, names: Sequence[int], facts: Sequence[tuple[Any, ...]]) -> None:
+    """Enter the facts of runs that have the same ones, given as number of the run, last fact before, and the values.
+
+    All facts of a run in one statement: they are most of the rows of the index.
+    """
+    for start in range(0, len(names), MOST_AT_ONCE):
+        some = names[start : start + MOST_AT_ONCE]
+        rows = (f"(?2 + {start + place}, {name}, ?{place + 2}, ?1)" for place, name in enumerate(some, 1))
+        values = facts if len(some) == len(names) else [(*fact[:2], *fact[2 + start :][: len(some)]) for fact in facts]
+        connection.executemany(f"INSERT INTO facts VALUES {', '.join(rows)}", values)
 
 
 def forget(connection: sqlite3.Connection, runs: Sequence[str]) -> dict[str, int]:

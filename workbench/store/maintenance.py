@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from workbench.errors import StoreError
 from workbench.record import STALE_AFTER
+from workbench.store.keys import marks
 from workbench.store.liveness import silence
 from workbench.store.verify import CHECKPOINT, leftover, run_folders
 from workbench.store.writer import run_folder
 
 if TYPE_CHECKING:
+    from workbench.store.backend import Backend
     from workbench.store.reading import StoredRun
     from workbench.store.store import Store
 
@@ -23,7 +26,7 @@ UNWANTED = ("failed", "cancelled", "interrupted")
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something `gc` would remove: a run, a folder that never became one, or single files."""
+    """Something `gc` would remove: a run, a folder that never became one, single files, or empty folders."""
 
     what: str
     reason: str
@@ -31,6 +34,7 @@ class Garbage:
     run: str = ""
     folder: str = ""
     files: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 @dataclass
@@ -51,16 +55,17 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
 
     Archived, failed, cancelled and interrupted runs that were last written more than `older_than` seconds ago, unless
     they are pinned or a run that stays was made from them; folders of that age without a record (copies and deletions
-    that broke off); half-written files and checkpoints of complete runs.
+    that broke off); half-written files and checkpoints of complete runs; what tells of the key of a run that is gone.
     """
     backend = store.backend
     # A run that says it is running must be silent for longer than any live one, whatever the caller says.
     archived = {item.run for item in store.annotations.holding("archive")}
     pinned = {item.run for item in store.annotations.holding("pin")}
     candidates: dict[str, tuple[StoredRun, str]] = {}
-    known = set()
+    known: dict[str, tuple[str | None, bool]] = {}
+    """Key of every run, and whether it is complete."""
     for run in store.each():
-        known.add(run.id)
+        known[run.id] = run.record.key, run.record.status == "complete"
         status = run.status
         reason: str = (
             status if status in UNWANTED else "archived" if run.id in archived and status == "complete" else ""
@@ -81,9 +86,9 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
     for month, name in run_folders(backend):
         folder = f"runs/{month}/{name}"
         if name in known:
-            if name not in candidates:
-                yield from _files(store, folder, older_than, complete=_complete(store, name))
-        elif backend.size(f"{folder}/zarr.json") is None:
+            if name not in candidates and known[name][1]:
+                yield from _files(store, folder, older_than)
+        elif not _may_be_run(backend, folder):
             files = list(backend.files(folder))
             ages = [backend.now() - (backend.written(key) or 0) for key, _ in files]
             if min(ages, default=float("inf")) >= max(older_than, STALE_AFTER):
@@ -93,16 +98,40 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
                     sum(size for _, size in files),
                     folder=folder,
                 )
+    yield from _marks(store, {run: key for run, (key, _) in known.items()}, older_than)
 
 
-def _complete(store: Store, run_id: str) -> bool:
-    return store.run(run_id).record.status == "complete"
+def _marks(store: Store, keys: Mapping[str, str | None], older_than: float) -> Iterator[Garbage]:
+    """What below `keys/` tells of no run: marks of runs that are gone or have another key, and folders without any."""
+    backend = store.backend
+    lost, used = [], set()
+    for name, key, month, run in marks(backend):
+        used.add(name.rpartition("/")[0])
+        told = keys[run] == key if run in keys else _may_be_run(backend, f"runs/{month}/{run}")
+        if not told and backend.now() - (backend.written(name) or 0) >= max(older_than, STALE_AFTER):
+            lost.append(name)
+    if lost:
+        yield Garbage(f"{_some(len(lost), 'mark')} below keys/", "no run has that key", 0, files=tuple(lost))
+    parts = [] if backend.remote else [f"keys/{part}" for part in backend.folders("keys")]
+    folders = (f"{part}/{key}" for part in parts for key in backend.folders(part))
+    if empty := tuple(folder for folder in folders if folder not in used and not backend.names(folder)):
+        yield Garbage(f"{_some(len(empty), 'empty folder')} below keys/", "no run has that key", 0, empty=empty)
 
 
-def _files(store: Store, folder: str, older_than: float, *, complete: bool) -> Iterator[Garbage]:
-    """Files in a run's own folder that no longer serve anything."""
-    if not complete:
-        return
+def _may_be_run(backend: Backend, folder: str) -> bool:
+    """Whether a folder that is no run by the index has a record all the same: damaged, just written, not for this user."""
+    try:
+        return backend.size(f"{folder}/zarr.json") is not None
+    except OSError:
+        return True
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _files(store: Store, folder: str, older_than: float) -> Iterator[Garbage]:
+    """Files in a complete run's own folder that no longer serve anything."""
     backend = store.backend
     sizes = {}
     for key, size in backend.files(folder):
@@ -120,9 +149,20 @@ def _size(store: Store, folder: str) -> int:
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
-    """Remove one thing that `find_garbage` found."""
+    """Remove one thing that `find_garbage` found.
+
+    Raises:
+        StoreError: it cannot be removed, e.g. because it is somebody else's.
+    """
     for key in garbage.files:
-        store.backend.delete_object(key)
+        try:
+            store.backend.delete_object(key)
+        except OSError as error:
+            raise StoreError(f"{key} in {store.url} cannot be removed: {error.strerror or error}") from error
+        if key.startswith("keys/"):
+            store.backend.prune(key.rpartition("/")[0])
+    for folder in garbage.empty:
+        store.backend.prune(folder)
     if garbage.folder:
         store.remove_folder(garbage.folder, garbage.run)
 

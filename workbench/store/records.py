@@ -193,7 +193,7 @@ def _check(value: dict[str, Any], month: str, run: str) -> None:
     if value["id"] != run or not safe_run_id(run) or not _MONTH.fullmatch(month):
         raise RecordError(f"the record says run {str(value['id'])[:100]!r}, its folder {run[:100]!r}")
     for name, kinds in _TYPES.items():
-        if name in value and (not isinstance(value[name], kinds) or isinstance(value[name], bool)):
+        if name in value and type(value[name]) not in kinds:  # exactly: to Python, true and false are numbers too
             raise RecordError(f"{name} is a {type(value[name]).__name__}")
     for name in _NAMES:
         if not isinstance(value[name], str) or len(value[name]) > 500 or not value[name].isprintable():

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from workbench.errors import MissingDependencyError, StoreError
-from workbench.store.backend import CLOCK_GOOD_FOR, DOCUMENT_LIMIT, documents_one_by_one
+from workbench.store.backend import CLOCK_GOOD_FOR, DOCUMENT_LIMIT, RefusedError, documents_one_by_one
 from workbench.store.publishing import PUBLISHED, Listing, parse_listing, split_part
 from workbench.store.records import RecordError, run_files
 
@@ -72,7 +72,7 @@ class _Client:
         try:
             return self.again(work)
         except _TooLarge as error:
-            raise StoreError(str(error)) from None
+            raise RefusedError(str(error)) from None
 
     def again(self, work: Callable[[], T]) -> T:
         """Do it again if the answer broke off in the middle of its body: obstore itself retries up to the first byte.
@@ -234,6 +234,9 @@ class ObjectBackend:
         with contextlib.suppress(FileNotFoundError):
             self._client.call("delete", key)
 
+    def prune(self, key: str) -> None:
+        """See Backend: a bucket has no empty folders."""
+
     def zarr_store(self, key: str) -> Any:
         """See Backend."""
         from zarr.storage import ObjectStore
@@ -343,6 +346,10 @@ class HttpBackend:
         raise self._refuse()
 
     def delete_object(self, key: str) -> None:
+        """Refused."""
+        raise self._refuse()
+
+    def prune(self, key: str) -> None:
         """Refused."""
         raise self._refuse()
 

@@ -147,23 +147,35 @@ class Store:
         self.remove_folder(run_folder(run.record), run.id)
 
     def remove_folder(self, folder: str, run_id: str = "") -> None:
-        """Remove a run's folder: its record first, so that the run is gone in one step, whatever happens after it."""
+        """Remove a run's folder: its record first, so that the run is gone in one step, whatever happens after it.
+
+        Raises:
+            StoreError: it cannot be removed, e.g. because it is somebody else's.
+        """
         if not self.backend.writable:
             raise StoreError(f"the store {self.url} is published read-only")
         record = self.index.known(run_id) if run_id else None
-        self.backend.delete_object(f"{folder}/zarr.json")
-        self.backend.delete(folder)
-        if record is not None:
-            unmark(self.backend, record)
+        try:
+            self.backend.delete_object(f"{folder}/zarr.json")
+            self.backend.delete(folder)
+            if record is not None:
+                unmark(self.backend, record)
+        except OSError as error:
+            who = f" (a run of {record.user})" if record is not None else ""
+            raise StoreError(f"{folder} in {self.url} cannot be removed: {error.strerror or error}{who}") from error
         if run_id:
             self.index.forget(run_id)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def find(self, key: str) -> StoredRun | None:
-        """The newest complete run with this key, or None."""
+        """The newest complete run with this key, or None.
+
+        Raises:
+            StoreError: none was found, but a record could not be read for a reason that may pass.
+        """
         if self._has_keys:
-            return next((run for run in self.runs_with_key(key) if run.record.status == "complete"), None)
+            return next((run for run in self._with_key(key) if run.record.status == "complete"), None)
         record = self.index.complete_run(key)
         if record is None or self.backend.size(f"{run_folder(record)}/zarr.json") is None:
             return None
@@ -227,10 +239,12 @@ class Store:
         """
         end, pause = time.monotonic() + timeout, 0.05
         while True:
-            runs = self.runs_with_key(key)
-            if (found := next((run for run in runs if run.record.status == "complete"), None)) is not None:
-                return found
-            alive = next((run for run in runs if run.status == "running"), None)
+            alive = None
+            for run in self._with_key(key):
+                if run.record.status == "complete":
+                    return run
+                if alive is None and run.status == "running":
+                    alive = run
             if alive is None or time.monotonic() >= end:
                 return None
             poll(alive)
@@ -252,17 +266,22 @@ class Store:
 
     def verify(self, where: str = "") -> Iterator[Problem]:
         """Everything that is damaged, missing or foreign in the runs of a query; of all folders, if there is none."""
-        if where.strip():
-            for run in self.runs(where):
-                yield from verify_run(self.backend, run.record.month, run.id)
-            return
-        for month, name in run_folders(self.backend):
-            yield from verify_run(self.backend, month, name)
+        named = ((run.record.month, run.id) for run in self.each(where)) if where.strip() else run_folders(self.backend)
+        for month, name in named:
+            yield from verify_run(self.backend, month, name, marked=self._has_keys)
 
     def runs_with_key(self, key: str) -> list[StoredRun]:
-        """All runs with a key, whatever became of them, newest first."""
+        """All runs with a key, whatever became of them, newest first.
+
+        Raises:
+            StoreError: a record could not be read for a reason that may pass.
+        """
+        return sorted(self._with_key(key), key=lambda run: (run.record.started, run.id), reverse=True)
+
+    def _with_key(self, key: str) -> Iterator[StoredRun]:
+        """As `runs_with_key`, each read when it is asked for."""
         records = marked(self.backend, key) if self._has_keys else self.index.runs_with_key(key)
-        return [StoredRun(self.backend, record) for record in records]
+        return (StoredRun(self.backend, record) for record in records)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

@@ -16,6 +16,7 @@ from workbench.errors import StoreError
 from workbench.record import RunRecord
 from workbench.store.backend import Backend, read_document
 from workbench.store.chunks import largest_file, scan_file
+from workbench.store.keys import is_marked
 from workbench.store.layout import ArrayLayout, array_document, file_name
 from workbench.store.reading import spell_region
 from workbench.store.records import RecordError, array_layout, parse_json, read_record, safe_run_id
@@ -24,6 +25,7 @@ __all__ = ["Problem", "leftover", "run_folders", "verify_content", "verify_run"]
 
 CHECKPOINT = "checkpoint"
 ROOT = "zarr.json"
+UNMARKED = "its file below keys/ is missing; `workbench store index --keys` makes it"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,15 @@ def leftover(name: str) -> bool:
     return name == CHECKPOINT or (base.startswith(".") and base.endswith(".tmp"))
 
 
-def verify_run(backend: Backend, month: str, run: str) -> Iterator[Problem]:
-    """Everything that is wrong with one run. A run that is still running, or was interrupted, only has its record."""
+def verify_run(backend: Backend, month: str, run: str, *, marked: bool = False) -> Iterator[Problem]:
+    """Everything that is wrong with one run. A run that is still running, or was interrupted, only has its record.
+
+    Args:
+        backend: of the store.
+        month: the run's month.
+        run: its id.
+        marked: whether the store says that all its runs can be found by their keys.
+    """
     folder = f"runs/{month}/{run}"
     if not safe_run_id(run):
         yield Problem(repr(run)[:200], "", "", "no name of a run")
@@ -71,6 +80,8 @@ def verify_run(backend: Backend, month: str, run: str) -> Iterator[Problem]:
         yield Problem(run, "", "", "no record: not a run, or one being copied or deleted" if missing else _text(error))
         return
     yield from verify_content(backend, folder, record, documents)
+    if marked and record.status == "complete" and not is_marked(backend, record):
+        yield Problem(run, "", "", f"not found when it is asked for again: {UNMARKED}")
 
 
 def verify_content(backend: Backend, folder: str, record: RunRecord, documents: dict[str, Any]) -> Iterator[Problem]:

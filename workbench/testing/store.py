@@ -125,6 +125,17 @@ class StoreContract:
         assert backend.folders("runs") == ["b"]
         assert backend.size("runsofmine/c/x") == 2
 
+    def test_only_empty_folders_are_pruned(self, store: Store) -> None:
+        """What is in a folder stays, and where there are folders without anything in them they go."""
+        backend = store.backend
+        backend.write("keys/a/b", b"")
+        backend.prune("keys/a")
+        assert backend.names("keys/a") == ["b"]
+        backend.delete_object("keys/a/b")
+        backend.prune("keys/a")
+        backend.prune("keys/a")
+        assert backend.folders("keys") == []
+
     def test_the_place_has_one_clock(self, store: Store) -> None:
         """Stamps and the present moment are told by the same clock."""
         store.prepare()
