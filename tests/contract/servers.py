@@ -145,8 +145,8 @@ class _ProxyHandler(_Quiet):
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
             return
+        proxy.sent += len(content)  # before: once it is written, the test goes on and looks
         self.wfile.write(content)
-        proxy.sent += len(content)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
 
