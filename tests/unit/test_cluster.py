@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import workbench
 from pydantic import Field
 from torch import nn
 from workbench import DataRole, Method, Output, Params, Report
+from workbench.cli import main
 from workbench.errors import (
     CancelledError,
     ClusterError,
@@ -310,10 +312,13 @@ def test_progress_that_arrives_while_a_subject_is_spread_blocks_nobody():
     """The client's event loop both brings progress and moves the bytes: one must not wait for the other."""
 
     class Loop:
-        id, told = "client", False
+        id, status, told = "client", "running", False
 
         def subscribe_topic(self, topic: str, handler: Any) -> None:
             self.handler = handler
+
+        def scheduler_info(self, **_: Any) -> Any:
+            return {"workers": {"a": {}}}
 
         def scatter(self, blob: bytes, **_: Any) -> Any:
             event = threading.Thread(
@@ -581,3 +586,15 @@ def test_the_command_starts_workers_and_ends_with_ctrl_c(bench, tmp_path):
         started.send_signal(signal.SIGINT)
         started.wait(timeout=PATIENCE)
     assert started.returncode == 0
+
+
+def test_a_port_that_is_taken_is_said_in_a_line(capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["cluster", "--workers", "1", "--port", str(port)]) == 2
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"error: --port: expected a free port, got {port}")
+    assert told.err.count("\n") == 1

@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -20,7 +21,15 @@ from workbench import Workbench
 from workbench.errors import CancelledError, ClusterLostError, StoreError
 from workbench.execution import worker
 from workbench.execution.blockwise import BlockPlace
-from workbench.execution.cluster import TRIES, Cluster, _Sent, cluster_of, local_cluster
+from workbench.execution.cluster import (
+    KEPT_MESSAGES,
+    NO_WORKER,
+    TRIES,
+    Cluster,
+    _Sent,
+    cluster_of,
+    local_cluster,
+)
 from workbench.execution.progress import CancelToken
 
 from unit import test_blockwise as blocks
@@ -32,8 +41,8 @@ PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
-def lone(tmp_path_factory: pytest.TempPathFactory):
-    """A client of a single worker, which has a GPU as far as dask is told: when it dies, nobody else has what it had."""
+def small_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """A cluster and a client of it, which has no worker to begin with."""
     folder = tmp_path_factory.mktemp("lone")
     options = {
         "dashboard_address": "127.0.0.1:0",
@@ -42,10 +51,77 @@ def lone(tmp_path_factory: pytest.TempPathFactory):
         "resources": {"GPU": 1},
     }
     with (
-        local_cluster(1, threads=1, **options) as cluster,
+        local_cluster(0, threads=1, **options) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        yield client
+        yield cluster, client
+
+
+@pytest.fixture
+def lone(small_cluster: Any):
+    """A client of a single worker, which has a GPU as far as dask is told: when it dies, nobody else has what it had."""
+    cluster, client = small_cluster
+    cluster.scale(1)
+    client.wait_for_workers(1, PATIENCE)
+    return client
+
+
+class Shown:
+    """Remembers what a bar would show."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.first = threading.Event()
+
+    def show(self, done: float, total: float, message: str) -> None:
+        """Remember."""
+        self.messages.append(message)
+        self.first.set()
+
+    def values(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_cluster_without_workers_is_waited_for_says_so_and_can_be_cancelled(
+    bench: Workbench, small_cluster: Any, tmp_path: Path
+):
+    """Also with subjects in memory, which dask would hold back until there is a worker to take them."""
+    cluster, client = small_cluster
+    cluster.scale(0)
+    end = time.monotonic() + PATIENCE
+    while client.scheduler_info(n_workers=-1)["workers"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
+    pictures = np.random.default_rng(1).random((64, 1, 32, 32), dtype=np.float32)
+    far = bench.on(client)
+    far.cluster._seen = (float("-inf"), {})  # type: ignore[union-attr]
+    unwanted = far.submit(runs.Patient, data=pictures, folder=str(tmp_path), seed=9)
+    assert (unwanted.status, unwanted.waits_for) == ("pending", NO_WORKER)
+    assert NO_WORKER in repr(unwanted)
+    unwanted.cancel()
+    assert (unwanted.status, unwanted.waits_for) == ("cancelled", "")
+    sweep = far.sweep("sample.patient", data=pictures, folder=str(tmp_path), seed=range(2), block=False)
+    shown = Shown()
+    attending = threading.Thread(target=sweep.attend, args=(shown,))
+    attending.start()
+    assert shown.first.wait(PATIENCE)
+    assert sweep.waits_for == NO_WORKER
+    cluster.scale(1)
+    assert sweep.wait(PATIENCE)
+    attending.join(PATIENCE)
+    assert (str(sweep.progress), sweep.waits_for) == ("2 of 2: 2 complete", "")
+    assert f"0 of 2, {NO_WORKER}" in shown.messages
+    assert sorted(run.seed for run in bench.runs()) == [0, 1]
+
+
+def test_a_client_does_not_keep_the_orders_it_sent(bench: Workbench, lone: Any):
+    sweep = bench.on(lone).sweep("sample.random_numbers", seed=range(3 * KEPT_MESSAGES), in_flight=1, progress=False)
+    assert len(sweep.runs) == 3 * KEPT_MESSAGES
+    assert len(lone.scheduler_comm.recent_message_log) <= KEPT_MESSAGES
 
 
 def test_subjects_in_memory_that_died_with_their_worker_are_sent_again_and_the_sweep_goes_on(

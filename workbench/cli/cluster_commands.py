@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.errors import ClusterError, InputError
+from workbench.errors import ClusterError, ClusterLostError, InputError
 
 if TYPE_CHECKING:
     from workbench.bench import Workbench
@@ -56,8 +56,12 @@ def sweep_command(
         from workbench.cli.printing import harmless
 
         click.echo(harmless(str(sweep.progress)))
-        for failure in sweep.failures[:50]:
+        # That the cluster was lost is said once, below.
+        told = [failure for failure in sweep.failures if not isinstance(failure.error, ClusterLostError)]
+        for failure in told[:50]:
             click.echo(harmless(f"{failure.status}: {failure}"))
+        if len(told) > 50:
+            click.echo(f"... and {len(told) - 50} more")
         if sweep.stopped:
             click.echo(harmless(f"stopped: {sweep.stopped}"))
     counts = sweep.progress.counts
@@ -114,6 +118,7 @@ def cluster_command(
 
     Then, in any notebook: `bench = workbench.open(client=distributed.Client("tcp://127.0.0.1:8786"))`.
     """
+    import errno
     import os
     import threading
 
@@ -125,8 +130,18 @@ def cluster_command(
             cluster = gpu_cluster(workers, threads=threads, **options)
         else:
             cluster = local_cluster(workers or max(1, (os.cpu_count() or 1) // 2), threads=threads, **options)
-    except OSError as error:
-        raise ClusterError(f"the cluster cannot be started: {error}") from error
+    except (OSError, RuntimeError) as error:  # dask's own, with the reason behind it
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
+            raise InputError(
+                "--port",
+                expected="a free port",
+                got=f"{port}, where something else listens",
+                hint="If that is a cluster of yours, use it (workbench sweep FILE --scheduler ADDRESS); --port 0 takes any.",
+            ) from error
+        raise ClusterError(f"the cluster cannot be started: {reason}") from error
     with cluster:
         click.echo(f"scheduler: {cluster.scheduler_address}")
         click.echo(f"dashboard: {cluster.dashboard_link}")

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
+import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from workbench.errors import CancelledError, ClusterError, ClusterLostError, InputError
 from workbench.execution import worker as remote
+from workbench.execution.dask_log import quiet_dask
 from workbench.execution.handle import Handle
 from workbench.execution.shipping import Order
 
@@ -33,6 +37,11 @@ CURRENT = 1.0
 """Seconds for which the list of workers is taken as it is; asking the scheduler costs as much as a small run."""
 GATHER = 0.05
 """Seconds in which wishes to stop are gathered: a sweep that is cancelled tells all workers once, not once for each run."""
+PATIENCE = 5.0
+"""Seconds for which a worker is waited for that was there a moment ago."""
+NO_WORKER = "waiting for a worker, the cluster has none"
+KEPT_MESSAGES = 10
+"""Of those sent to the scheduler, see `_forget_messages`."""
 PRELOAD = ["workbench.execution.preload"]
 WAITING, BLOCK = 1 / 1024, 3 / 4
 """Parts of a GPU: a run that shares out its blocks must be where a GPU is, but only waits; no two blocks share one."""
@@ -60,8 +69,12 @@ class Cluster:
         """Of the handles; taken by the client's event loop too, so nothing that waits for the loop is done under it."""
         self._spreading = threading.Lock()
         self._seen: tuple[float, Mapping[str, Any]] = (float("-inf"), {})
+        self._missing = ""
+        """What no order can begin without: `NO_WORKER`, or nothing as far as is known."""
         self._unwanted: list[str] = []
         """Tokens of orders that workers are to be told to stop."""
+        _forget_messages(client)
+        quiet_dask()
         try:
             client.subscribe_topic(remote.topic(client.id), self._told)
         except Exception as error:
@@ -87,6 +100,7 @@ class Cluster:
         moment = time.monotonic()
         if moment - self._seen[0] > CURRENT:
             self._seen = (moment, dict(self.client.scheduler_info(n_workers=-1)["workers"]))
+            self._missing = "" if self._seen[1] else NO_WORKER
         return self._seen[1]
 
     def _resources(self, device: str | None) -> dict[str, float] | None:
@@ -125,6 +139,8 @@ class Cluster:
         method, title = order.key
         self._check()
         try:
+            if not self._workers():  # dask keeps the order until there is one
+                handle.held_up(lambda: self._missing)
             shared = {digest: self._placed(digest, blob) for digest, blob in sent.blobs.items()}
             resources = self._resources(order.device)
             blocks = {"GPU": BLOCK} if order.blockwise and resources else None
@@ -149,17 +165,31 @@ class Cluster:
             future = self._spread.get(digest)
             if future is None or future.status in ("cancelled", "lost", "error"):
                 # Every worker gets it, because any may be asked.
-                future = self._scattered(blob)
+                future = self._scattered(digest, blob) if self._workers() else self._deposited(digest, blob)
                 self._spread[digest] = future
                 while len(self._spread) > KEPT_BLOBS:
                     self._spread.popitem(last=False)
             return future
 
-    def _scattered(self, blob: bytes) -> Any:
+    def _scattered(self, digest: str, blob: bytes) -> Any:
         try:  # straight to the workers, past the scheduler
-            return self.client.scatter(blob, broadcast=True, hash=False, direct=True)
-        except (OSError, TimeoutError):  # which this process cannot reach, as on some clusters
+            return self.client.scatter(blob, broadcast=True, hash=False, direct=True, timeout=PATIENCE)
+        except TimeoutError:  # they are gone, or have no room now
+            return self._deposited(digest, blob)
+        except OSError:  # this process cannot reach them, as on some clusters
             return self.client.scatter(blob, broadcast=True, hash=False, direct=False)
+
+    def _deposited(self, digest: str, blob: bytes) -> Any:
+        """Left with the scheduler, which gives it to the first worker that comes, and starts some where it can.
+
+        To scatter is to wait for a worker, and nobody could cancel that.
+        """
+        import dask
+
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):  # it is known to be large
+            return self.client.submit(
+                bytes, blob, key=("subjects", f"{digest[:12]} · {uuid.uuid4().hex[:8]}"), pure=False
+            )
 
     def _ended(self, sent: _Sent[R], future: Any) -> None:
         handle, wrap = sent.handle, sent.wrap
@@ -193,8 +223,8 @@ class Cluster:
             return CancelledError(f"{handle.title} was cancelled")
         if future.status in ("cancelled", "lost"):
             return ClusterLostError(
-                f"{handle.title}: the connection to the scheduler was lost. What was complete is in the store; "
-                "connect to a cluster and ask again for the rest"
+                "the connection to the scheduler was lost. What was complete is in the store; connect to a cluster and ask "
+                "again for the rest"
             )
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
@@ -216,6 +246,7 @@ class Cluster:
         if handle is None:
             return
         if "run_id" in message:
+            self._missing = ""
             handle.began(message["run_id"])
             if handle._asked_to_stop:  # it began anew on a worker that came after it was cancelled
                 self._unwant(message["order"])
@@ -258,6 +289,16 @@ def cluster_of(client: Any) -> Cluster:
     if found is None:
         found = _CLUSTERS[client.id] = Cluster(client)
     return found
+
+
+def _forget_messages(client: Any) -> None:
+    """Let dask's client keep few of the messages that it sent, instead of the last thousand.
+
+    They are kept for those who debug dask itself, with the orders in them: up to 64 kB for each run.
+    """
+    batches: Any = getattr(client, "scheduler_comm", None)
+    if isinstance(kept := getattr(batches, "recent_message_log", None), deque):
+        batches.recent_message_log = deque(kept, maxlen=min(kept.maxlen or KEPT_MESSAGES, KEPT_MESSAGES))
 
 
 def local_cluster(workers: int, *, threads: int | None = None, **options: Any) -> Any:
@@ -318,11 +359,13 @@ def gpu_cluster(workers: int | None = None, *, threads: int | None = None, **opt
         return make(workers={number: worker(number) for number in range(count)}, scheduler=scheduler)
 
 
-def _calm() -> Any:
+@contextmanager
+def _calm() -> Iterator[None]:
     """Dask's settings for processes that share the machine with what they compute; what somebody set is left alone.
 
     Out of the box each process looks at its event loop 50 times a second, and each worker at its stack 100 times: 4 % of a
-    processor for every worker, idle or not. The dashboard's profile has fewer samples for it.
+    processor for every worker, idle or not. The dashboard's profile has fewer samples for it. If the dashboard's port is taken,
+    its link says which it has instead; dask need not warn.
     """
     import dask
     from dask.utils import parse_timedelta
@@ -337,7 +380,10 @@ def _calm() -> Any:
         for name, (usual, calm) in wanted.items()
         if parse_timedelta(dask.config.get(name, usual)) == parse_timedelta(usual)
     }
-    return dask.config.set(changed)
+    quiet_dask()
+    with dask.config.set(changed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Port \d+ is already in use")
+        yield
 
 
 def _threads(count: int) -> dict[str, str]:

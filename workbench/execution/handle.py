@@ -53,6 +53,7 @@ class Handle(Generic[R]):
         self._status: HandleStatus = "pending"
         self._run_id: str | None = None
         self._progress = ProgressState()
+        self._waits_for: Callable[[], str] = _nothing
         self._result: R | None = None
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Handle[R]], object]] = []
@@ -74,6 +75,11 @@ class Handle(Generic[R]):
     def progress(self) -> ProgressState:
         """How far it is, and the newest values it logged."""
         return self._progress
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps it from beginning, where that is more than its turn; else empty."""
+        return self._waits_for() if self._status == "pending" else ""
 
     def done(self) -> bool:
         """Whether it ended, in whatever way."""
@@ -106,8 +112,9 @@ class Handle(Generic[R]):
                 if cancel is not None and cancel.cancelled:
                     self.cancel()
                 state = self._progress
-                if progress is not None and state is not shown and state.total:
-                    progress.show(state.done, state.total, state.message)
+                obstacle = self.waits_for
+                if progress is not None and (obstacle or (state is not shown and state.total)):
+                    progress.show(state.done, state.total, obstacle or state.message)
                     if state.step is not None:
                         progress.values(state.step, dict(state.values))
                 shown = state
@@ -150,6 +157,8 @@ class Handle(Generic[R]):
 
     def _detail(self) -> str:
         state = self._progress
+        if self.waits_for:
+            return f": {self.waits_for}"
         if self._status == "running" and state.total:
             message = f" {state.message}" if state.message else ""
             return f" {state.done / state.total:.0%}{message}"
@@ -158,6 +167,10 @@ class Handle(Generic[R]):
         return f" {self._run_id}" if self._run_id else ""
 
     # --- what the executor tells it ---------------------------------------------------------------------------------
+
+    def held_up(self, reason: Callable[[], str]) -> None:
+        """It cannot begin as long as this gives a reason."""
+        self._waits_for = reason
 
     def began(self, run_id: str) -> None:
         """The run has an id and computes."""
@@ -179,13 +192,17 @@ class Handle(Generic[R]):
         with self._changed:
             if self.done():
                 return
-            self._result, self._error = result, error
+            self._result, self._error, self._waits_for = result, error, _nothing
             self._status = _ending(error)
             self._run_id = None if self._status == "skipped" else run_id or self._run_id  # a skipped run leaves nothing
             callbacks, self._callbacks = self._callbacks, []
             self._changed.notify_all()
         for call in callbacks:
             _call(call, self)
+
+
+def _nothing() -> str:
+    return ""
 
 
 def _ending(error: BaseException | None) -> HandleStatus:

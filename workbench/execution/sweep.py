@@ -60,7 +60,7 @@ class SweepFailure:
         return f"{self.point.label}: {self.error}"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     """What is kept of a point: small, because a sweep may have a million."""
 
@@ -97,6 +97,8 @@ class Sweep(Generic[R]):
         self.points, self.study, self.dashboard = points, study, dashboard
         self._submit, self._facts, self._runs = submit, facts, runs
         self._entries: dict[int, _Entry] = {}
+        self._counts: Counter[str] = Counter()
+        """Of their states; counted as they change, because a sweep that is attended asks ten times a second."""
         self._handles: dict[int, Handle[R]] = {}
         self._changed = threading.Condition()
         self._in_flight = in_flight
@@ -111,9 +113,16 @@ class Sweep(Generic[R]):
     def progress(self) -> SweepProgress:
         """How many points ended, and how."""
         with self._changed:
-            counts: Counter[str] = Counter(entry.status for entry in self._entries.values())
+            counts = dict(+self._counts)
         counts["waiting"] = len(self.points) - sum(counts.values())
-        return SweepProgress(len(self.points), dict(counts))
+        return SweepProgress(len(self.points), counts)
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps all of its points from beginning, where that is more than their turn; else empty."""
+        with self._changed:
+            found = {handle.waits_for for handle in self._handles.values()}
+        return found.pop() if len(found) == 1 else ""
 
     @property
     def stopped(self) -> str:
@@ -175,7 +184,8 @@ class Sweep(Generic[R]):
                 if progress is not None:
                     state = self.progress
                     bad = state.counts.get("failed", 0)
-                    progress.show(state.done, state.total, f"{bad} failed" if bad else "")
+                    told = (f"{state.done} of {state.total}", f"{bad} failed" if bad else "", self.waits_for)
+                    progress.show(state.done, state.total, ", ".join(filter(None, told)))
         except KeyboardInterrupt:
             self.cancel()
             self.wait(10.0)
@@ -248,10 +258,16 @@ class Sweep(Generic[R]):
             return
         with self._changed:
             self._handles[number] = handle
-            self._entries[number] = _Entry("running")
+            self._enter(number, _Entry("running"))
         handle.add_done_callback(lambda ended: self._ended(number, ended))
         if self._stopped:
             handle.cancel()
+
+    def _enter(self, number: int, entry: _Entry) -> None:
+        if (before := self._entries.get(number)) is not None:
+            self._counts[before.status] -= 1
+        self._entries[number] = entry
+        self._counts[entry.status] += 1
 
     def _ended(self, number: int, handle: Handle[R] | None = None, *, error: BaseException | None = None) -> None:
         error = handle.error if handle is not None else error
@@ -265,7 +281,7 @@ class Sweep(Generic[R]):
         elif handle is not None and handle.status in ("skipped", "cancelled"):
             entry.status = handle.status  # type: ignore[assignment]
         with self._changed:
-            self._entries[number] = entry
+            self._enter(number, entry)
             self._handles.pop(number, None)
             if isinstance(error, ClusterLostError):
                 self._stopped = self._stopped or str(error)
