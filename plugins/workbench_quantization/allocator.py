@@ -68,7 +68,7 @@ def allocate_program(objective: np.ndarray, cost: np.ndarray, budget: float, tie
     groups = _groups(len(cost), ties)
     merged = np.array([objective[group].sum(0) for group in groups])
     price = np.array([cost[group].sum(0) for group in groups])
-    rows, widths = merged.shape
+    rows = len(merged)
     # HiGHS works with absolute tolerances of 1e-6: subtract what cannot be chosen away and scale far above them.
     merged = merged - merged.min(axis=1, keepdims=True)
     merged = merged * (1e6 / merged.max()) if merged.max() > 0 else merged

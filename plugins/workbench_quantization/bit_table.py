@@ -26,7 +26,7 @@ from workbench_quantization.integer_weights import (
     restore_weight,
     scale_count,
 )
-from workbench_quantization.layers import Block
+from workbench_quantization.layers import BLOCK_SEPARATOR, Block
 from workbench_quantization.quantizer import FULL_PRECISION, InputQuantisers, channel_axis, weights_replaced
 
 WIDEST = 16
@@ -48,7 +48,7 @@ STORED = (
 
 @dataclass
 class Subject:
-    """The model under study, what of it is quantised, and its costs."""
+    """The model under study, what of it is quantised, and its costs. `inputs` has a quantiser for every layer of every block."""
 
     model: nn.Module
     blocks: list[Block]
@@ -60,13 +60,11 @@ class Subject:
     def rounded(self, bits: np.ndarray, sharing: Sharing) -> dict[nn.Module, Tensor]:
         """The weight of every layer after a round trip through its integers."""
         return {
-            block.layers[0]: restore_weight(
-                integer_weight(block.layers[0], int(width), sharing, self.group_size),
-                block.layers[0],
-                sharing,
-                self.group_size,
+            layer: restore_weight(
+                integer_weight(layer, int(width), sharing, self.group_size), layer, sharing, self.group_size
             )
             for block, width in zip(self.blocks, bits, strict=True)
+            for layer in block.layers
         }
 
     def logits(self, image: Any, out: Out) -> Tensor:
@@ -75,18 +73,20 @@ class Subject:
 
     def quantised_logits(self, bits: np.ndarray, sharing: Sharing, image: Any, out: Out) -> Tensor:
         """The same with weights and inputs quantised; the model is left as it was."""
-        self.inputs.set_bits(self.costs.input_bits(bits).tolist())
+        widths = zip(self.costs.input_bits(bits).tolist(), self.blocks, strict=True)
+        self.inputs.set_bits([width for width, block in widths for _ in block.layers])
         try:
             with weights_replaced(self.rounded(bits, sharing)):
                 return self.logits(image, out)
         finally:
-            self.inputs.set_bits([FULL_PRECISION] * len(self.blocks))
+            self.inputs.set_bits([FULL_PRECISION] * sum(len(block.layers) for block in self.blocks))
 
     def scale_mb(self, bits: np.ndarray, sharing: Sharing) -> float:
         """Size of the scales in MB of 10^6 bytes."""
         counts = [
-            scale_count(tuple(block.weights[0].shape), sharing, channel_axis(block.layers[0]), self.group_size)
+            scale_count(tuple(weight.shape), sharing, channel_axis(layer), self.group_size)
             for block, width in zip(self.blocks, bits, strict=True)
+            for layer, weight in zip(block.layers, block.weights, strict=True)
             if width < FULL_PRECISION
         ]
         return sum(counts) * SCALE_BITS / 8 / MEGABYTE
@@ -111,7 +111,7 @@ def table_of_widths(given: xr.Dataset, names: Sequence[str]) -> np.ndarray:
         pairs = [
             (name, int(width))
             for label, width in zip(bits["layer"].values.tolist(), bits.values.tolist(), strict=True)
-            for name in str(label).split(" + ")
+            for name in str(label).split(BLOCK_SEPARATOR)
         ]
         found = dict(pairs)
         wrong = sorted(set(found) ^ set(names))
@@ -133,7 +133,10 @@ def rounding_errors(subject: Subject, bits: np.ndarray, sharing: Sharing) -> np.
     rounded = subject.rounded(bits, sharing)
     return np.array(
         [
-            float((rounded[block.layers[0]].double() - block.weights[0].detach().double()).square().sum())
+            sum(
+                float((rounded[layer].double() - weight.detach().double()).square().sum())
+                for layer, weight in zip(block.layers, block.weights, strict=True)
+            )
             for block in subject.blocks
         ]
     )
@@ -154,20 +157,22 @@ def cost_of(subject: Subject, bits: np.ndarray, sharing: Sharing) -> dict[str, f
     return {"size_mb": size, "average_bits": size * 8 * MEGABYTE / float(subject.costs.sizes.sum())}
 
 
-def write_stored(subject: Subject, bits: np.ndarray, sharing: Sharing, held_out: Images, out: Out) -> None:
-    """Integers and scales of one solution, its logits, and the model that computes with them."""
+def write_stored(subject: Subject, bits: np.ndarray, sharing: Sharing, held_out: Images, out: Out) -> Tensor:
+    """Integers and scales of one solution, its logits, and the model that computes with them. Returns the logits.
+
+    A block of several layers has their integers, and their scales, one layer after the other.
+    """
     out.write("bits", bits.astype(np.int8))
     out.write("input_bits", subject.costs.input_bits(bits).astype(np.int8))
     logit = subject.quantised_logits(bits, sharing, held_out.image, out)
     stored = [
-        integer_weight(block.layers[0], int(width), sharing, subject.group_size)
+        [integer_weight(layer, int(width), sharing, subject.group_size) for layer in block.layers]
         for block, width in zip(subject.blocks, bits, strict=True)
     ]
-    for name, start, parts in (
-        ("integer_weight", "weight_start", [part.levels.flatten() for part in stored]),
-        ("scale", "scale_start", [part.scale for part in stored]),
-    ):
-        out.write(name, torch.cat(parts) if name == "integer_weight" else torch.cat(parts).float())
+    levels = [torch.cat([part.levels.flatten() for part in block]) for block in stored]
+    scales = [torch.cat([part.scale for part in block]).float() for block in stored]
+    for name, start, parts in (("integer_weight", "weight_start", levels), ("scale", "scale_start", scales)):
+        out.write(name, torch.cat(parts))
         out.write(start, np.cumsum([0, *(part.numel() for part in parts)])[:-1].astype(np.int64))
     weights = subject.rounded(bits, sharing)
     with torch.no_grad():
@@ -177,3 +182,4 @@ def write_stored(subject: Subject, bits: np.ndarray, sharing: Sharing, held_out:
     out.write("logit", logit)
     out.write("label", held_out.label)
     out.write("sample_index", held_out.index)
+    return logit

@@ -33,9 +33,10 @@ from pydantic import Field, model_validator
 from workbench import DataRole, Inputs, Method, ModelRole, Out, Output, Paper, Report, Result
 from workbench import Params as BaseParams
 
+from workbench_quantization.bit_table import STORED, WIDEST
 from workbench_quantization.hawq_report import report
 from workbench_quantization.hawq_run import run
-from workbench_quantization.quantizer import Granularity, RangeRule
+from workbench_quantization.quantizer import FULL_PRECISION, Granularity, RangeRule
 
 Budget = Literal["avg_bits", "size_mb", "bops", "latency_ms"]
 
@@ -115,8 +116,10 @@ class Params(BaseParams):
         lt=1,
         description="Stop probing when every layer's relative standard error is below; 0 uses all probes",
     )
-    probe_mode: Literal["joint", "per_layer"] = Field(
-        "joint", description="One product for all layers (adds variance, not bias), or one per layer"
+    probe_mode: Literal["joint", "per_layer", "gauss_newton"] = Field(
+        "joint",
+        description="One product for all layers (adds variance, not bias), one per layer, or one per layer beside the exact "
+        "trace of the Gauss-Newton part: for networks of ReLU and batch norm hardly any noise is left",
     )
     mean_plus_error: bool = Field(
         True,
@@ -160,6 +163,8 @@ class Params(BaseParams):
             raise ValueError(f"bits: widths from 2 to 16 in ascending order, got {self.bits}")
         if self.act_bits != "weight" and not 2 <= self.act_bits <= 32:
             raise ValueError(f"act_bits: 2 to 32 or 'weight', got {self.act_bits}")
+        if self.first_last_bits is not None and WIDEST < self.first_last_bits < FULL_PRECISION:
+            raise ValueError(f"first_last_bits: 2 to {WIDEST}, or 32, got {self.first_last_bits}")
         if self.criterion == "eig" and self.allocator == "program":
             raise ValueError("allocator: eig defines an order but no objective; take criterion='trace' for the program")
         if self.budget_value is not None and self.budget_fraction is not None:
@@ -196,7 +201,7 @@ class Hawq(Method):
 
     id = "quantization.hawq"
     title = "Which layers may go to 4 or 2 bits, judged by the curvature of the loss"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision",
         authors="Dong, Yao, Gholami, Mahoney and Keutzer",
@@ -244,8 +249,6 @@ class Hawq(Method):
         _array(
             "loss_increase", ("layer", "bit"), "float64", "rise of the calibration loss with this layer alone quantised"
         ),
-        _array("bits", ("layer",), "int8", "width of each layer in the chosen solution", unit="bit"),
-        _array("input_bits", ("layer",), "int8", "width of each layer's input in it", unit="bit"),
         _array("input_range", ("layer", "bound"), "float32", "lowest and highest input", optional=True),
         _array("order", ("layer",), "int16", "place in the fine-tuning order, 1 first"),
         _array("order_omega", ("layer",), "float64", "Omega_i that decides the order"),
@@ -272,7 +275,11 @@ class Hawq(Method):
         _array("other_parameter_count", (), "int64", "parameters that stay in full precision (biases, norms, ...)"),
         _array("hessian_products", (), "int64", "Hessian-vector products made"),
         _array(
-            "finetuned_accuracy", ("finetuned_solution",), "float64", "on the report images, after fine-tuning", optional=True
+            "finetuned_accuracy",
+            ("finetuned_solution",),
+            "float64",
+            "on the report images, after fine-tuning",
+            optional=True,
         ),
         _array("accuracy_before", ("finetuned_solution",), "float64", "before fine-tuning", optional=True),
         _array("landscape", ("layer", "epsilon"), "float64", "loss along the top eigenvector", optional=True),
@@ -286,9 +293,7 @@ class Hawq(Method):
         _array("density", ("layer", "grid"), "float64", "eigenvalue density", optional=True),
         _array("density_grid", ("layer", "grid"), "float64", "eigenvalues at which it is given", optional=True),
         _array("unquantised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
-        _array("logit", ("sample", "class"), "float32", "of the stored quantised model on the report images"),
-        _array("label", ("sample",), "int64", "labels of the report images"),
-        _array("sample_index", ("sample",), "int64", "position of the report images in `test`, or in `data`"),
+        *STORED,
     )
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:

@@ -20,6 +20,7 @@ from workbench.toolkit import (
     trace_estimate,
 )
 
+from workbench_quantization.gauss_newton import gauss_newton_probes
 from workbench_quantization.hawq_curvature import (
     Batch,
     BatchLoss,
@@ -68,16 +69,21 @@ def measure_curvature(
         keep = sum(image.numel() for image, _ in batches) <= KEEP_GRAPH_BELOW
     eigenvalue, vectors, products = write_eigenvalues(loss, blocks, batches, params, keep, out)
 
-    probes = block_trace_probes(
-        loss,
-        [block.weights for block in blocks],
-        batches,
-        params.probes,
-        out.generator("trace"),
-        mode=params.probe_mode,
-        reuse_graph=keep,
-    )
-    traces = trace_until(out.track(probes, "probing traces", params.probes), params.trace_tolerance)
+    if params.probe_mode == "gauss_newton":
+        probes = gauss_newton_probes(model, blocks, batches, params.probes, out.generator("trace"), reuse_graph=keep)
+    else:
+        probes = block_trace_probes(
+            loss,
+            [block.weights for block in blocks],
+            batches,
+            params.probes,
+            out.generator("trace"),
+            mode=params.probe_mode,
+            reuse_graph=keep,
+        )
+    # What Gauss-Newton leaves to the probes is often nothing at all, which few of them show.
+    least = 3 if params.probe_mode == "gauss_newton" else 20
+    traces = trace_until(out.track(probes, "probing traces", params.probes), params.trace_tolerance, least)
     products += traces.probes.shape[1] * (1 if params.probe_mode == "joint" else len(blocks))
     sizes = np.array([block.size for block in blocks])
     out.write("trace", traces.mean)

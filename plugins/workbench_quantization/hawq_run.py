@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from workbench import InputError, Inputs, Out
 from workbench.toolkit import Recipe, predict_all, to_tensor
 
 from workbench_quantization.allocator import pareto_front
+from workbench_quantization.bit_table import Subject, write_stored
 from workbench_quantization.finetuning import EpochHook, Plan, checkpoint_of, finetune
-from workbench_quantization.hawq_curvature import quantised_weights, weight_errors
+from workbench_quantization.hawq_curvature import weight_errors
 from workbench_quantization.hawq_images import Images, Parts, calibration_batches, check_labels, split_roles
 from workbench_quantization.hawq_measure import Curvature, measure_curvature, measure_rounding
 from workbench_quantization.hawq_solutions import (
@@ -28,40 +29,13 @@ from workbench_quantization.hawq_solutions import (
     nearest_uniform,
 )
 from workbench_quantization.layers import Block, find_blocks, multiply_accumulates
-from workbench_quantization.quantizer import FULL_PRECISION, InputQuantisers, weights_replaced
+from workbench_quantization.quantizer import FULL_PRECISION, InputQuantisers
 
 if TYPE_CHECKING:
     from workbench_quantization.hawq import Params
 
-
-@dataclass
-class Subject:
-    """The model under study with everything the steps share. `inputs` quantises the layers' inputs."""
-
-    model: nn.Module
-    blocks: list[Block]
-    inputs: InputQuantisers
-    costs: Costs
-    params: Params
-    device: torch.device
-    autocast: torch.dtype | None
-
-    def logits(self, images: Any) -> Tensor:
-        """Logits (sample, class) on the CPU."""
-        return predict_all(self.model, images, device=self.device, dtype=self.autocast, keep_on="cpu")[0].float()
-
-    def quantised_logits(self, bits: np.ndarray, images: Any) -> Tensor:
-        """The same with weights and inputs of every block quantised; the model is left as it was."""
-        weights: dict[nn.Module, Tensor] = {}
-        for block, width in zip(self.blocks, bits, strict=True):
-            weights |= quantised_weights(block, int(width), self.params.granularity)
-        widths = self.costs.input_bits(bits)
-        self.inputs.set_bits([int(w) for w, block in zip(widths, self.blocks, strict=True) for _ in block.layers])
-        try:
-            with weights_replaced(weights):
-                return self.logits(images)
-        finally:
-            self.inputs.set_bits([FULL_PRECISION] * sum(len(block.layers) for block in self.blocks))
+NO_GROUPS = 1
+"""Weights of a group, where ranges belong to channels or layers."""
 
 
 def run(inputs: Inputs, params: Params, out: Out) -> None:
@@ -101,19 +75,14 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
         rng=out.rng("random orders"),
     )
 
-    subject = Subject(
-        model,
-        blocks,
-        InputQuantisers([layer for block in blocks for layer in block.layers], params.activation_range),
-        costs,
-        params,
-        out.device,
-        _autocast(out.dtype),
-    )
+    layers = [layer for block in blocks for layer in block.layers]
+    # Half precisions are for inference; second derivatives are always taken in the model's own precision.
+    half = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else None
+    subject = Subject(model, blocks, InputQuantisers(layers, params.activation_range), costs, NO_GROUPS, half)
     if params.activation_bits != FULL_PRECISION:
         with subject.inputs.observing():
-            subject.logits(torch.cat([image for image, _ in batches]))
-    accuracy = write_accuracies(subject, solutions, curvature, parts, out)
+            subject.logits(torch.cat([image for image, _ in batches]), out)
+    accuracy = write_accuracies(subject, solutions, curvature, parts, params, out)
     chosen = solutions[0].bits
     stages = finetuning_order(curvature, blocks, chosen, params)
     place = np.empty(len(blocks), dtype=np.int16)
@@ -121,23 +90,18 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     out.write("order", place)
     out.write("order_omega", stages)
     if params.finetune == "none":
-        finish(subject, chosen, parts.held_out, out)
+        finish(subject, chosen, parts.held_out, params, out)
         return
     subject.inputs.remove()
     compared = [0]
     if params.finetune_uniform:
         compared.append(nearest_uniform(solutions, costs, params.budget, limit))
     out.write("accuracy_before", accuracy[compared])
-    finetune_solutions(pristine, subject, [solutions[i] for i in compared], curvature, parts, out)
+    finetune_solutions(pristine, subject, [solutions[i] for i in compared], curvature, parts, params, out)
 
 
 def _model_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _autocast(dtype: torch.dtype) -> torch.dtype | None:
-    """Half precisions are for inference; second derivatives are always taken in the model's own precision."""
-    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def plan_costs(
@@ -212,13 +176,14 @@ def write_accuracies(
     solutions: Sequence[Solution],
     curvature: Curvature,
     parts: Parts,
+    params: Params,
     out: Out,
 ) -> np.ndarray:
     """Cost, Omega, accuracy and likelihood of every solution; solutions with equal widths are measured once.
 
     Returns the accuracies.
     """
-    costs, params, free = subject.costs, subject.params, subject.costs.free
+    costs, free = subject.costs, subject.costs.free
     error = weight_errors(subject.blocks, params.bits, params.granularity)
     omega = (curvature.objective[:, None] / costs.sizes[:, None] * error)[free]
     measured: dict[bytes, tuple[float, float]] = {}
@@ -227,7 +192,8 @@ def write_accuracies(
     for solution in out.track(solutions, "measuring accuracies"):
         key = solution.bits.tobytes()
         if key not in measured:
-            measured[key] = score(subject.quantised_logits(solution.bits, parts.held_out.image), parts.held_out.label)
+            logit = subject.quantised_logits(solution.bits, params.granularity, parts.held_out.image, out)
+            measured[key] = score(logit, parts.held_out.label)
         scores.append(measured[key])
         column = np.searchsorted(costs.widths, solution.bits[free])
         rows["average_bits"].append(costs.average_bits(solution.bits))
@@ -247,13 +213,8 @@ def write_accuracies(
     out.write("accuracy", accuracy)
     out.write("negative_log_likelihood", likelihood)
     out.write("accuracy_uniform", accuracy[kinds == "uniform"])
-    out.write(
-        "accuracy_full_precision", np.float64(score(subject.logits(parts.held_out.image), parts.held_out.label)[0])
-    )
-    own = score(subject.logits(parts.calibration.image), parts.calibration.label)[0]
-    out.write("accuracy_calibration", np.float64(own))
-    out.write("bits", solutions[0].bits.astype(np.int8))
-    out.write("input_bits", costs.input_bits(solutions[0].bits).astype(np.int8))
+    for name, part in (("full_precision", parts.held_out), ("calibration", parts.calibration)):
+        out.write(f"accuracy_{name}", np.float64(score(subject.logits(part.image, out), part.label)[0]))
     return accuracy
 
 
@@ -278,26 +239,15 @@ def finetuning_order(curvature: Curvature, blocks: Sequence[Block], bits: np.nda
     return curvature.criterion / np.array([block.size for block in blocks]) * error
 
 
-def finish(subject: Subject, bits: np.ndarray, held_out: Images, out: Out) -> None:
-    """Store the model with its quantised weights, and its logits on the report images."""
-    logit = subject.quantised_logits(bits, held_out.image)
-    if subject.params.activation_bits != FULL_PRECISION:
+def finish(subject: Subject, bits: np.ndarray, held_out: Images, params: Params, out: Out) -> Tensor:
+    """Store the widths, the integers, the model that computes with them, and its logits, which are returned."""
+    if params.activation_bits != FULL_PRECISION:
         out.write("input_range", _ranges(subject.inputs, subject.blocks))
-    subject.inputs.remove()
-    with torch.no_grad():
-        for block, width in zip(subject.blocks, bits, strict=True):
-            for layer, values in quantised_weights(block, int(width), subject.params.granularity).items():
-                layer.get_parameter("weight").copy_(values)
-    _store(subject.model, logit, held_out, out)
-
-
-def _store(model: nn.Module, logit: Tensor, held_out: Images, out: Out) -> None:
-    for parameter in model.parameters():
+    for parameter in subject.model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    out.model(model)
-    out.write("logit", logit)
-    out.write("label", held_out.label)
-    out.write("sample_index", held_out.index)
+    logit = write_stored(subject, bits, params.granularity, held_out, out)
+    subject.inputs.remove()
+    return logit
 
 
 def _ranges(inputs: InputQuantisers, blocks: Sequence[Block]) -> Tensor:
@@ -312,10 +262,11 @@ def finetune_solutions(
     solutions: Sequence[Solution],
     curvature: Curvature,
     parts: Parts,
+    params: Params,
     out: Out,
 ) -> None:
     """Fine-tune the first solution and those to compare it with by the same recipe; store the first one's model."""
-    params, blocks = subject.params, subject.blocks
+    blocks = subject.blocks
     recipe = Recipe(
         epochs=params.epochs,
         batch_size=params.batch_size,
@@ -356,13 +307,19 @@ def finetune_solutions(
         ):
             out.checkpoint({"name": name, **checkpoint_of(stage, generator)})
         network = stage.network.eval()
-        logit, _ = predict_all(network, parts.held_out.image, device=out.device, dtype=subject.autocast, keep_on="cpu")
-        after.append(score(logit, parts.held_out.label)[0])
         if name == "chosen":
-            if params.activation_bits != FULL_PRECISION:
-                out.write("input_range", _ranges(network.inputs, blocks))
-            network.inputs.remove()
-            _store(network.model, logit.float(), parts.held_out, out)
+            tuned = [
+                replace(block, layers=tuple(network.model.get_submodule(layer) for layer in block.layer_names))
+                for block in blocks
+            ]
+            # Rounding a second time changes nothing: the values are levels already.
+            student = replace(subject, model=network.model, blocks=tuned, inputs=network.inputs)
+            logit = finish(student, solution.bits, parts.held_out, params, out)
+        else:
+            logit, _ = predict_all(
+                network, parts.held_out.image, device=out.device, dtype=subject.autocast, keep_on="cpu"
+            )
+        after.append(score(logit, parts.held_out.label)[0])
     out.coordinate("finetuned_solution", [solution.name for solution in solutions])
     out.write("finetuned_accuracy", np.array(after))
 

@@ -25,6 +25,10 @@ QUANTISABLE = (
 )
 
 
+BLOCK_SEPARATOR = " + "
+"""Between the names of the layers of one block, in the name of the block."""
+
+
 def is_quantisable(module: nn.Module | None) -> bool:
     """Whether a module is a convolution or a linear layer, also in the form GPT-2 has it in transformers."""
     return isinstance(module, QUANTISABLE) or (module is not None and is_transposed_linear(module))
@@ -171,7 +175,7 @@ def _group(ordered: Sequence[str], layers: dict[str, nn.Module], groups: Sequenc
         members = [other for other in ordered if other == name or (index >= 0 and group_of.get(other) == index)]
         blocks.append(
             Block(
-                " + ".join(members),
+                BLOCK_SEPARATOR.join(members),
                 tuple(members),
                 tuple(layers[member] for member in members),
                 ordered.index(members[0]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -18,29 +17,33 @@ _one_at_a_time = threading.Lock()
 
 @contextlib.contextmanager
 def solver_kept_quiet() -> Iterator[None]:
-    """Inside the block standard output is collected; after it, all of it but the solver's line is written on.
+    """Inside the block standard output is collected in memory; after it, all of it but the solver's line is written on.
 
-    The line comes from C, past `sys.stdout`, so that the file descriptor has to be turned aside for the moment. Output of other
-    threads is late by as long as the block takes. Where that cannot be done (no POSIX, standard output closed) nothing is.
+    The line comes from C, past `sys.stdout`, so that the file descriptor has to be turned aside for the moment. Output of
+    other threads is late by as long as the block takes. Where that cannot be done (not on Linux, standard output closed)
+    nothing is.
     """
-    try:
-        flush = ctypes.CDLL(None).fflush if os.name == "posix" else None
-        kept = os.dup(_STANDARD_OUTPUT) if flush is not None else None
-    except (OSError, AttributeError, TypeError):
-        kept = None
-    if kept is None or flush is None:
+    if not hasattr(os, "memfd_create"):
         yield
         return
-    with _one_at_a_time, tempfile.TemporaryFile() as aside:
+    try:
+        kept = os.dup(_STANDARD_OUTPUT)
+    except OSError:
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush  # C buffers what it prints
+    with _one_at_a_time:
+        aside = os.memfd_create("solver output")
         flush(None)
-        os.dup2(aside.fileno(), _STANDARD_OUTPUT)
+        os.dup2(aside, _STANDARD_OUTPUT)
         try:
             yield
         finally:
-            flush(None)  # C buffers what it prints
+            flush(None)
             os.dup2(kept, _STANDARD_OUTPUT)
-            aside.seek(0)
-            for line in aside:
-                if not line.startswith(NOISE):
-                    os.write(kept, line)
+            collected = os.pread(aside, os.fstat(aside).st_size, 0)
+            os.close(aside)
+            passed_on = b"".join(x for x in collected.splitlines(keepends=True) if not x.startswith(NOISE))
+            while passed_on:
+                passed_on = passed_on[os.write(kept, passed_on) :]
             os.close(kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,8 @@ import xarray as xr
 from torch import Tensor, nn
 from workbench import InputError
 
-from workbench_quantization.integer_weights import Sharing, from_rows, to_rows
+from workbench_quantization.integer_weights import Sharing, from_rows, scale_count, to_rows
+from workbench_quantization.layers import BLOCK_SEPARATOR
 from workbench_quantization.nested_rounding import Rounding, input_range, switched_levels
 from workbench_quantization.quantizer import FULL_PRECISION, channel_axis
 
@@ -83,7 +84,7 @@ def require_integers(run: QuantisedRun) -> None:
     if missing:
         raise InputError(
             "run",
-            expected="a run that stored integer weights (quantization.uniform, adaquant or double_rounding)",
+            expected="a run that stored integer weights, as those of most methods of the family quantization do",
             got=f"run {run.id} without {', '.join(missing)}",
             hint='Give a table of widths to plain rounding first: bench.run("quantization.uniform", bits=run["bits"], ...).',
         )
@@ -117,7 +118,7 @@ def stored_layers(run: QuantisedRun, model: nn.Module, width: int | None = None)
     """The quantised layers of a run that stored integers, in order of execution.
 
     Args:
-        run: a complete run of `quantization.uniform`, `quantization.adaquant` or `quantization.double_rounding`.
+        run: a complete run of `quantization.uniform`, `hawq`, `interlayer`, `gptq`, `adaquant` or `double_rounding`.
         model: the model of the run, as `model_at` gives it.
         width: of all layers, for a model that switches; None takes the widths in `bits`.
 
@@ -134,29 +135,45 @@ def stored_layers(run: QuantisedRun, model: nn.Module, width: int | None = None)
     starts = run["weight_start"].values
     range_starts = run["range_start" if "range_start" in run else "scale_start"].values
     found: list[StoredLayer] = []
-    for place, name in enumerate(map(str, bits["layer"].values)):
+    group_size = int(params.get("group_size", 1))  # type: ignore[call-overload]
+    for place, label in enumerate(map(str, bits["layer"].values)):
         width = int(bits.values[place])
         if width >= FULL_PRECISION:
             continue
-        layer = modules[name]
-        shape, axis = layer.get_parameter("weight").shape, channel_axis(layer)
-        first, after = range_starts[place], range_starts[place + 1] if place + 1 < len(range_starts) else len(scales)
-        levels = torch.from_numpy(integers[starts[place] : starts[place] + shape.numel()].astype(np.int32))
-        zero = None if zeros is None else torch.from_numpy(zeros[first:after].astype(np.int32))
-        found.append(
-            StoredLayer(
-                name=name,
-                bits=width,
-                levels=levels.reshape(shape),
-                scale=torch.from_numpy(scales[first:after].astype(np.float32)),
-                zero=zero,
-                axis=axis,
-                sharing=_sharing(len(scales[first:after]), shape[axis]),
-                group_size=int(params.get("group_size", 1)),  # type: ignore[call-overload]
-                input=_input_grid(run, place, zeros is not None),
-            )
+        names = label.split(BLOCK_SEPARATOR)
+        weights = [modules[name].get_parameter("weight") for name in names]
+        axes = [channel_axis(modules[name]) for name in names]
+        after = range_starts[place + 1] if place + 1 < len(range_starts) else len(scales)
+        sharing = _sharing(
+            int(after - range_starts[place]), [w.shape[axis] for w, axis in zip(weights, axes, strict=True)]
         )
-        _check_weight(run, found[-1], layer.get_parameter("weight"))
+        grid = _input_grid(run, place, zeros is not None)
+        if grid is not None and len(names) > 1:
+            raise InputError(
+                "run",
+                expected="quantised inputs with a range for every layer",
+                got=f"one range for the block {label!r} in run {run.id}",
+                hint='Give its widths to plain rounding: bench.run("quantization.uniform", bits=run["bits"], ...).',
+            )
+        start, first = int(starts[place]), int(range_starts[place])
+        for name, weight, axis in zip(names, weights, axes, strict=True):
+            count = scale_count(tuple(weight.shape), sharing, axis, group_size)
+            levels = torch.from_numpy(integers[start : start + weight.numel()].astype(np.int32))
+            found.append(
+                StoredLayer(
+                    name=name,
+                    bits=width,
+                    levels=levels.reshape(weight.shape),
+                    scale=torch.from_numpy(scales[first : first + count].astype(np.float32)),
+                    zero=None if zeros is None else torch.from_numpy(zeros[first : first + count].astype(np.int32)),
+                    axis=axis,
+                    sharing=sharing,
+                    group_size=group_size,
+                    input=grid,
+                )
+            )
+            _check_weight(run, found[-1], weight)
+            start, first = start + weight.numel(), first + count
     return found
 
 
@@ -193,10 +210,11 @@ def _switched_layers(run: QuantisedRun, model: nn.Module, width: int | None) -> 
     return found
 
 
-def _sharing(ranges: int, channels: int) -> Sharing:
-    if ranges == channels:
+def _sharing(ranges: int, channels: Sequence[int]) -> Sharing:
+    """What a range belongs to, from the number of ranges of a block and the output channels of its layers."""
+    if ranges == sum(channels):
         return "channel"
-    return "layer" if ranges == 1 else "group"
+    return "layer" if ranges == len(channels) else "group"
 
 
 def _check_weight(run: QuantisedRun, stored: StoredLayer, weight: Tensor) -> None:

@@ -73,9 +73,14 @@ def test_what_the_solver_prints_stays_out_of_standard_output_and_what_others_pri
         os.write(1, b" more\nits next line")
     print("afterwards")
     assert capfd.readouterr().out == "by another thread\nits next lineafterwards\n"
-    with pytest.raises(ZeroDivisionError), solver_kept_quiet():
-        os.write(1, b"before the error\n")
-        raise ZeroDivisionError
+
+    def failing() -> None:
+        with solver_kept_quiet():
+            os.write(1, b"before the error\n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert capfd.readouterr().out == "before the error\n"
 
 
