@@ -46,7 +46,7 @@ class Params(BaseParams):
     compression: tuple[float, ...] | None = Field(
         None,
         description="Sizes to reach, as a share of 32-bit weights (paper 0.13 to 0.24). None: a quarter, a half and three "
-        "quarters of the way from the smallest to the largest possible size. The smallest is stored",
+        "quarters of the way from the smallest to the largest possible size. The smallest is stored, unless there is a `table`",
     )
     objective: Literal["loss", "accuracy"] = Field(
         "loss", description="What the program keeps small: loss or error rate"
@@ -131,6 +131,11 @@ class AdaQuant(Method):
             variables={"image": ("sample", "channel", "y", "x"), "label": ("sample",)},
             optional=True,
         ),
+        "table": DataRole(
+            "`bits` of another run, the width of every layer, to be judged and stored; its widths join the candidates",
+            variables={"bits": ("layer",)},
+            optional=True,
+        ),
     }
     outputs = (
         _array("parameter_count", ("layer",), "int64", "weights of the layer"),
@@ -144,7 +149,7 @@ class AdaQuant(Method):
         _array("base_loss", (), "float64", "calibration loss with every layer at the base width"),
         _array("loss_increase", ("layer", "bit"), "float64", "rise of it with this layer alone at another width"),
         _array("error_increase", ("layer", "bit"), "float64", "rise of the error rate, likewise"),
-        _array("solution_kind", ("solution",), "str", "program, greedy or uniform"),
+        _array("solution_kind", ("solution",), "str", "given, program, greedy or uniform"),
         _array("solution_bits", ("solution", "layer"), "int8", "widths of every solution", unit="bit"),
         _array("size_share", ("solution",), "float64", "size of the weights over their size at 32 bits"),
         _array("target_share", ("solution",), "float64", "size that was asked for; NaN for uniform solutions"),

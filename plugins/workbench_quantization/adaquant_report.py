@@ -26,6 +26,11 @@ def _values(result: Result, name: str) -> np.ndarray:
     return np.asarray(result[name].values)
 
 
+def _lowest(result: Result) -> int:
+    """The narrowest candidate: one of `bits`, or of the given widths."""
+    return int(result["loss_increase"]["bit"].values[0])
+
+
 def _stages(result: Result) -> list[str]:
     return [str(name) for name in result["accuracy"]["stage"].values]
 
@@ -96,9 +101,7 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             direction="lower",
             description="size of weights and scales, per weight",
         ),
-        Metric(
-            name="size", value=stored_bits(result) / 8e6, unit="MB", direction="lower", description="with scales"
-        ),
+        Metric(name="size", value=stored_bits(result) / 8e6, unit="MB", direction="lower", description="with scales"),
         Metric(
             name="layer_error_ratio",
             value=float(np.exp(np.mean(np.log((errors[:, 0, 1] + 1e-12) / (errors[:, 0, 0] + 1e-12))))),
@@ -139,7 +142,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
         )
     )
     errors, noise = _values(result, "layer_error"), _values(result, "signal_to_noise")
-    lowest = result.params.bits[0]
+    lowest = _lowest(result)
     layers = tuple(
         (
             str(name),
@@ -183,7 +186,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
 
 
 def _views(result: Result) -> tuple[View, ...]:
-    lowest = result.params.bits[0]
+    lowest = _lowest(result)
     stages = _stages(result)
     views: list[View] = [
         Bar(
@@ -262,7 +265,7 @@ def _notes(result: Result) -> tuple[str, ...]:
     if worse:
         hint = "rate_mode='relative' takes smaller steps" if params.rate_mode == "absolute" else "take more images"
         notes.append(f"AdaQuant made the output of {worse} layers worse on held-out images; {hint}.")
-    if params.mode == "parallel" and params.bits[0] < 4:
+    if params.mode == "parallel" and _lowest(result) < 4:
         notes.append(
             "Layers were optimised without the errors of those before them; below 4 bits mode='sequential' sees them."
         )

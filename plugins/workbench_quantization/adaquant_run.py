@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
 from workbench.toolkit import evaluating, predict_all, to_tensor
 
-from workbench_quantization.adaquant_layers import Quantised, Rates, Student, error, initial, integers, optimise, output
+from workbench_quantization.adaquant_layers import Student, integers
+from workbench_quantization.adaquant_optimisation import Calibration, Candidates, optimise_layers
+from workbench_quantization.affine_weights import AffineWeight, narrow_widths, write_affine
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, fraction_to_budget
+from workbench_quantization.bit_table import table_of_widths
 from workbench_quantization.folding import Unit, find_units, fold
 from workbench_quantization.hawq_images import Images, check_labels, split_roles
 from workbench_quantization.hawq_solutions import MEGABYTE, Costs, Solution
 from workbench_quantization.layers import find_blocks, multiply_accumulates
+from workbench_quantization.quantizer import FULL_PRECISION
 
 if TYPE_CHECKING:
     from workbench_quantization.adaquant import Params
@@ -27,31 +31,6 @@ if TYPE_CHECKING:
 STAGES = ("naive", "naive + norms", "adaquant", "adaquant + norms", "adaquant + norms + biases")
 SMALLEST_INCREASE = 1e-6
 """Floor of the program's objective: a layer that was lucky on the calibration images shall not be free more than once."""
-
-
-@dataclass
-class Calibration:
-    """Calibration images on the run's device: in batches to optimise on, and a part that only shows errors."""
-
-    fit: list[Tensor]
-    held: list[Tensor]
-    image: Tensor
-    label: Tensor
-    batches: list[Tensor]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Every layer at every width: (width, layer) before and after AdaQuant."""
-
-    naive: list[list[Quantised]]
-    tuned: list[list[Quantised]]
-
-    def pick(self, table: str, bits: np.ndarray, widths: np.ndarray) -> list[Quantised]:
-        """The states of one solution; layers of a fixed width are alike in all columns."""
-        columns = np.minimum(np.searchsorted(widths, bits), len(widths) - 1)
-        chosen = self.naive if table == "naive" else self.tuned
-        return [chosen[column][place] for place, column in enumerate(columns)]
 
 
 def run(inputs: Inputs, params: Params, out: Out) -> None:
@@ -65,13 +44,17 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     blocks, _ = find_blocks(model, calibration.image[:1])
     if not blocks:
         out.skip("the model has no convolution or linear layer with a weight of its own")
+    given = None
+    if inputs.get("table") is not None:
+        given = narrow_widths(table_of_widths(inputs["table"], [block.name for block in blocks]))
     fixed = np.zeros(len(blocks), dtype=np.int64)
     if params.first_last_bits is not None:
-        fixed[[0, -1]] = params.first_last_bits
+        fixed[[0, -1]] = params.first_last_bits if given is None else given[[0, -1]]
+    free_widths = () if given is None else given[fixed == 0].tolist()
     costs = Costs(
         np.array([block.size for block in blocks], dtype=np.int64),
         multiply_accumulates(model, blocks, parts.calibration.image.shape[1:]),
-        np.array(params.bits),
+        np.array(sorted({*params.bits, *free_widths})),
         fixed,
         None if params.act_bits == "weight" else params.act_bits,
     )
@@ -86,7 +69,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     units = find_units(model, blocks, calibration.image[:1])
     fold(model, units, calibration.image[: params.batch_size])
     out.coordinate("layer", [unit.name for unit in units])
-    out.coordinate("bit", np.array(params.bits))
+    out.coordinate("bit", costs.widths)
     out.write("parameter_count", costs.sizes)
     out.write("macs", costs.macs)
     out.write("fixed", fixed > 0)
@@ -97,7 +80,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     candidates = optimise_layers(teacher, student, calibration, costs, params, out)
     teacher.close()
     increases = measure_increases(student, candidates, calibration, costs, out)
-    solutions, targets = allocate(increases[params.objective], costs, budgets, params)
+    solutions, targets = allocate(increases[params.objective], costs, budgets, given)
     write_solutions(solutions, targets, increases[params.objective], costs, out)
     judge(student, candidates, solutions, own, calibration, parts.held_out, costs, params, out)
 
@@ -161,84 +144,6 @@ def size_budgets(costs: Costs, shares: Sequence[float] | None) -> dict[float, fl
     return {share: share * whole - fixed for share in sorted(set(shares))}
 
 
-def rates_of(state: Quantised, params: Params) -> Rates:
-    """Adam's rates for one layer."""
-    if params.rate_mode == "absolute":
-        return Rates(params.weight_rate, params.bias_rate, params.weight_range_rate, params.input_range_rate)
-    return Rates(
-        5e-3 * max(float(state.weight.std()), 1e-8),
-        params.bias_rate,
-        2e-3 * max(float(state.weight_span.mean()), 1e-8),
-        1e-2 * max(float(state.input_span), 1e-8),
-    )
-
-
-def optimise_layers(
-    teacher: Student, student: Student, calibration: Calibration, costs: Costs, params: Params, out: Out
-) -> Candidates:
-    """AdaQuant of every layer at every width; writes errors before and after on images that were not optimised on."""
-    count, columns = len(student.units), len(costs.widths)
-    shape = (count, columns, 2)
-    errors, ratios = np.zeros(shape), np.zeros(shape)
-    curve = np.zeros((count, columns, params.iterations), dtype=np.float32)
-    naive: list[list[Quantised]] = [[] for _ in range(columns)]
-    tuned: list[list[Quantised]] = [[] for _ in range(columns)]
-    total = count * columns * params.iterations
-    for column in range(columns):
-        bits = costs.complete(np.full(len(costs.free), column))
-        widths = costs.input_bits(bits)
-        student.install_all([None] * count)
-        for place, unit in enumerate(student.units):
-            if costs.fixed[place] and column and params.mode == "parallel":
-                naive[column].append(naive[0][place])
-                tuned[column].append(tuned[0][place])
-                errors[place, column], ratios[place, column] = errors[place, 0], ratios[place, 0]
-                curve[place, column] = curve[place, 0]
-                continue
-            fit, target = teacher.collect(place, calibration.fit)
-            shown, wanted = teacher.collect(place, calibration.held)
-            # Naive ranges are those of full-precision inputs in either mode.
-            start = initial(unit, fit, int(bits[place]), int(widths[place]))
-            naive[column].append(start)
-            if params.mode == "sequential" and place:
-                fit, shown = student.collect(place, calibration.fit)[0], student.collect(place, calibration.held)[0]
-
-            def note(step: int, loss: float, row: int = place, column: int = column) -> None:
-                curve[row, column, step] = loss
-                if step % 10 == 0:
-                    out.progress((column * count + row) * params.iterations + step, total, "optimising layers")
-
-            end = optimise(
-                unit,
-                start,
-                fit,
-                target,
-                rates=rates_of(start, params),
-                parts=params.parts,
-                iterations=params.iterations,
-                batch=params.batch_size,
-                rectify=params.relu_aware,
-                generator=out.generator(f"{unit.name} at {bits[place]} bits"),
-                on_step=note,
-            )
-            tuned[column].append(end)
-            with torch.no_grad():
-                for side, state in enumerate((start, end)):
-                    errors[place, column, side] = float(error(unit, state, shown, wanted, rectify=params.relu_aware))
-                    noise = (output(unit, state, shown) - wanted).double().square().mean()
-                    signal = wanted.double().square().mean()
-                    ratios[place, column, side] = 10 * float(
-                        torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))
-                    )
-            if params.mode == "sequential":
-                student.install(place, end)
-    out.coordinate("state", ["naive", "adaquant"])
-    out.write("layer_error", errors)
-    out.write("signal_to_noise", ratios)
-    out.write("layer_loss", curve)
-    return Candidates(naive, tuned)
-
-
 def measure_increases(
     student: Student, candidates: Candidates, calibration: Calibration, costs: Costs, out: Out
 ) -> dict[str, np.ndarray]:
@@ -275,11 +180,17 @@ def program_objective(increase: np.ndarray, costs: Costs) -> np.ndarray:
 
 
 def allocate(
-    increase: np.ndarray, costs: Costs, budgets: dict[float, float], params: Params
+    increase: np.ndarray, costs: Costs, budgets: dict[float, float], given: np.ndarray | None
 ) -> tuple[list[Solution], list[float]]:
-    """The program's and the greedy solution of every target, and one width for all; with the target of each."""
+    """A given table of widths first, the program's and the greedy solution of every target, and one width for all.
+
+    With the target of each, NaN where there is none.
+    """
     objective, table = program_objective(increase, costs), costs.table("size_mb")
     solutions, targets = [], []
+    if given is not None:
+        solutions.append(Solution("given widths", "given", given))
+        targets.append(float("nan"))
     for share, budget in budgets.items():
         for kind, choice in (
             ("program", allocate_program(objective, table, budget)),
@@ -363,13 +274,12 @@ def judge(
 
 def _store(student: Student, bits: np.ndarray, logit: Tensor, held_out: Images, costs: Costs, out: Out) -> None:
     states = [state for state in student.states if state is not None]
-    parts = [integers(state) for state in states]
     out.write("bits", bits.astype(np.int8))
     out.write("input_bits", costs.input_bits(bits).astype(np.int8))
-    for name, position in (("integer_weight", 0), ("scale", 1), ("zero", 2)):
-        out.write(name, torch.cat([part[position].flatten() for part in parts]))
-    for name, position in (("weight_start", 0), ("range_start", 1)):
-        out.write(name, np.cumsum([0, *(part[position].numel() for part in parts)])[:-1].astype(np.int64))
+    whole = [state.weight_bits < FULL_PRECISION for state in states]
+    write_affine(
+        [AffineWeight(*integers(s)) if is_whole else None for s, is_whole in zip(states, whole, strict=True)], out
+    )
     out.write("input_range", torch.stack([torch.stack([s.input_low, s.input_span]) for s in states]).float())
     student.close()
     for parameter in student.model.parameters():

@@ -20,6 +20,7 @@ from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit, predict_all
 
 from unit.recording_out import RecordingOut, check_report, record
+from workbench_quantization import adaquant_optimisation
 from workbench_quantization.adaquant import AdaQuant, Params
 from workbench_quantization.adaquant_layers import (
     PARTS,
@@ -32,6 +33,7 @@ from workbench_quantization.adaquant_layers import (
     optimise,
     output,
 )
+from workbench_quantization.adaquant_optimisation import Calibration, concurrent_layers, solve_several
 from workbench_quantization.adaquant_run import prepare, size_budgets
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, total_cost
 from workbench_quantization.folding import Unit, find_units, fold
@@ -532,6 +534,60 @@ def test_sequential_mode_and_weights_only(digits: tuple[xr.Dataset, xr.Dataset, 
     assert "stage" in sequential.coordinates
     assert len(sequential.coordinates["stage"][1]) == 4
     check_report(AdaQuant, result)
+
+
+def test_layers_solved_at_the_same_time_are_those_solved_one_by_one(
+    digits: tuple[xr.Dataset, xr.Dataset, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, with one thread of torch each; torch has its threads back afterwards."""
+    before = torch.get_num_threads()
+
+    def solving(at_once: int) -> RecordingOut:
+        def several(pose: Any, places: Any, _at_once: int, params: Any, report: Any) -> Any:
+            return solve_several(pose, places, at_once, params, report, threads=1)
+
+        monkeypatch.setattr(adaquant_optimisation, "solve_several", several)
+        return run_adaquant(digits, bits=(3, 4), first_last_bits=None)[0]
+
+    alone, together = solving(1), solving(5)
+    assert torch.get_num_threads() == before
+    for name in ("layer_loss", "layer_error", "signal_to_noise", "integer_weight", "scale", "logit"):
+        assert np.array_equal(alone.arrays[name], together.arrays[name]), name
+
+
+def test_an_error_or_a_cancellation_ends_all_layers(digits: tuple[xr.Dataset, xr.Dataset, Model]) -> None:
+    started: list[int] = []
+
+    def pose(place: int) -> Any:
+        started.append(place)
+        if place == 2:
+            raise InputError("data", expected="nothing", got="anything")
+        unit = Unit("it", nn.Linear(4, 4))
+        inputs = noise(40, 4)
+        start = initial(unit, inputs, 3, 8)
+        return adaquant_optimisation._Problem(unit, start, inputs, inputs, inputs, inputs, generator())
+
+    params = Params(iterations=100_000, batch_size=2)
+    with pytest.raises(InputError, match="anything"):
+        solve_several(pose, range(5), 4, params, lambda step, count: None)
+    assert started == [0, 1, 2]
+
+
+def test_as_many_layers_at_a_time_as_threads_and_memory_allow(
+    digits: tuple[xr.Dataset, xr.Dataset, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 10)).eval()
+    image = torch.rand(10, 1, 8, 8)
+    blocks, _ = find_blocks(model, image[:1])
+    student = Student(model, find_units(model, blocks, image[:1]))
+    calibration = Calibration([image], [image], image, torch.zeros(10), [image])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert concurrent_layers(student, calibration) == 2  # there are no more
+    largest = 10 * 4 * (64 + 108)  # inputs and outputs of the convolution, 10 images in float32
+    monkeypatch.setattr(adaquant_optimisation, "MEMORY", largest)
+    assert concurrent_layers(student, calibration) == 1
+    monkeypatch.setattr(adaquant_optimisation, "MEMORY", 0)
+    assert concurrent_layers(student, calibration) == 1
 
 
 def test_runs_repeat(digits: tuple[xr.Dataset, xr.Dataset, Model]) -> None:
