@@ -5,6 +5,7 @@ ONNX (QDQ form) for run times, safetensors (integers packed at exactly their wid
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def export_model(
     """Write the quantised model of a run as one file; the suffix of `path` chooses the format.
 
     Args:
-        run: a run of `quantization.uniform`, `adaquant`, `double_rounding` or `biper`. A table of widths
-            from any other method becomes such a run by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
+        run: a run that stored integers: of `quantization.uniform`, `hawq`, `interlayer`, `adaquant`, `gptq`, `double_rounding`
+            or `biper`. A table of widths becomes one by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
         path: ends in .onnx or .safetensors; the file appears when it is whole.
         input_shape: (channel, y, x) of an image, for ONNX; default: what the model says.
         width: of a model that switches (`quantization.double_rounding`); default: the widths in `bits`.
@@ -101,7 +102,9 @@ def _writer(
     from workbench_quantization.export_onnx import write_onnx
 
     example = _example(model, input_shape)
-    return lambda path: write_onnx(path, model, layers, example)
+    # Run times differ in what they do in half precision, and integers times scales need none: the rest is float32.
+    single = copy.deepcopy(model).float()
+    return lambda path: write_onnx(path, single, layers, example)
 
 
 def _export_binary(
@@ -125,6 +128,13 @@ def _example(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
     import torch
 
     shape = input_shape or getattr(model, "input_shape", None)
+    if shape is None and any(isinstance(module, torch.nn.Embedding) for module in model.modules()):
+        raise InputError(
+            "run",
+            expected="a model of images, for ONNX",
+            got="one that looks tokens up, a language model",
+            hint="Write it as .safetensors: integers packed at their width, under the names of the state dict.",
+        )
     if shape is None or len(shape) != 3:
         raise InputError("input_shape", expected="(channel, y, x) of an image", got=repr(shape))
     return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))

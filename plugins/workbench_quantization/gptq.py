@@ -61,7 +61,12 @@ class Params(BaseParams):
         "channel", description="One scale per output channel or group of inputs"
     )
     group_size: int = Field(128, ge=2, le=65_536, description="Inputs of a group")
-    damping: float = Field(0.01, gt=0, le=1, description="Share of the mean diagonal of H that is added to it")
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Share of the mean diagonal of H that is added to it; raised tenfold while H is singular",
+    )
     by_activation: bool = Field(False, description="Columns with large inputs first (act-order of the official code)")
     calibration_samples: int = Field(
         256, ge=1, le=100_000, description="Images that the layers are shown (paper: 128 texts)"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from workbench import InputError
 from workbench.toolkit import evaluating
 
 from workbench_quantization.affine_weights import AffineWeight, affine_grid, affine_levels, restore_affine
@@ -132,7 +133,6 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     weight.masked_fill_((diagonal == 0)[:, None], 0.0)
     diagonal.masked_fill_(diagonal == 0, 1.0)
-    diagonal.add_(settings.damping * diagonal.mean(1, keepdim=True))
 
     def grid(values: Tensor) -> tuple[Tensor, Tensor]:
         # Stored scales are float32: what the columns are rounded with must be the same numbers.
@@ -149,8 +149,7 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
         order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
         weight = weight.gather(2, order[:, None].expand_as(weight))
         hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    factor = inverse_factor(hessian, settings.damping)
 
     levels = torch.empty_like(weight)
     everyone = torch.arange(groups, device=weight.device)
@@ -175,6 +174,32 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
     if settings.by_activation:
         levels = torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels)
     return levels, scale, zero
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """Upper Cholesky factor of the inverse of H + damping * mean of H's diagonal, (group, column, column).
+
+    Where H is so nearly singular that rounding makes it indefinite, the damping is raised tenfold until it is not, as
+    implementations of GPTQ do: columns that the shown inputs hardly tell apart then share less of each other's error.
+
+    Raises:
+        InputError: not even a damping of 1 helps, since the layer's inputs are not finite.
+    """
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    share = damping
+    while share < 10:
+        lower, failed = torch.linalg.cholesky_ex(hessian + share * mean * unit)
+        if not failed.any():
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed.any() and bool(factor.isfinite().all()):
+                return factor
+        share *= 10
+    raise InputError(
+        "data",
+        expected="images for which the inputs of every layer are finite",
+        got="a layer whose inputs give no positive definite H, whatever the damping",
+    )
 
 
 def solve_layer(layer: nn.Module, curvature: Tensor, bits: int, settings: Settings) -> AffineWeight:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import workbench
 from torch import nn
+from workbench import InputError
 
 import workbench_quantization.gptq_solver as gptq_solver
 from workbench_quantization.affine_weights import affine_grid, affine_levels, restore_affine, round_affine
@@ -17,6 +18,7 @@ from workbench_quantization.gptq_solver import (
     columns_of,
     from_matrices,
     gather,
+    inverse_factor,
     output_error,
     solve,
     solve_in_turn,
@@ -83,6 +85,26 @@ def test_the_curvature_is_that_of_all_batches_together():
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm 1
+
+
+def test_a_singular_curvature_is_damped_until_it_can_be_inverted():
+    """Inputs of rank 1 give an H whose rounding errors are larger than a tiny damping; one that suffices is left alone."""
+    column = torch.linspace(1, 3, 40, dtype=torch.float64)[None, :, None]
+    singular = 1e6 * (column @ column.transpose(1, 2)).float().double()
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(singular + 1e-16 * singular.diagonal(dim1=1, dim2=2).mean() * torch.eye(40))
+    factor = inverse_factor(singular, 1e-16)
+    assert factor.isfinite().all()
+    well = singular + 1e6 * torch.eye(40)
+    damped = well + 0.01 * well.diagonal(dim1=1, dim2=2).mean() * torch.eye(40)
+    upper = inverse_factor(well, 0.01)
+    torch.testing.assert_close(upper.transpose(1, 2) @ upper, damped.inverse())
+    weight = draw(1, 3, 40)
+    levels, *_ = solve(weight, singular, 4, Settings(damping=1e-16))
+    assert levels.min() >= 0
+    assert levels.max() <= 15
+    with pytest.raises(InputError, match="inputs of every layer are finite"):
+        inverse_factor(singular * float("nan"), 0.01)
 
 
 def brute_force(weight, hessian, bits, size, damping):

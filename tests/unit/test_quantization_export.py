@@ -123,6 +123,7 @@ CASES = [
     ("quantization.uniform", {"act_bits": 8, "store_width": 8}),
     ("quantization.uniform", {"act_bits": 4}),
     ("quantization.adaquant", {"bits": (3, 4, 8), "iterations": 5, "bias_steps": 5}),
+    ("quantization.gptq", {"sharing": "group", "group_size": 7, "widths": (3,), "store_width": 3}),
 ]
 
 
@@ -163,6 +164,23 @@ def test_a_model_in_half_precision_leaves_the_store_and_foreign_weights_do_not(
     )
     with pytest.raises(InputError, match="integers that give the weights"):
         export_model(Foreign(run, model), tmp_path / "foreign.safetensors")
+    written = export_model(Half(run, model), tmp_path / "half.onnx")  # as float32: integers and scales are the same
+    held = digits["image"].isel(sample=slice(150, None)).values[run["sample_index"].values].astype(np.float32)
+    expected = run["logit"].values
+    assert np.abs(onnx_logits(written.path, held) - expected).max() < 5e-3 * np.abs(expected).max()
+
+
+def test_language_models_leave_as_integers_alone(bench: Any, model: Model, digits: xr.Dataset, tmp_path: Path) -> None:
+    class Words(WithModel):
+        def model(self) -> nn.Module:
+            network = super().model()
+            network.embedding = nn.Embedding(5, 3)
+            network.input_shape = None
+            return network
+
+    run = Words(run_of(bench, model, digits), model)
+    with pytest.raises(InputError, match=r"a model of images.*\.safetensors"):
+        export_model(run, tmp_path / "model.onnx")
 
 
 def test_a_layer_that_is_called_twice_quantises_both_inputs(bench: Any, digits: xr.Dataset, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import xarray as xr
 from safetensors.torch import save_file
 from torch import nn
 from workbench.errors import InputError, MissingDependencyError
-from workbench.subjects import Model, as_model, load_model, load_state, model_state, open_data
+from workbench.subjects import Model, as_model, hubs, load_model, load_state, model_state, open_data
 from workbench.subjects.builtin import DATASETS, FACTORIES
 from workbench.subjects.model_digest import model_digest
 from workbench.subjects.networks import SmallCNN, resnet20
@@ -330,7 +330,9 @@ def test_published_networks_reach_their_accuracy_on_cifar10(depth, accuracy, mon
     logit, _ = predict_all(model, data["image"])
     assert round(100 * float((logit.argmax(1).numpy() == data["label"].values).mean()), 2) == accuracy
     assert model.classes == tuple(data["class"].values)
-    by_path = load_model(f"cifar10-resnet{depth}@{SHARED}/weights/cifar10_resnet{depth}.safetensors", factories=FACTORIES)
+    by_path = load_model(
+        f"cifar10-resnet{depth}@{SHARED}/weights/cifar10_resnet{depth}.safetensors", factories=FACTORIES
+    )
     assert model_digest(by_path) == model_digest(model)
     assert model_digest(load_state(*model_state(model), factories=FACTORIES)) == model_digest(model)
 
@@ -415,6 +417,28 @@ def test_states_that_are_no_plain_tensors_are_refused():
         model_state(sparse)
 
 
+@pytest.mark.parametrize(
+    "chain", [("GatedRepoError", 403), ("RepositoryNotFoundError", None), ("HTTPStatusError", 401)]
+)
+def test_who_is_refused_by_a_hub_learns_how_to_log_in(chain):
+    """Transformers raises an OSError whose cause is the hub's own error."""
+    name, status = chain
+
+    def refuse():
+        cause = type(name, (Exception,), {"response": types.SimpleNamespace(status_code=status)})("401 Client Error")
+        raise OSError("You are trying to access a gated repo.\nMore lines.") from cause
+
+    with pytest.raises(InputError, match=r"gated repo\b.*hf auth login.*HF_TOKEN") as caught:
+        hubs._built(refuse, "transformers:owner/name", "model")
+    assert "More lines" not in str(caught.value)
+
+    def unreachable():
+        raise OSError("no route to host")
+
+    with pytest.raises(InputError, match="Without a connection"):
+        hubs._built(unreachable, "transformers:owner/name", "model")
+
+
 def test_torchvision_models_are_built_stored_and_built_again():
     pytest.importorskip("torchvision.models", exc_type=Exception)
     model = load_model("torchvision:squeezenet1_1(pretrained=False, num_classes=3)", factories=FACTORIES)
@@ -468,8 +492,16 @@ class FakeLibrary(types.ModuleType):
     [
         ("transformers:evil/repo", {"pretrained": True, "trust_remote_code": True}, "a stored configuration alone"),
         ("transformers:evil/repo", {}, "a stored configuration alone"),
-        ("transformers:evil/repo", {"config": {"model_type": "resnet"}, "pretrained": True}, "a stored configuration alone"),
-        ("transformers:x", {"config": {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/repo"}}, "architecture"),
+        (
+            "transformers:evil/repo",
+            {"config": {"model_type": "resnet"}, "pretrained": True},
+            "a stored configuration alone",
+        ),
+        (
+            "transformers:x",
+            {"config": {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/repo"}},
+            "architecture",
+        ),
         ("timm:resnet18", {"pretrained": True}, "got pretrained"),
         ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, "got checkpoint_path"),
         ("timm:resnet18", {"pretrained_cfg": {"hf_hub_id": "evil/repo"}}, "got pretrained_cfg"),

@@ -256,12 +256,32 @@ def _built(build: Callable[[], Any], spec: str, argument: str) -> Any:
         ) from error
     except Exception as error:  # no network, no such repository, a damaged download: each library has its own
         reason = str(error).strip().splitlines()[:1]
+        hint = f"Without a connection give a file ({spec}@FILE) or take initial weights ({spec}(pretrained=False))."
+        if _refused(error):
+            hint = (
+                "If it is private, or its terms are to be accepted on its page first: log in with `hf auth login`, "
+                "or set HF_TOKEN."
+            )
         raise InputError(
             argument,
             expected=f"{spec} with its published weights",
             got=f"{type(error).__name__}: {reason[0].rstrip('.') if reason else ''}",
-            hint=f"Without a connection give a file ({spec}@FILE) or take initial weights ({spec}(pretrained=False)).",
+            hint=hint,
         ) from error
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the hub knows the name only for people who have logged in: repositories behind a gate, private ones, wrong names.
+
+    transformers wraps the hub's errors into its own, with the first in the chain of causes.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        status = getattr(getattr(chain, "response", None), "status_code", None)
+        if status in (401, 403) or type(chain).__name__ in ("GatedRepoError", "RepositoryNotFoundError"):
+            return True
+        chain = chain.__cause__
+    return False
 
 
 def _unknown(argument: str, spec: str, known: Sequence[str]) -> InputError:
