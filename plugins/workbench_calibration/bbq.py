@@ -162,6 +162,7 @@ class BayesianBinning(Method):
             summary=f"The average over binnings puts its weight on {mean:.1f} bins per class.",
             views=(
                 Line(title="Weight of each number of bins", y=("weight",), x="number_of_bins", by="class",
-                     select={"class": most_frequent(result)}, x_label="bins", y_label="weight"),
+                     log_x=True, select={"class": most_frequent(result)}, x_label="bins", y_label="weight",
+                     caption="How well each number of bins explains the fit samples; a single peak: the data settle it."),
             ),
         )
