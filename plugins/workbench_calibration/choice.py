@@ -99,7 +99,7 @@ def judge(
         if name == chosen:
             return KEPT if name == uncalibrated else CHOSEN
         if name not in near:
-            return "likelihood clearly worse"
+            return "behind by more than its error"
         if name not in keeps:
             return "loses accuracy"
         if honest and name not in honest:

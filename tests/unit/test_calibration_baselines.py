@@ -399,7 +399,7 @@ def test_the_rule_takes_the_smallest_of_those_that_are_as_good():
     name, reasons = chosen(**held)
     assert name == "one"
     assert reasons["many"] == "as good, but fits more"
-    assert reasons["worse"] == reasons["uncalibrated"] == "likelihood clearly worse"
+    assert reasons["worse"] == reasons["uncalibrated"] == "behind by more than its error"
     assert chosen(**(held | {"many": fared(0.48, 50, seed=1)}))[0] == "many"
 
 
@@ -416,7 +416,7 @@ def test_the_rule_keeps_the_uncalibrated_probabilities_unless_something_is_bette
     name, reasons = chosen(uncalibrated=fared(0.5, 0), one=fared(0.499, 1, seed=1), bad=fared(0.7, 1))
     assert (name, reasons["uncalibrated"]) == ("uncalibrated", KEPT)
     assert reasons["one"] == "as good, but fits more"
-    assert reasons["bad"] == "likelihood clearly worse"
+    assert reasons["bad"] == "behind by more than its error"
     assert chosen(uncalibrated=fared(0.5, 0), bad=fared(0.7, 1), worse=fared(0.8, 1))[0] == "uncalibrated"
     # a likelihood near the lowest does not excuse a calibration error beyond chance where another method has none
     off = fared(0.5, 0, confidence=np.full(400, 0.9))
