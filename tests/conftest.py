@@ -51,7 +51,7 @@ def images() -> np.ndarray:
 def client(tmp_path_factory: pytest.TempPathFactory):
     """A dask client of two worker processes of one thread each, for all tests of this process: they take long to start."""
     import distributed
-    from workbench.execution.cluster import local_cluster
+    from workbench.execution.processes import local_cluster
 
     folder = tmp_path_factory.mktemp("dask")
     options = {

@@ -27,7 +27,7 @@ def files(run: Any) -> dict[str, bytes]:
 
 def timed(folder: str, workers: int, data: str) -> tuple[float, Any]:
     import distributed
-    from workbench.execution.cluster import local_cluster
+    from workbench.execution.processes import local_cluster
 
     with (
         local_cluster(workers, threads=1, dashboard_address="127.0.0.1:0") as cluster,

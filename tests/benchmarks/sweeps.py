@@ -4,7 +4,8 @@
 
 Long: the same fixed work (matrix products of one thread, about a second a run) inline, on two workers of one thread, and by
 two plain processes without dask or the workbench: that is what the machine can give, whose processors may share caches,
-memory and clock. The three take turns, because the speed of a shared machine changes from minute to minute.
+memory and clock. The three take turns, sweep by sweep, because the speed of a shared machine changes from minute to minute;
+shorter rounds would count the end of a sweep, where one worker has nothing left to do, several times.
 Tiny: 2,000 runs that store one number, and between them some inline. Overhead per run: wall time per run on two workers less
 wall time per run inline; and, harder, less half of it, because two workers share the work. Client, scheduler and workers
 share two processors. The cluster is that of `workbench cluster`, in processes of its own, so the client's memory is its own.
@@ -128,22 +129,29 @@ def serve_plain() -> None:
         print("done", flush=True)
 
 
-def long_runs(folder: str, client: Any, runs: int, rounds: int = 4) -> None:
+def long_runs(folder: str, client: Any, cluster: psutil.Process, runs: int, rounds: int) -> None:
     bench = opened(f"{folder}/inline")
     far = opened(f"{folder}/far").on(client)
     plain = PlainProcesses()
     seconds_of(far, 4, 1, "warm")
     seconds_of(bench, 1, 1, "warm")
     products = products_of_a_second()
-    each = runs // rounds
-    inline, workers, processes = [], [], []
+    inline, workers, processes, used = [], [], [], dict[str, float]()
     for number in range(rounds):
         # Another number of products for every round: else the store would have them.
-        inline.append(seconds_of(bench, each, products + number, "long"))
-        workers.append(seconds_of(far, each, products + number, "long"))
-        processes.append(plain.seconds_of(each, products + number))
+        started = time.process_time()
+        inline.append(seconds_of(bench, runs, products + number, "long"))
+        here = time.process_time() - started
+        before = busy(cluster)
+        workers.append(seconds_of(far, runs, products + number, "long"))
+        taken = {"inline": here} | {name: seconds - before[name] for name, seconds in busy(cluster).items()}
+        used = {name: used.get(name, 0.0) + seconds for name, seconds in taken.items()}
+        processes.append(plain.seconds_of(runs, products + number))
     plain.close()
-    print(f"{runs} runs of {products} products, a second each, in {rounds} rounds of {each}")
+    print(f"{rounds} rounds of {runs} runs of {products} products, a second each")
+    print(
+        "processor time per run, s:", ", ".join(f"{name} {value / runs / rounds:.3f}" for name, value in used.items())
+    )
     for name, seconds in (("two workers", workers), ("two plain processes", processes)):
         ratios = [one / other for one, other in zip(inline, seconds, strict=True)]
         print(
@@ -202,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=["long", "tiny", "both"], default="both")
     parser.add_argument("--long-runs", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2, help="of the long runs")
     parser.add_argument("--tiny-runs", type=int, default=2000)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -215,7 +224,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         with cluster_of_two(f"{folder}/cache") as (address, cluster), distributed.Client(address) as client:
             if options.part in ("long", "both"):
-                long_runs(folder, client, options.long_runs)
+                long_runs(folder, client, cluster, options.long_runs, options.rounds)
             if options.part in ("tiny", "both"):
                 tiny_runs(folder, client, cluster, options.tiny_runs)
 

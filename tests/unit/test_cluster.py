@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -33,7 +34,8 @@ from workbench.errors import (
     SkippedError,
 )
 from workbench.execution import shipping
-from workbench.execution.cluster import Cluster, local_cluster
+from workbench.execution.cluster import Cluster
+from workbench.execution.processes import local_cluster
 from workbench.execution.worker import perform
 
 from unit import sample_methods
@@ -598,3 +600,10 @@ def test_a_port_that_is_taken_is_said_in_a_line(capfd):
     assert told.out == ""
     assert told.err.startswith(f"error: --port: expected a free port, got {port}")
     assert told.err.count("\n") == 1
+
+
+def test_a_script_whose_workers_would_start_workers_is_told_how_to_start_them(monkeypatch):
+    """As Python's spawning puts it: the worker imports the script, which starts a cluster, and so on."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(ClusterError, match="if __name__ == '__main__':"):
+        local_cluster(1, threads=1)

@@ -28,8 +28,8 @@ from workbench.execution.cluster import (
     Cluster,
     _Sent,
     cluster_of,
-    local_cluster,
 )
+from workbench.execution.processes import local_cluster
 from workbench.execution.progress import CancelToken
 
 from unit import test_blockwise as blocks

@@ -85,7 +85,7 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[Any]:
         return
     import distributed
 
-    from workbench.execution.cluster import local_cluster
+    from workbench.execution.processes import local_cluster
 
     connect: Any = distributed.Client
     if workers is not None:
@@ -122,7 +122,7 @@ def cluster_command(
     import os
     import threading
 
-    from workbench.execution.cluster import gpu_cluster, local_cluster
+    from workbench.execution.processes import gpu_cluster, local_cluster
 
     options = {"scheduler_port": port, "host": host, "memory_limit": memory_limit}
     try:
@@ -130,10 +130,8 @@ def cluster_command(
             cluster = gpu_cluster(workers, threads=threads, **options)
         else:
             cluster = local_cluster(workers or max(1, (os.cpu_count() or 1) // 2), threads=threads, **options)
-    except (OSError, RuntimeError) as error:  # dask's own, with the reason behind it
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
+    except ClusterError as error:
+        reason = error.__cause__
         if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
             raise InputError(
                 "--port",
@@ -141,7 +139,7 @@ def cluster_command(
                 got=f"{port}, where something else listens",
                 hint="If that is a cluster of yours, use it (workbench sweep FILE --scheduler ADDRESS); --port 0 takes any.",
             ) from error
-        raise ClusterError(f"the cluster cannot be started: {reason}") from error
+        raise
     with cluster:
         click.echo(f"scheduler: {cluster.scheduler_address}")
         click.echo(f"dashboard: {cluster.dashboard_link}")

@@ -10,15 +10,13 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from workbench.errors import CancelledError, ClusterError, ClusterLostError, InputError
+from workbench.errors import CancelledError, ClusterError, ClusterLostError
 from workbench.execution import worker as remote
 from workbench.execution.dask_log import quiet_dask
 from workbench.execution.handle import Handle
@@ -27,7 +25,7 @@ from workbench.execution.shipping import Order
 if TYPE_CHECKING:
     from workbench.record import RunRecord
 
-__all__ = ["Cluster", "cluster_of", "gpu_cluster", "local_cluster"]
+__all__ = ["Cluster", "cluster_of"]
 
 R = TypeVar("R")
 KEPT_BLOBS = 8
@@ -42,7 +40,6 @@ PATIENCE = 5.0
 NO_WORKER = "waiting for a worker, the cluster has none"
 KEPT_MESSAGES = 10
 """Of those sent to the scheduler, see `_forget_messages`."""
-PRELOAD = ["workbench.execution.preload"]
 WAITING, BLOCK = 1 / 1024, 3 / 4
 """Parts of a GPU: a run that shares out its blocks must be where a GPU is, but only waits; no two blocks share one."""
 
@@ -299,93 +296,3 @@ def _forget_messages(client: Any) -> None:
     batches: Any = getattr(client, "scheduler_comm", None)
     if isinstance(kept := getattr(batches, "recent_message_log", None), deque):
         batches.recent_message_log = deque(kept, maxlen=min(kept.maxlen or KEPT_MESSAGES, KEPT_MESSAGES))
-
-
-def local_cluster(workers: int, *, threads: int | None = None, **options: Any) -> Any:
-    """Worker processes on this machine: one run at a time in each, torch's threads shared out among them.
-
-    Args:
-        workers: number of processes.
-        threads: of torch in each; default: the machine's processors divided by the workers, at least one.
-        options: of `distributed.LocalCluster`, e.g. `memory_limit="4GiB"`, `dashboard_address=":8787"`.
-
-    Returns:
-        a `distributed.LocalCluster`.
-    """
-    import os
-
-    import distributed
-
-    each = threads or max(1, (os.cpu_count() or 1) // workers)
-    environment = _threads(each) | dict(options.pop("env", {}))
-    cluster: Any = distributed.LocalCluster
-    with _calm():
-        return cluster(
-            n_workers=workers, threads_per_worker=1, processes=True, env=environment, preload=PRELOAD, **options
-        )
-
-
-def gpu_cluster(workers: int | None = None, *, threads: int | None = None, **options: Any) -> Any:
-    """One worker process per GPU of this machine, each of which sees that GPU only and has the dask resource `GPU: 1`.
-
-    Args:
-        workers: how many GPUs to use; default: all.
-        threads: of torch in each, as for `local_cluster`.
-        options: of `distributed.SpecCluster`'s scheduler and workers: `host`, `scheduler_port`, `memory_limit`.
-
-    Raises:
-        InputError: there are not so many GPUs.
-    """
-    import os
-
-    import distributed
-    import torch
-
-    found = torch.cuda.device_count()
-    count = found if workers is None else workers
-    if not 1 <= count <= found:
-        raise InputError("workers", expected=f"GPUs that this machine has (1 to {found})", got=str(count))
-    each = threads or max(1, (os.cpu_count() or 1) // count)
-    host = options.get("host", "127.0.0.1")
-
-    def worker(number: int) -> dict[str, Any]:
-        environment = _threads(each) | {"CUDA_VISIBLE_DEVICES": str(number)}
-        settings = {"nthreads": 1, "resources": {"GPU": 1}, "env": environment, "host": host, "preload": PRELOAD}
-        return {"cls": distributed.Nanny, "options": settings | {"memory_limit": options.get("memory_limit", "auto")}}
-
-    scheduler = {"cls": distributed.Scheduler, "options": {"host": host, "port": options.get("scheduler_port", 0)}}
-    make: Any = distributed.SpecCluster
-    with _calm():
-        return make(workers={number: worker(number) for number in range(count)}, scheduler=scheduler)
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Dask's settings for processes that share the machine with what they compute; what somebody set is left alone.
-
-    Out of the box each process looks at its event loop 50 times a second, and each worker at its stack 100 times: 4 % of a
-    processor for every worker, idle or not. The dashboard's profile has fewer samples for it. If the dashboard's port is taken,
-    its link says which it has instead; dask need not warn.
-    """
-    import dask
-    from dask.utils import parse_timedelta
-
-    wanted = {
-        "distributed.admin.tick.interval": ("20ms", "500ms"),
-        "distributed.admin.tick.cycle": ("1s", "5s"),
-        "distributed.worker.profile.interval": ("10ms", "200ms"),
-    }
-    changed = {
-        name: calm
-        for name, (usual, calm) in wanted.items()
-        if parse_timedelta(dask.config.get(name, usual)) == parse_timedelta(usual)
-    }
-    quiet_dask()
-    with dask.config.set(changed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Port \d+ is already in use")
-        yield
-
-
-def _threads(count: int) -> dict[str, str]:
-    # Told before torch is imported there; more threads than processors make everybody slower.
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))

@@ -21,7 +21,7 @@ def _client() -> Any:
     import distributed
     import torch
 
-    from workbench.execution.cluster import local_cluster
+    from workbench.execution.processes import local_cluster
 
     cluster = local_cluster(1, threads=torch.get_num_threads(), dashboard_address="127.0.0.1:0")
     connect: Any = distributed.Client
