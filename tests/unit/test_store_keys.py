@@ -332,6 +332,14 @@ def test_a_record_that_cannot_be_read_just_now_is_not_taken_for_absent(store, mo
     assert len(asked) == 3
 
 
+def test_a_bench_says_so_and_computes_by_force(bench, images, monkeypatch):
+    first = bench.run("sample.mean_image", data=images)
+    unreadable(bench.store, monkeypatch, OSError(errno.EIO, "Input/output error"), run=first.id)
+    with pytest.raises(StoreError, match="Try again, or compute it anew with force=True"):
+        bench.run("sample.mean_image", data=images)
+    assert bench.run("sample.mean_image", data=images, force=True).status == "complete"
+
+
 def test_a_back_end_that_tried_for_a_minute_is_not_asked_again(store, monkeypatch):
     add(store, key=KEY)
     asked = unreadable(store, monkeypatch, StoreError("does not answer as it should"))

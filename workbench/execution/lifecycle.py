@@ -231,7 +231,11 @@ def _checkpointed(store: Store, key: str | None, running: str) -> str | None:
     """Folder of the newest unfinished run with this key that left a checkpoint."""
     if key is None:
         return None
-    for run in store.runs_with_key(key):
+    try:
+        runs = store.runs_with_key(key)
+    except StoreError:  # some cannot be read just now; a checkpoint saves work, and nothing depends on it
+        return None
+    for run in runs:
         folder = run_folder(run.record)
         ended = run.id != running and run.status in ("interrupted", "cancelled", "failed")
         if ended and store.backend.size(f"{folder}/{CHECKPOINT}") is not None:

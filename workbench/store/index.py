@@ -266,6 +266,7 @@ class Index:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
+        connection.execute("PRAGMA threads = 1")  # sorts for new SQL indices beside the one that reads
         create(connection)
         return connection
 
