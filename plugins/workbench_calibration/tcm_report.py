@@ -57,7 +57,8 @@ def change(value: Any, base: str, other: str, score: str) -> tuple[float, tuple[
     interval = mean_interval(
         (value.sel({"mode": other, "score": score}) - value.sel({"mode": base, "score": score})).values
     )
-    return interval.value, None if np.isnan(interval.lower) else (interval.lower, interval.upper)
+    value = round(interval.value, 12)  # equal recalls cancel to 0, not to 1e-17
+    return value, None if np.isnan(interval.lower) else (interval.lower, interval.upper)
 
 
 def _mean(value: Any, mode: str, score: str) -> float:
@@ -199,8 +200,8 @@ def _views(result: Result, value: Any, modes: list[str]) -> list[Any]:
         trained = shown[min(1, len(shown) - 1)]
         views.append(Line(title=f"Terms of the training loss: {trained}", y=("loss_history",), x="epoch", by="term",
                           select={"mode": trained, "seed": 0}, y_label="mean over the epoch",
-                          caption=f"{_shown_seed(result)}The terms of TCM are means over the pairs beyond a margin alone, so "
-                          "they need not fall as fewer pairs are left."))  # fmt: skip
+                          caption=f"{_shown_seed(result)}The term of TCM is a mean over the pairs beyond a margin alone, so it "
+                          "need not fall as fewer of them are left."))  # fmt: skip
     if "hard_positive" in result:
         mode = modes[min(1, len(modes) - 1)]
         name = _worst(result, mode)[0]
