@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ from workbench.errors import (
     RunFailedError,
     SkippedError,
 )
-from workbench.execution import shipping
+from workbench.execution import shipping, worker
 from workbench.execution.cluster import Cluster
 from workbench.execution.processes import local_cluster
 from workbench.execution.worker import perform
@@ -339,7 +340,6 @@ def test_progress_that_arrives_while_a_subject_is_spread_blocks_nobody():
 def test_an_order_that_begins_anew_shares_no_block_with_its_first_try(monkeypatch):
     """Else dask would answer with blocks that lie in the folder of the run whose worker died."""
     from contextlib import nullcontext
-    from types import SimpleNamespace
 
     from workbench.execution.blockwise import BlockPlace
     from workbench.execution.progress import CancelToken
@@ -438,7 +438,7 @@ def worker_has(client: Any, name: str, value: Any) -> None:
 def test_another_version_on_a_worker_is_refused_by_name(far, client):
     worker_has(client, "__version__", "99.0")
     try:
-        with pytest.raises(PluginError, match=r"worker tcp://.* has workbench 99.0, this notebook has"):
+        with pytest.raises(PluginError, match=r"worker tcp://.* has workbench 99.0, you have"):
             far.run("sample.random_numbers", progress=False)
     finally:
         worker_has(client, "__version__", workbench.__version__)
@@ -464,6 +464,20 @@ def test_a_package_that_workers_lack_is_named_with_the_worker(tmp_path, client):
         with pytest.raises(PluginError, match=message):
             raise outcome.error
     assert not here.runs()
+
+
+def test_a_plugin_that_a_worker_has_and_cannot_use_is_named_with_the_reason(monkeypatch):
+    """To install it again would not help."""
+    blocked = workbench.host.PluginStatus("zoo", "zoo", "zoo-package", "2.1", "blocked", "blocked by configuration")
+    host = SimpleNamespace(plugins=[blocked], method=workbench.host.Host(found=[]).method)
+    monkeypatch.setattr(worker, "_host", lambda: host)
+    order: Any = SimpleNamespace(
+        workbench=workbench.__version__, cls=None, package=("zoo-package", "2.1"), method="zoo.lion"
+    )
+    with pytest.raises(
+        PluginError, match=r"worker w has zoo-package 2\.1, but not its zoo\.lion \(plugin zoo blocked: "
+    ):
+        worker._method(order, "w")
 
 
 def test_other_code_on_a_worker_is_refused(tmp_path, client):

@@ -311,9 +311,11 @@ def test_what_is_wrong_with_the_file_is_said(tmp_path, capsys, change: Mapping[s
 
 
 def test_a_file_whose_runs_fail_ends_with_another_code(tmp_path, capsys):
-    text = "methods: [training.evaluation]\ninputs: {model: small-cnn, data: ['digits[:8]', 'nothing']}\n"
+    text = "methods: [training.evaluation]\nseed: [0, 1]\ninputs: {model: small-cnn, data: ['digits[:8]', 'nothing']}\n"
     assert main(["--store", str(tmp_path / "store"), "sweep", write(tmp_path, text)]) == 1
     shown = capsys.readouterr()
-    assert "2 of 2: 1 complete, 1 failed" in shown.out
-    assert "nothing" in shown.out + shown.err
+    assert "4 of 4: 2 complete, 2 failed" in shown.out
+    (reason,) = [line for line in shown.out.splitlines() if line.startswith("failed: ")]
+    assert reason.startswith("failed: data nothing, seed 0: data: ")
+    assert reason.endswith(" (and 1 more for the same reason)")
     assert Failing.id not in shown.out

@@ -13,10 +13,13 @@ from workbench.errors import ClusterError, ClusterLostError, InputError
 
 if TYPE_CHECKING:
     from workbench.bench import Workbench
-    from workbench.execution.sweep import Sweep
+    from workbench.execution.sweep import Sweep, SweepFailure
     from workbench.runs import Run
 
 __all__ = ["cluster_command", "sweep_command"]
+
+MOST = 50
+"""Reasons of failures that are printed."""
 
 
 @click.command("sweep")
@@ -56,17 +59,26 @@ def sweep_command(
         from workbench.cli.printing import harmless
 
         click.echo(harmless(str(sweep.progress)))
-        # That the cluster was lost is said once, below.
-        told = [failure for failure in sweep.failures if not isinstance(failure.error, ClusterLostError)]
-        for failure in told[:50]:
-            click.echo(harmless(f"{failure.status}: {failure}"))
-        if len(told) > 50:
-            click.echo(f"... and {len(told) - 50} more")
+        for line in _failures(sweep):
+            click.echo(harmless(line))
         if sweep.stopped:
             click.echo(harmless(f"stopped: {sweep.stopped}"))
     counts = sweep.progress.counts
     if sweep.stopped or counts.get("failed") or counts.get("cancelled"):
         ctx.exit(1)
+
+
+def _failures(sweep: Sweep[Run]) -> list[str]:
+    """A line for each reason, with the first point that has it. That the cluster was lost is said once for all."""
+    alike: dict[tuple[str, str], list[SweepFailure]] = {}
+    for failure in sweep.failures:
+        if not isinstance(failure.error, ClusterLostError):
+            alike.setdefault((failure.status, str(failure.error)), []).append(failure)
+    lines = [
+        f"{status}: {first}" + (f" (and {len(others)} more for the same reason)" if others else "")
+        for (status, _), (first, *others) in alike.items()
+    ]
+    return lines[:MOST] + ([f"... and {len(lines) - MOST} other reasons"] if len(lines) > MOST else [])
 
 
 def _run(bench: Workbench, described: Mapping[str, Any], in_flight: int | None, quiet: bool) -> Sweep[Run]:

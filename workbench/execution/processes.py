@@ -101,8 +101,9 @@ def _started(make: Any, **options: Any) -> Any:
 def _calm() -> Iterator[None]:
     """Dask's settings for processes that share the machine with what they compute; what somebody set is left alone.
 
-    Out of the box each process looks at its event loop 50 times a second, and each worker at its stack 100 times: 4 % of a
-    processor for every worker, idle or not. The dashboard's profile has fewer samples for it. If the dashboard's port is taken,
+    Out of the box each process looks at its event loop 50 times a second and at its memory 10 times, and each worker at its
+    stack 100 times: 4 % of a processor for every worker, idle or not. The dashboard's profile has fewer samples for it, and a
+    worker beyond its memory limit is noticed within half a second instead of a tenth. If the dashboard's port is taken,
     its link says which it has instead; dask need not warn.
     """
     import dask
@@ -111,6 +112,8 @@ def _calm() -> Iterator[None]:
     wanted = {
         "distributed.admin.tick.interval": ("20ms", "500ms"),
         "distributed.admin.tick.cycle": ("1s", "5s"),
+        "distributed.admin.system-monitor.interval": ("500ms", "2s"),
+        "distributed.worker.memory.monitor-interval": ("100ms", "500ms"),
         "distributed.worker.profile.interval": ("10ms", "200ms"),
     }
     changed = {

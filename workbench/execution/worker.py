@@ -188,7 +188,7 @@ def _method(order: Order, where: str) -> type[Method]:
     """
     if order.workbench != __version__:
         raise PluginError(
-            f"worker {where} has workbench {__version__}, this notebook has {order.workbench}; "
+            f"worker {where} has workbench {__version__}, you have {order.workbench}; "
             f"install the same version there: pip install 'vision-workbench=={order.workbench}'"
         )
     if order.cls is not None:
@@ -197,6 +197,12 @@ def _method(order: Order, where: str) -> type[Method]:
     try:
         method = _host().method(order.method)
     except (UnknownMethodError, PluginError) as error:
+        out_of_order = [one for one in _host().plugins if one.distribution == package and one.state != "loaded"]
+        if out_of_order:
+            reasons = "; ".join(f"plugin {one.name} {one.state}: {one.reason}" for one in out_of_order)
+            raise PluginError(
+                f"worker {where} has {package} {version}, but not its {order.method} ({reasons})"
+            ) from error
         raise PluginError(
             f"worker {where} lacks the package {package!r}, which offers {order.method} ({error}); "
             f"install it there: pip install '{package}=={version}'"
@@ -205,7 +211,7 @@ def _method(order: Order, where: str) -> type[Method]:
     there = ("", "") if owner is None else (owner.distribution or owner.name, owner.version)
     if (there, method.version) != (order.package, order.version):
         raise PluginError(
-            f"worker {where} has {' '.join(there)} with version {method.version} of {order.method}, this notebook has "
+            f"worker {where} has {' '.join(there)} with version {method.version} of {order.method}, you have "
             f"{package} {version} with version {order.version}; install the same version on both"
         )
     _same_code(order, method, where)
@@ -227,7 +233,7 @@ def _unpacked(order: Order, blob: bytes, where: str) -> type[Method]:
 def _same_code(order: Order, method: type[Method], where: str) -> None:
     if (order.batch, order.method) not in _verified and method_code(method) != order.code:
         raise PluginError(
-            f"worker {where} has another text of the code behind {order.method} than this notebook; "
+            f"worker {where} has another text of the code behind {order.method} than you have; "
             "restart whichever was started before the last edit (client.restart() for workers)"
         )
     _verified.add((order.batch, order.method))
