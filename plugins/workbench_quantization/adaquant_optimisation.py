@@ -50,7 +50,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """One layer at one width: where it starts, what it receives and should return, and the same of images not fitted on."""
 
     unit: Unit
@@ -63,7 +63,7 @@ class _Problem:
 
 
 @dataclass(frozen=True)
-class _Solved:
+class Solved:
     """The optimised layer; loss of every step, and before and after error and signal-to-noise ratio (dB) on held-out images."""
 
     state: Quantised
@@ -89,7 +89,7 @@ def optimise_layers(
         widths = costs.input_bits(bits)
         student.install_all([None] * count)
 
-        def pose(place: int, bits: np.ndarray = bits, widths: np.ndarray = widths) -> _Problem:
+        def pose(place: int, bits: np.ndarray = bits, widths: np.ndarray = widths) -> Problem:
             return _problem(teacher, student, place, int(bits[place]), int(widths[place]), calibration, params, out)
 
         def report(step: int, of_column: int, column: int = column) -> None:
@@ -144,7 +144,7 @@ def _problem(
     calibration: Calibration,
     params: Params,
     out: Out,
-) -> _Problem:
+) -> Problem:
     unit = student.units[place]
     fit, target = teacher.collect(place, calibration.fit)
     shown, wanted = teacher.collect(place, calibration.held)
@@ -152,10 +152,10 @@ def _problem(
     start = initial(unit, fit, bits, width)
     if params.mode == "sequential" and place:
         fit, shown = student.collect(place, calibration.fit)[0], student.collect(place, calibration.held)[0]
-    return _Problem(unit, start, fit, target, shown, wanted, out.generator(f"{unit.name} at {bits} bits"))
+    return Problem(unit, start, fit, target, shown, wanted, out.generator(f"{unit.name} at {bits} bits"))
 
 
-def _solve(problem: _Problem, params: Params, on_step: OnStep) -> _Solved:
+def _solve(problem: Problem, params: Params, on_step: OnStep) -> Solved:
     unit, start = problem.unit, problem.start
     curve = np.zeros(params.iterations, dtype=np.float32)
 
@@ -183,15 +183,15 @@ def _solve(problem: _Problem, params: Params, on_step: OnStep) -> _Solved:
             noise = (output(unit, state, problem.shown) - problem.wanted).double().square().mean()
             signal = problem.wanted.double().square().mean()
             ratios.append(10 * float(torch.log10(signal.clamp_min(1e-30) / noise.clamp_min(1e-30))))
-    return _Solved(end, curve, (errors[0], errors[1]), (ratios[0], ratios[1]))
+    return Solved(end, curve, (errors[0], errors[1]), (ratios[0], ratios[1]))
 
 
 def _one_by_one(
-    pose: Callable[[int], _Problem], student: Student, params: Params, report: Callable[[int, int], None]
-) -> tuple[dict[int, Quantised], dict[int, _Solved]]:
+    pose: Callable[[int], Problem], student: Student, params: Params, report: Callable[[int, int], None]
+) -> tuple[dict[int, Quantised], dict[int, Solved]]:
     """Every layer in turn, and the student quantised up to it."""
     starts: dict[int, Quantised] = {}
-    solved: dict[int, _Solved] = {}
+    solved: dict[int, Solved] = {}
     count = len(student.units)
     for place in range(count):
         problem = pose(place)
@@ -210,13 +210,13 @@ class _StoppedError(Exception):
 
 
 def solve_several(
-    pose: Callable[[int], _Problem],
+    pose: Callable[[int], Problem],
     places: Sequence[int],
     at_once: int,
     params: Params,
     report: Callable[[int, int], None],
     threads: int | None = None,
-) -> tuple[dict[int, Quantised], dict[int, _Solved]]:
+) -> tuple[dict[int, Quantised], dict[int, Solved]]:
     """Layers that do not depend on each other, `at_once` at a time, each in a thread with its share of torch's threads.
 
     What a layer becomes does not depend on the others, nor on how many there are at a time. torch lets go of the
@@ -233,8 +233,8 @@ def solve_several(
     before = torch.get_num_threads()
     each = threads or max(1, before // at_once)
     starts: dict[int, Quantised] = {}
-    running: dict[Future[_Solved], int] = {}
-    solved: dict[int, _Solved] = {}
+    running: dict[Future[Solved], int] = {}
+    solved: dict[int, Solved] = {}
     steps = dict.fromkeys(places, 0)
     stop = threading.Event()
 

@@ -36,6 +36,9 @@ from workbench_quantization.layers import Block
 MOST_CLASSES = 64
 """Number of classes up to which G's trace is exact; beyond, every probe takes as many random directions as this."""
 
+IMAGES_PER_PROBE = 8
+"""Images that one probe is made on: R is often zero, which few show as well as many."""
+
 CHUNK = 16_000_000
 """Numbers that the gradients of one chunk of samples may hold: 64 MB in float32."""
 
@@ -47,7 +50,7 @@ def gauss_newton_probes(
     probes: int,
     generator: torch.Generator,
     *,
-    reuse_graph: bool = False,
+    images_per_probe: int = IMAGES_PER_PROBE,
 ) -> Iterator[Tensor]:
     """Estimates of Tr(H_ii) for every block, float64 (block,) per probe, of the mean cross-entropy over all samples.
 
@@ -57,21 +60,28 @@ def gauss_newton_probes(
         batches: images and labels.
         probes: at most; stop taking when the spread is small enough.
         generator: CPU generator of the probes.
-        reuse_graph: keep the graphs of the first derivatives between probes.
+        images_per_probe: drawn anew for every probe. What is probed is a mean over images, often of zeros.
     """
-    total = sum(len(label) for _, label in batches)
     known: GaussNewtonTraces | None = None
-    graphs: list[_Graph] = []
     for _ in range(probes):
         if known is None or not known.exact:
             known = gauss_newton_traces(model, blocks, batches, generator)
-        value = known.trace.clone()
+        value = known.trace
         vectors = [[_signs(weight, generator) for weight in block.weights] for block in blocks]
-        if reuse_graph and not graphs:
-            graphs = [_Graph.of(model, blocks, batch) for batch in batches]
-        for graph in graphs or (_Graph.of(model, blocks, batch) for batch in batches):
-            value += graph.remainders(vectors, known.told) * (graph.samples / total)
-        yield value
+        graph = _Graph.of(model, blocks, _drawn(batches, images_per_probe, generator))
+        yield value + graph.remainders(vectors, known.told)
+
+
+def _drawn(batches: Sequence[Batch], count: int, generator: torch.Generator) -> Batch:
+    """So many images of all batches, without replacement, with their labels."""
+    sizes = [len(label) for _, label in batches]
+    chosen = torch.randperm(sum(sizes), generator=generator)[:count].sort().values
+    parts, start = [], 0
+    for (image, label), size in zip(batches, sizes, strict=True):
+        mine = chosen[(chosen >= start) & (chosen < start + size)] - start
+        parts.append((image[mine.to(image.device)], label[mine.to(label.device)]))
+        start += size
+    return torch.cat([image for image, _ in parts]), torch.cat([label for _, label in parts])
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,6 @@ class _Graph:
     logit_gradient: list[list[Tensor]]
     along: Tensor
     probability: Tensor
-    samples: int
 
     @classmethod
     def of(cls, model: nn.Module, blocks: Sequence[Block], batch: Batch) -> _Graph:
@@ -100,7 +109,7 @@ class _Graph:
             rest = iter(values)
             return [[next(rest) for _ in block] for block in weights]
 
-        return cls(weights, grouped(first), grouped(linear), along, logit.detach().softmax(1), len(label))
+        return cls(weights, grouped(first), grouped(linear), along, logit.detach().softmax(1))
 
     def remainders(self, vectors: Sequence[Sequence[Tensor]], usable: Sequence[bool]) -> Tensor:
         """z'(H_ii - G_ii) z of every block, float64 (block,); z'H_ii z where G was not `usable`."""

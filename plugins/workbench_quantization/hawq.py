@@ -10,16 +10,18 @@ and blocks are fine-tuned in the order of curvature times rounding error. All th
 - V3 (`criterion="trace"`, `allocator="program"`, arXiv:2011.10680): an integer program that minimises
   Omega = sum_i Tr(H_ii) / n_i * ||Q_b(W_i) - W_i||^2 under a budget of size, bit operations or latency.
 
-What differs from the papers: V1 chose its cut points by hand, here a deterministic walk does (every pass lowers each
-layer by one step, flattest first, until the budget holds). The program gets trace + 1 standard error, because it would
-exploit underestimated traces. Blocks are ranked by |lambda|; the sign is stored. Batch norms are not folded into the
-weights: curvature is that of the unfolded weights with batch norm in eval mode (folding changes lambda). Activations
-share one width, or take that of their layer's weights (V3); V2's search over activation widths is not offered, only
-its activation traces. Baselines on the same budget: random orders, the reversed order, traces of 1, measured
-single-layer losses, uniform widths.
+What differs from the papers: traces are those of the Gauss-Newton part, with probes for what that leaves of the Hessian:
+the expectation of Hutchinson's probes with next to none of their noise (`probe_mode`; theirs is there too). V1 chose its
+cut points by hand, here a deterministic walk does (every pass lowers each layer by one step, flattest first, until the
+budget holds). The program gets trace + 1 standard error, because it would exploit underestimated traces. Blocks are ranked
+by |lambda|; the sign is stored. Batch norms are not folded into the weights: curvature is that of the unfolded weights with
+batch norm in eval mode (folding changes lambda), and their statistics stay as they are: `quantization.adaquant` re-estimates
+them for a given `table`. Activations share one width, or take that of their layer's weights (V3); V2's search over
+activation widths is not offered, only its activation traces. Baselines on the same budget: random orders, the reversed
+order, traces of 1, measured single-layer losses, uniform widths.
 
 Names of the literature and of the stored arrays: lambda_i `eigenvalue` (with `eigenvalue_residual`, `_history`),
-z'Hz `trace_probe`, Tr(H_ii) `trace` and `trace_standard_error`, n_i `parameter_count`, S_i `sensitivity`,
+one estimate per probe `trace_probe`, Tr(H_ii) `trace` and `trace_standard_error`, n_i `parameter_count`, S_i `sensitivity`,
 ||Q_b(W_i) - W_i||^2 `weight_error`, Omega_i(b) `omega`, Omega(b) `omega_total`, b_i `bits` (chosen) and `solution_bits`
 (all), order of fine-tuning `order`, spectrum `density` over `density_grid`, loss along the eigenvector `landscape`.
 """
@@ -116,10 +118,10 @@ class Params(BaseParams):
         lt=1,
         description="Stop probing when every layer's relative standard error is below; 0 uses all probes",
     )
-    probe_mode: Literal["joint", "per_layer", "gauss_newton"] = Field(
-        "joint",
-        description="One product for all layers (adds variance, not bias), one per layer, or one per layer beside the exact "
-        "trace of the Gauss-Newton part: for networks of ReLU and batch norm hardly any noise is left",
+    probe_mode: Literal["gauss_newton", "joint", "per_layer"] = Field(
+        "gauss_newton",
+        description="Squared gradients of all classes, and probes of the rest alone, which is nothing in networks of ReLU and "
+        "batch norm; or Hutchinson as published, with one product for all layers (adds variance, not bias) or one per layer",
     )
     mean_plus_error: bool = Field(
         True,
@@ -234,7 +236,7 @@ class Hawq(Method):
         _array("eigenvalue_history", ("layer", "iteration"), "float64", "Rayleigh quotients of the first eigenvalue"),
         _array("trace", ("layer",), "float64", "Hutchinson estimate of Tr(H_ii)"),
         _array("trace_standard_error", ("layer",), "float64", "its standard error"),
-        _array("trace_probe", ("layer", "probe"), "float64", "raw z'Hz"),
+        _array("trace_probe", ("layer", "probe"), "float64", "one estimate of Tr(H_ii) per probe"),
         _array("average_trace", ("layer",), "float64", "Tr(H_ii) / n_i"),
         _array("average_trace_error", ("layer",), "float64", "standard error of Tr(H_ii) / n_i"),
         _array("fisher_trace", ("layer",), "float64", "mean squared gradient norm of single samples", optional=True),

@@ -70,7 +70,7 @@ def measure_curvature(
     eigenvalue, vectors, products = write_eigenvalues(loss, blocks, batches, params, keep, out)
 
     if params.probe_mode == "gauss_newton":
-        probes = gauss_newton_probes(model, blocks, batches, params.probes, out.generator("trace"), reuse_graph=keep)
+        probes = gauss_newton_probes(model, blocks, batches, params.probes, out.generator("trace"))
     else:
         probes = block_trace_probes(
             loss,

@@ -33,7 +33,7 @@ from workbench_quantization.adaquant_layers import (
     optimise,
     output,
 )
-from workbench_quantization.adaquant_optimisation import Calibration, concurrent_layers, solve_several
+from workbench_quantization.adaquant_optimisation import Calibration, Problem, concurrent_layers, solve_several
 from workbench_quantization.adaquant_run import prepare, size_budgets
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, total_cost
 from workbench_quantization.folding import Unit, find_units, fold
@@ -565,7 +565,7 @@ def test_an_error_or_a_cancellation_ends_all_layers(digits: tuple[xr.Dataset, xr
         unit = Unit("it", nn.Linear(4, 4))
         inputs = noise(40, 4)
         start = initial(unit, inputs, 3, 8)
-        return adaquant_optimisation._Problem(unit, start, inputs, inputs, inputs, inputs, generator())
+        return Problem(unit, start, inputs, inputs, inputs, inputs, generator())
 
     params = Params(iterations=100_000, batch_size=2)
     with pytest.raises(InputError, match="anything"):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from workbench.subjects.networks import resnet20
-from workbench.toolkit import predict_all
+from workbench.toolkit import mean_interval, predict_all, to_tensor
 
 from unit.recording_out import RecordedResult, RecordingOut, check_report, record
-from workbench_quantization.allocator import allocate_walk
+from workbench_quantization.allocator import allocate_program, allocate_walk
+from workbench_quantization.gauss_newton import gauss_newton_traces
 from workbench_quantization.hawq import Hawq
+from workbench_quantization.hawq_curvature import weight_errors
+from workbench_quantization.layers import Block, find_blocks
 from workbench_quantization.quantizer import quantise_weight, weights_replaced
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -73,6 +78,7 @@ def measured() -> Iterator[tuple[RecordingOut, RecordedResult]]:
         hess_samples=64,
         hess_batch=64,
         probes=20,
+        probe_mode="joint",
         trace_tolerance=0.0,
         landscape_points=0,
         sweep=0,
@@ -142,3 +148,67 @@ def test_the_order_matters_at_two_and_a_half_bits(measured: tuple[RecordingOut, 
     print(f"2.5 bits: eigenvalue order {by_curvature:.3f}, reversed {backwards:.3f}, random {np.sort(drawn)}")
     assert by_curvature > np.median(drawn)
     assert by_curvature > backwards + 0.10
+
+
+def reestimate_norms(model: nn.Module, images: Tensor) -> None:
+    """Statistics of the batch norms from scratch: the plain mean over batches of 64."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in images.split(64):
+            model(batch)
+    model.eval()
+
+
+def reached(
+    model: nn.Module, blocks: Sequence[Block], bits: np.ndarray, test: xr.Dataset, images: Tensor | None = None
+) -> tuple[float, float]:
+    """Accuracy and negative log-likelihood with weights of these widths; norms re-estimated on `images` if there are any."""
+    student, target = copy.deepcopy(model), torch.from_numpy(test["label"].values)
+    with torch.no_grad():
+        for block, width in zip(blocks, bits, strict=True):
+            weight = student.get_submodule(block.name).get_parameter("weight")
+            weight.copy_(quantise_weight(weight, int(width)))
+    if images is not None:
+        reestimate_norms(student, images)
+    logit = predict_all(student, test["image"])[0]
+    return float((logit.argmax(1) == target).double().mean()), float(F.cross_entropy(logit, target))
+
+
+def test_mixed_widths_beat_one_width_of_equal_size_at_three_bits() -> None:
+    """V3's program on exact traces of 128 images against 3 bits everywhere, both with batch norms re-estimated on them.
+
+    Five draws of the images, 1000 test images; widths 2, 3, 4, 8 per channel, first and last layer at 8 in both.
+    """
+    pristine, data, test = subjects()
+    widths, gains, losses = np.array([2, 3, 4, 8]), [], []
+    for seed in range(5):
+        model = copy.deepcopy(pristine)
+        drawn = np.random.default_rng(seed).permutation(data.sizes["sample"])[:128]
+        images = to_tensor(data["image"].values[drawn])
+        label = torch.from_numpy(data["label"].values[drawn])
+        blocks, _ = find_blocks(model, images[:1])
+        traces = gauss_newton_traces(model, blocks, [(images, label)], torch.Generator())
+        assert traces.exact
+        assert all(traces.told)
+        sizes, free = np.array([block.size for block in blocks]), np.arange(1, len(blocks) - 1)
+        omega = traces.trace.numpy()[:, None] / sizes[:, None] * weight_errors(blocks, widths.tolist(), "channel")
+        cost = sizes[free, None] * widths[None].astype(float)
+        uniform, mixed = np.full(len(blocks), 8), np.full(len(blocks), 8)
+        uniform[free] = 3
+        mixed[free] = widths[allocate_program(omega[free], cost, 3.0 * sizes[free].sum())]
+        assert (sizes * mixed).sum() <= (sizes * uniform).sum()
+
+        with_norms = [reached(model, blocks, bits, test, images) for bits in (mixed, uniform)]
+        print(f"seed {seed}: {mixed.tolist()}; mixed and uniform: {with_norms}")
+        if seed < 2:
+            print(f"norms as they were: {[reached(model, blocks, bits, test) for bits in (mixed, uniform)]}")
+        gains.append(with_norms[0][0] - with_norms[1][0])
+        losses.append(with_norms[1][1] - with_norms[0][1])
+    gain, fall = mean_interval(np.array(gains)), mean_interval(np.array(losses))
+    print(f"accuracy gained {gain}, negative log-likelihood saved {fall}")
+    assert gain.lower > 0
+    assert fall.lower > 0
