@@ -175,7 +175,7 @@ class _FolderHandler(_Quiet):
             return
         content = path.read_bytes()
         total, status = len(content), 200
-        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")) if server.ranges else None
         if match:
             start = int(match[1]) if match[1] else max(0, total - int(match[2]))
             stop = min(total, int(match[2]) + 1) if match[1] and match[2] else total
@@ -193,9 +193,9 @@ class _FolderHandler(_Quiet):
 
 
 class FolderServer(_Server):
-    """Hands out the files of a folder, whole or by ranges, and lists nothing."""
+    """Hands out the files of a folder, whole or (unless without `ranges`) by ranges, and lists nothing."""
 
     handler = _FolderHandler
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+        self.folder, self.ranges = folder, ranges

@@ -326,3 +326,20 @@ def test_a_published_store_is_read_through_a_plain_web_server(cloud, tmp_path, c
     assert "published 3 runs" in capsys.readouterr().out
     assert main(["--store", store.url, "store", "copy", str(tmp_path / "by-command"), "--where", "tag = paper"]) == 0
     assert "1 of 1 runs copied and verified" in capsys.readouterr().out
+
+
+def test_a_web_server_that_knows_no_byte_ranges_is_no_damaged_store(cloud, tmp_path):
+    """As the one of Python's standard library: what is read whole is there, the rest is an error that says why."""
+    store = Store(tmp_path / "store", index_folder=tmp_path / "a")
+    writer = store.begin(_record())
+    values = np.arange(300_000.0).reshape(300, 1000)
+    writer.put("large", values, ("sample", "class"))
+    writer.put("small", values[0], ("class",))
+    run = writer.complete()
+    publish(store)
+    with FolderServer(tmp_path / "store", ranges=False) as server:
+        found = Store(server.url, index_folder=tmp_path / "b").run(run.id)
+        np.testing.assert_array_equal(found["small"].values, values[0])
+        with pytest.raises(StoreError, match="hands out whole files only; arrays are read by byte ranges") as error:
+            found["large"][3].load()
+        assert not isinstance(error.value, IntegrityError)

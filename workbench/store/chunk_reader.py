@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import StoreError
-from workbench.store.backend import Backend
+from workbench.store.backend import Backend, RefusedError
 from workbench.store.chunks import (
     ChunkError,
     ShardIndex,
@@ -69,6 +69,7 @@ class ChunkReader:
 
         Raises:
             ChunkError: a chunk of the region is damaged or missing.
+            StoreError: the store cannot be read.
         """
         layout = self._layout
         shape = tuple(
@@ -120,8 +121,10 @@ class ChunkReader:
                 data = self._read_chunks(key, _numbers(axes, chunks_of_shard(layout)))
         except (FileNotFoundError, NotADirectoryError):
             raise ChunkError(f"chunk file {name} is missing") from None
-        except StoreError as error:  # a link out of the store, or absurdly large
+        except RefusedError as error:
             raise ChunkError(str(error)) from error
+        except OSError as error:  # no damage that is known of: a disk in trouble, a colleague's private run
+            raise StoreError(f"{key} in {self._backend.url} cannot be read: {error.strerror or error}") from error
         expected = math.prod(layout.chunk) * layout.dtype.itemsize
         straight = layout.dtype.kind != "O" and layout.dtype.isnative and _rows(axes, layout.chunk, values)
         for pieces, packed in zip(itertools.product(*axes), data, strict=True):

@@ -31,6 +31,9 @@ RETRIES: dict[str, Any] = {
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 GOOGLE_ACCOUNT = "GOOGLE_SERVICE_ACCOUNT_KEY"
 """Its JSON may name a server of one's own as `gcs_base_url`."""
+NO_RANGES = (
+    "this web server hands out whole files only; arrays are read by byte ranges, as nginx, Apache and Caddy give them"
+)
 CLIENT: dict[str, Any] = {"timeout": "120s", "connect_timeout": "10s"}
 
 
@@ -87,7 +90,7 @@ class _Client:
                 raise
             except Exception as error:
                 if "body" not in str(error) or not pauses:
-                    text = _first_line(error)
+                    text = NO_RANGES if "Range request not supported" in str(error) else _first_line(error)
                     raise StoreError(f"the store {self.url} does not answer as it should: {text}") from error
             time.sleep(pauses.pop(0))
 
