@@ -168,18 +168,16 @@ def _tables(result: Result) -> tuple[Table, ...]:
     tables.append(
         Table(
             title="Error of switching",
-            columns=(
-                "second rounding",
-                *(f"error at {b} bits" for b in widths),
-                *(f"shift at {b} bits" for b in widths),
-            ),
+            columns=("second rounding", "bits", "error", "shift"),
             rows=tuple(
                 (
                     "round (double rounding)" if str(rule) == "double" else str(rule),
-                    *(_number(np.nanmean(errors[row, :, column])) for column in range(len(widths))),
-                    *(_number(np.nanmean(means[row, :, column])) for column in range(len(widths))),
+                    bits,
+                    _number(np.nanmean(errors[row, :, column])),
+                    _number(np.nanmean(means[row, :, column])),
                 )
                 for row, rule in enumerate(result["error_ratio"]["rule"].values)
+                for column, bits in enumerate(widths)
             ),
             caption="Squared error of switched weights over that of weights rounded directly at the width, and their mean "
             "difference in steps; means over layers. 1 and 0 are what cannot be beaten.",

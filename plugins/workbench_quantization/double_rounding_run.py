@@ -73,7 +73,7 @@ class Study:
             start=params.scale_init,
             relative=params.scale_steps == "relative",
             gradient=params.scale_gradient,
-            inputs=params.quantise_inputs,
+            inputs=params.input_init if params.quantise_inputs else None,
         ).eval()
 
     def logits(self, model: nn.Module) -> Tensor:

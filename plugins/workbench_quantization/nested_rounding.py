@@ -20,6 +20,7 @@ Rule = Literal["double", "floor", "direct"]
 Rounding = Literal["half_up", "half_even"]
 RateRule = Literal["off", "paper", "multiplicative"]
 ScaleStart = Literal["max", "lsq", "lsq_lowest"]
+InputStart = Literal["least error", "lsq"]
 ScaleGradient = Literal["own step", "lsq", "stored step"]
 """Whose derivative moves the shared scale: see `gradient_factor`."""
 
@@ -133,6 +134,31 @@ def learned_step_start(magnitude: Tensor, top: int) -> float:
     """LSQ's first scale 2 mean|v| / sqrt(Qp) for a range that ends at level Qp; 1 where all is zero."""
     mean = float(magnitude.abs().mean())
     return 2 * mean / math.sqrt(top) if mean > 0 else 1.0
+
+
+SPANS = 40
+"""Steps that are tried, evenly spread by ratio from a thirtieth of the largest value as the range to all of it."""
+
+
+def least_error_step(values: Tensor, lowest: int, highest: int) -> float:
+    """The step with the least squared error of clip(round(v / s), lowest, highest) * s, of `SPANS` candidates.
+
+    Args:
+        values: (value,).
+        lowest: lowest level.
+        highest: highest level.
+
+    Returns:
+        1 where all values are 0.
+    """
+    largest = float(values.abs().max())
+    if largest == 0:
+        return 1.0
+    steps = largest / highest * torch.logspace(-1.5, 0, SPANS)
+    errors = [
+        float((torch.round(values / step).clamp_(lowest, highest) * step - values).square().mean()) for step in steps
+    ]
+    return float(steps[errors.index(min(errors))])
 
 
 def width_factor(highest: int, bits: int) -> float:

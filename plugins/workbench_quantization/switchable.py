@@ -13,6 +13,7 @@ from workbench.toolkit import evaluating, predict
 from workbench_quantization.folding import Norm
 from workbench_quantization.layers import Block
 from workbench_quantization.nested_rounding import (
+    InputStart,
     Rounding,
     Rule,
     ScaleGradient,
@@ -21,11 +22,14 @@ from workbench_quantization.nested_rounding import (
     initial_scale,
     input_range,
     learned_step_start,
+    least_error_step,
     nested_weight,
     with_gradient,
 )
 from workbench_quantization.quantizer import FULL_PRECISION, learned_scale_quantise
 
+SHOWN_VALUES = 16_384
+"""Values of a layer's input that its first scales are chosen on."""
 SMALLEST_FACTOR = 1e-3
 """Share of its first value below which no scale falls: Adam could push a small one through zero."""
 
@@ -64,7 +68,8 @@ class SwitchableLayer(nn.Module):
         start: first weight scale.
         relative: how scales are learned (see `Scale`).
         gradient: which derivative moves the weight scale (see `gradient_factor`).
-        magnitude: mean absolute input; None leaves inputs in full precision.
+        shown: (value,) of the input, for its first scales; None leaves inputs in full precision.
+        input_start: how those are chosen: least squared error, or LSQ's formula.
         signed: whether inputs were negative.
     """
 
@@ -78,7 +83,8 @@ class SwitchableLayer(nn.Module):
         start: ScaleStart,
         relative: bool,
         gradient: ScaleGradient,
-        magnitude: float | None,
+        shown: Tensor | None,
+        input_start: InputStart,
         signed: bool,
     ) -> None:
         super().__init__()
@@ -92,10 +98,12 @@ class SwitchableLayer(nn.Module):
             firsts = [initial_scale(weight, bits, bits, start) for bits in widths]
         self.weight_scales = nn.ModuleList([Scale(first, relative=relative) for first in firsts])
         self.input_scales = nn.ModuleList()
-        if magnitude is not None:
-            tops = [input_range(bits, signed)[1] for bits in widths]
-            mean = torch.tensor(magnitude)
-            self.input_scales.extend([Scale(learned_step_start(mean, top), relative=relative) for top in tops])
+        if shown is not None:
+            for bits in widths:
+                low, high = input_range(bits, signed)
+                least = input_start == "least error"
+                first = least_error_step(shown, low, high) if least else learned_step_start(shown, high)
+                self.input_scales.append(Scale(first, relative=relative))
         self.to(weight.device)
 
     @property
@@ -170,7 +178,7 @@ class Switchable(nn.Module):
         image: (sample, channel, y, x), images that show the layers' inputs.
         widths: highest first.
         rule, rounding, start, relative, gradient: see `SwitchableLayer`.
-        inputs: whether inputs are quantised too.
+        inputs: how the first scales of the layers' inputs are chosen; None leaves inputs in full precision.
     """
 
     def __init__(
@@ -186,11 +194,11 @@ class Switchable(nn.Module):
         start: ScaleStart,
         relative: bool,
         gradient: ScaleGradient,
-        inputs: bool,
+        inputs: InputStart | None,
     ) -> None:
         super().__init__()
         self.widths, self.transitional = tuple(widths), False
-        magnitudes, signed = _watch_inputs(model, blocks, image)
+        shown, signed = _watch_inputs(model, blocks, image)
         places = _norm_places(model, blocks, image[:2])
         self.layers: dict[int, SwitchableLayer] = {}
         for place, block in enumerate(blocks):
@@ -204,7 +212,8 @@ class Switchable(nn.Module):
                 start=start,
                 relative=relative,
                 gradient=gradient,
-                magnitude=magnitudes[place] if inputs else None,
+                shown=shown[place] if inputs else None,
+                input_start=inputs or "lsq",
                 signed=signed[place],
             )
         self.norms = {
@@ -283,17 +292,19 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _watch_inputs(model: nn.Module, blocks: Sequence[Block], image: Tensor) -> tuple[list[float], list[bool]]:
-    """Mean absolute input of every layer, and whether it was ever negative."""
-    sums = torch.zeros(len(blocks), 2, dtype=torch.float64)
+def _watch_inputs(model: nn.Module, blocks: Sequence[Block], image: Tensor) -> tuple[list[Tensor], list[bool]]:
+    """Values of every layer's input, evenly spread over the images, on the CPU; and whether it was ever negative."""
+    kept: list[list[Tensor]] = [[] for _ in blocks]
     lows = torch.zeros(len(blocks))
     handles = []
     for place, block in enumerate(blocks):
 
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], place: int = place) -> None:
             values = inputs[0].detach()
-            sums[place, 0] += float(values.abs().double().sum())
-            sums[place, 1] += values.numel()
+            flat = values.flatten()
+            count = max(1, SHOWN_VALUES * len(values) // len(image))
+            # A stride that shares no factor with the sizes of pictures sees all channels and places.
+            kept[place].append(flat[:: max(1, flat.numel() // count) | 1].float().cpu())
             lows[place] = min(float(lows[place]), float(values.amin()))
 
         handles.append(block.layers[0].register_forward_pre_hook(hook))
@@ -303,7 +314,7 @@ def _watch_inputs(model: nn.Module, blocks: Sequence[Block], image: Tensor) -> t
     finally:
         for handle in handles:
             handle.remove()
-    return (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist(), (lows < 0).tolist()
+    return [torch.cat(parts) if parts else torch.zeros(1) for parts in kept], (lows < 0).tolist()
 
 
 def _norm_places(model: nn.Module, blocks: Sequence[Block], image: Tensor) -> dict[str, int]:
