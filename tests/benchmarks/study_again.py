@@ -4,7 +4,7 @@
 
 FIRST is a store in which `ship-cifar10` was run; SECOND, a folder for the other store, is left out for a temporary one. Runs are
 told by their keys: one that FIRST does not have under the same key counts as unknown, and of the others every metric and every
-value of every array is compared. The part is ResNet-20 in full precision and at 4 bits, with everything that the study asks of
+array is compared. The part is ResNet-20 in full precision and at 4 bits, with everything that the study asks of
 them. Keys of an editable checkout hold a digest of its code: use an installed copy of what computed FIRST.
 """
 
@@ -26,6 +26,8 @@ import yaml
 from workbench.study import shipped_studies
 
 STEPS = ("uniform", "shifted", "clean", "compressed", "moved", "foreign", "calibrated", "carried", "detected")
+CLOSE = 1e-5
+"""Relative difference that other processors or numbers of threads may make in single precision."""
 
 
 def part(steps: Container[str] = STEPS) -> dict[str, Any]:
@@ -67,45 +69,56 @@ class Agreement:
 
     runs: int = 0
     """Complete runs of the second store."""
-    metrics: int = 0
-    """Compared, over all runs."""
-    arrays: int = 0
     unknown: list[str] = field(default_factory=list)
     """Runs of the second store whose keys the first does not have."""
-    differing: list[str] = field(default_factory=list)
-    """Metrics and arrays that are not equal to the last bit, with the largest difference."""
+    exact: int = 0
+    """Metrics and arrays that are equal to the last bit."""
+    close: int = 0
+    """Those that differ by at most `CLOSE` of their largest value."""
+    differing: dict[str, str] = field(default_factory=dict)
+    """All others: method and name -> in how many runs, and how."""
 
 
 def compare(first: workbench.Workbench, second: workbench.Workbench) -> Agreement:
-    """Look up every run of `second` by its key in `first`; equal means equal to the last bit, NaN beside NaN."""
+    """Look up every run of `second` by its key in `first`; NaN beside NaN is equal."""
     known = {run.key: run for run in first.runs("status = complete")}
-    found = Agreement()
+    found, others = Agreement(), dict[str, list[str]]()
     for run in second.runs("status = complete"):
         found.runs += 1
         other = known.get(run.key) if run.key else None
         if other is None:
             found.unknown.append(f"{run.id} ({run.method})")
             continue
-        mine, theirs = ({**one.metrics, **{name: one[name].values for name in one.arrays}} for one in (run, other))
-        found.metrics += len(run.metrics)
-        found.arrays += len(mine) - len(run.metrics)
-        found.differing += [f"{run.method} {run.id} has another set of arrays"] if set(mine) != set(theirs) else []
-        for name in set(mine) & set(theirs):
-            if difference := _difference(np.asarray(mine[name]), np.asarray(theirs[name])):
-                found.differing.append(f"{run.method} {run.id} {name}: {difference}")
+        theirs, mine = _numbers(other), _numbers(run)
+        for name in theirs.keys() | mine.keys():
+            if name not in theirs or name not in mine:
+                said = f"only in the {'first' if name in theirs else 'second'} store"
+            else:
+                said = _difference(theirs[name], mine[name])
+            found.exact += said == ""
+            found.close += said == "close"
+            if said not in ("", "close"):
+                others.setdefault(f"{run.method} {name}", []).append(said)
+    found.differing = {name: f"{len(said)} runs, {max(said)}" for name, said in sorted(others.items())}
     return found
 
 
+def _numbers(run: workbench.Run) -> dict[str, np.ndarray]:
+    metrics = {f"metric {name}": np.asarray(value) for name, value in run.metrics.items()}
+    return metrics | {f"array {name}": run[name].values for name in run.arrays}
+
+
 def _difference(first: np.ndarray, second: np.ndarray) -> str:
-    """In words; empty: there is none."""
+    """Empty: none; `close`; or how they differ."""
     floats = first.dtype.kind == "f"
     if first.dtype == second.dtype and np.array_equal(first, second, equal_nan=floats):
         return ""
-    if not floats or first.shape != second.shape:
-        return "not equal"
-    return (
-        f"up to {float(np.nanmax(np.abs(first - second))):.3g} of values up to {float(np.nanmax(np.abs(second))):.3g}"
-    )
+    if first.shape != second.shape:
+        return f"shapes {first.shape} and {second.shape}"
+    if not floats or not np.array_equal(np.isnan(first), np.isnan(second)):
+        return "other values"
+    largest, difference = float(np.nanmax(np.abs(first))), float(np.nanmax(np.abs(first - second)))
+    return "close" if difference <= CLOSE * largest else f"up to {difference:.2g} of {largest:.2g}"
 
 
 def main() -> None:
@@ -118,11 +131,11 @@ def main() -> None:
         store = (given.second or Path(folder) / "second").resolve()
         compute(part(), store, Path(os.environ["WORKBENCH_DATA"]))
         found = compare(workbench.open(given.first), workbench.open(store))
+    print(f"{found.runs} runs, {len(found.unknown)} of other keys")
     print(
-        f"{found.runs} runs, {len(found.unknown)} of other keys; {found.metrics} metrics and {found.arrays} arrays compared,"
+        f"metrics and arrays: {found.exact} equal to the last bit, {found.close} within {CLOSE:g} of their largest value, others:"
     )
-    print(f"{len(found.differing)} of them not equal to the last bit")
-    for line in (*found.unknown, *found.differing):
+    for line in (*found.unknown, *(f"{name}: {said}" for name, said in found.differing.items())):
         print("  ", line)
 
 

@@ -17,8 +17,9 @@ RULES = (
     "overlap. For each metric the comparisons that changed are counted (over all its columns) and the worst and the best of "
     "them named by the size of the difference.",
     "Among variants that are worse in no compared metric (by more than the study tolerates, where it says so) and whose "
-    "comparisons were all possible, the one of least cost is named for each baseline, with the largest loss in the first metric "
-    "that its interval leaves open. Not finding a loss is no proof that there is none.",
+    "comparisons were all possible, the one of least cost is named for each baseline, with its difference in the first metric. "
+    "Not finding a loss is no proof that there is none, and where few samples tell two variants apart resampled intervals are "
+    "too short.",
     "Of repairs, the one of lowest (or highest, where more is better) median is named, over the variants that all of them were "
     "tried on, and in how many variants each of them is better than before; that is a count, not a test.",
 )
@@ -163,21 +164,20 @@ def _cheapest(matrix: Matrix, cost: int, base: int, *, several: bool) -> str:
         )
     column = others[0]
     cell, described = matrix.cells[best, column], matrix.columns[column]
-    bound = cell.difference_lower if described.direction == "higher" else cell.difference_upper
-    loss = -bound if described.direction == "higher" else bound
-    open_loss = ""
+    judged = ""
     if cell.difference_lower == cell.difference_upper:
-        open_loss = (
+        judged = (
             f" In {described.label} the two agree on every sample; resampling cannot say how far they differ on others."
         )
-    elif np.isfinite(loss):
-        kind = "loss" if described.direction == "higher" else "increase"
-        how_much = f"a {kind} of up to {number_text(float(loss))}" if loss > 0 else f"no {kind}"
-        open_loss = f" Its {100 * LEVEL:.0f} % interval leaves open {how_much} in {described.label}."
+    elif np.isfinite(cell.difference_lower):
+        span = f"{number_text(cell.difference_lower)} to {number_text(cell.difference_upper)}"
+        judged = (
+            f" Its {described.label} differs by {number_text(cell.difference)} ({100 * LEVEL:.0f} % interval {span})."
+        )
     return (
         f"The variant of least {label} without a significant loss in any of the {len(others)} compared metrics{name} is "
         f"{matrix.rows[best].label} ({label} {number_text(float(prices[best]))} against "
-        f"{number_text(float(prices[base]))}).{open_loss}"
+        f"{number_text(float(prices[base]))}).{judged}"
     )
 
 
