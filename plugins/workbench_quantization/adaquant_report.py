@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
-from workbench.toolkit import wilson_interval
+
+from workbench_quantization.report_parts import accuracy_metric, resolution, values
 
 SHIFTED = 0.1
 """Loss of accuracy from calibration to report images from which on a shift is suspected."""
@@ -22,10 +23,6 @@ def report(result: Result) -> Report:
     )
 
 
-def _values(result: Result, name: str) -> np.ndarray:
-    return np.asarray(result[name].values)
-
-
 def _lowest(result: Result) -> int:
     """The narrowest candidate: one of `bits`, or of the given widths."""
     return int(result["loss_increase"]["bit"].values[0])
@@ -37,34 +34,28 @@ def _stages(result: Result) -> list[str]:
 
 def _chosen(result: Result) -> dict[str, float]:
     """Accuracy of the stored solution by stage."""
-    return dict(zip(_stages(result), _values(result, "accuracy")[0].tolist(), strict=True))
+    return dict(zip(_stages(result), values(result, "accuracy")[0].tolist(), strict=True))
 
 
 def _summary(result: Result) -> str:
     by_stage, full = _chosen(result), float(result["accuracy_full_precision"])
     gain = by_stage["adaquant + norms"] - by_stage["naive + norms"]
     return (
-        f"At {float(_values(result, 'size_share')[0]):.1%} of the 32-bit size the model keeps {_final(result):.1%} of "
+        f"At {float(values(result, 'size_share')[0]):.1%} of the 32-bit size the model keeps {_final(result):.1%} of "
         f"{full:.1%} accuracy. Rounding alone gives {by_stage['naive']:.1%}, re-estimating batch norms brings that to "
         f"{by_stage['naive + norms']:.1%}, and AdaQuant adds {100 * gain:+.1f} points."
     )
 
 
 def _final(result: Result) -> float:
-    return float(_values(result, "accuracy")[0, -1])
+    return float(values(result, "accuracy")[0, -1])
 
 
 def _metrics(result: Result) -> tuple[Metric, ...]:
     count, by_stage = result["label"].sizes["sample"], _chosen(result)
     full = float(result["accuracy_full_precision"])
 
-    def share(name: str, value: float, description: str) -> Metric:
-        low, high = wilson_interval(round(value * count), count)
-        return Metric(
-            name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
-        )
-
-    errors = _values(result, "layer_error")
+    errors = values(result, "layer_error")
     names = {
         "naive": "naive",
         "naive + norms": "naive_norms",
@@ -72,10 +63,15 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         "adaquant + norms": "adaquant_norms",
     }
     metrics = [
-        share("accuracy", _final(result), "of the stored model, after the last stage (Wilson interval)"),
-        share("accuracy_full_precision", full, "of the model as it came"),
+        accuracy_metric(
+            "accuracy", _final(result), count, "of the stored model, after the last stage (Wilson interval)"
+        ),
+        accuracy_metric("accuracy_full_precision", full, count, "of the model as it came"),
         Metric(name="accuracy_drop", value=full - _final(result), direction="lower"),
-        *(share(f"accuracy_{short}", by_stage[stage], f"stage {stage}") for stage, short in names.items()),
+        *(
+            accuracy_metric(f"accuracy_{short}", by_stage[stage], count, f"stage {stage}")
+            for stage, short in names.items()
+        ),
         Metric(
             name="norm_tuning_gain",
             value=by_stage["naive + norms"] - by_stage["naive"],
@@ -90,13 +86,13 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         ),
         Metric(
             name="size_share",
-            value=float(_values(result, "size_share")[0]),
+            value=float(values(result, "size_share")[0]),
             direction="lower",
             description="size of the weights over their size at 32 bits",
         ),
         Metric(
             name="average_bits",
-            value=stored_bits(result) / float(_values(result, "parameter_count").sum()),
+            value=stored_bits(result) / float(values(result, "parameter_count").sum()),
             unit="bit",
             direction="lower",
             description="size of weights and scales, per weight",
@@ -120,8 +116,8 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
 
 def stored_bits(result: Result) -> float:
     """Bits of the stored model's weights and scales (float32, one per output channel), as `quantization.uniform` counts them."""
-    weights = float((_values(result, "parameter_count") * _values(result, "bits").astype(np.int64)).sum())
-    return weights + 32.0 * _values(result, "scale").size
+    weights = float((values(result, "parameter_count") * values(result, "bits").astype(np.int64)).sum())
+    return weights + 32.0 * values(result, "scale").size
 
 
 def _tables(result: Result) -> tuple[Table, ...]:
@@ -135,13 +131,13 @@ def _tables(result: Result) -> tuple[Table, ...]:
         )
         for name, share, increase, accuracies in zip(
             result["accuracy"]["solution"].values,
-            _values(result, "size_share"),
-            _values(result, "predicted_increase"),
-            _values(result, "accuracy"),
+            values(result, "size_share"),
+            values(result, "predicted_increase"),
+            values(result, "accuracy"),
             strict=True,
         )
     )
-    errors, noise = _values(result, "layer_error"), _values(result, "signal_to_noise")
+    errors, noise = values(result, "layer_error"), values(result, "signal_to_noise")
     lowest = _lowest(result)
     layers = tuple(
         (
@@ -153,14 +149,14 @@ def _tables(result: Result) -> tuple[Table, ...]:
             float(f"{errors[place, 0, 1]:.3g}"),
             round(float(noise[place, 0, 0]), 1),
             round(float(noise[place, 0, 1]), 1),
-            float(f"{_values(result, 'loss_increase')[place, 0]:.3g}"),
+            float(f"{values(result, 'loss_increase')[place, 0]:.3g}"),
         )
         for place, (name, count, bits, fixed) in enumerate(
             zip(
                 result["bits"]["layer"].values,
-                _values(result, "parameter_count"),
-                _values(result, "bits"),
-                _values(result, "fixed"),
+                values(result, "parameter_count"),
+                values(result, "bits"),
+                values(result, "fixed"),
                 strict=True,
             )
         )
@@ -228,7 +224,7 @@ def _views(result: Result) -> tuple[View, ...]:
             y_label="squared error of the batch",
         ),
     ]
-    if _values(result, "normalised").any():
+    if values(result, "normalised").any():
         views.append(
             Bar(
                 title="How far quantisation had moved the channels",
@@ -243,17 +239,16 @@ def _views(result: Result) -> tuple[View, ...]:
 
 def _notes(result: Result) -> tuple[str, ...]:
     count, full = result["label"].sizes["sample"], float(result["accuracy_full_precision"])
-    low, high = wilson_interval(round(full * count), count)
     params = result.params
     notes = [
         f"Accuracies are of {count:,} images that were not calibrated on; at {full:.1%} the sampling error is "
-        f"{float(high - low) / 2:.1%}, so smaller differences say little.",
+        f"{resolution(full, count):.1%}, so smaller differences say little.",
         "The widths are chosen by single-layer losses, which ignore how errors of several layers interact.",
         "The stored model has quantised weights; the ranges of its inputs are in `input_range`, and `logit` was computed "
         "with quantised inputs.",
     ]
-    if not _values(result, "normalised").all():
-        missing = (~_values(result, "normalised").astype(bool)).sum()
+    if not values(result, "normalised").all():
+        missing = (~values(result, "normalised").astype(bool)).sum()
         notes.append(f"{missing} layers have no batch norm that could be folded and re-estimated.")
     own = float(result["accuracy_calibration"])
     if own - full > SHIFTED:
@@ -261,7 +256,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"In full precision the model reaches {own:.1%} on the calibration images and {full:.1%} on the report images: "
             "overfitting or a shift of the images, in which differences between stages drown."
         )
-    worse = int((_values(result, "layer_error")[:, 0, 1] > _values(result, "layer_error")[:, 0, 0]).sum())
+    worse = int((values(result, "layer_error")[:, 0, 1] > values(result, "layer_error")[:, 0, 0]).sum())
     if worse:
         hint = "rate_mode='relative' takes smaller steps" if params.rate_mode == "absolute" else "take more images"
         notes.append(f"AdaQuant made the output of {worse} layers worse on held-out images; {hint}.")
@@ -269,9 +264,9 @@ def _notes(result: Result) -> tuple[str, ...]:
         notes.append(
             "Layers were optimised without the errors of those before them; below 4 bits mode='sequential' sees them."
         )
-    program = _values(result, "solution_kind") == "program"
-    greedy = _values(result, "solution_kind") == "greedy"
-    gap = _values(result, "predicted_increase")[greedy] - _values(result, "predicted_increase")[program]
+    program = values(result, "solution_kind") == "program"
+    greedy = values(result, "solution_kind") == "greedy"
+    gap = values(result, "predicted_increase")[greedy] - values(result, "predicted_increase")[program]
     if gap.max() > 1e-9:
         notes.append(f"The program's predicted increase is up to {gap.max():.3g} below that of the greedy allocation.")
     return tuple(notes)

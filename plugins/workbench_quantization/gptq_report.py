@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from workbench import Bar, HeatMap, Line, Metric, Report, Result, Table
 from workbench.report import View
-from workbench.toolkit import wilson_interval
+
+from workbench_quantization.report_parts import accuracy_metric, reasons, values
 
 
 def report(result: Result) -> Report:
@@ -19,15 +20,11 @@ def report(result: Result) -> Report:
     )
 
 
-def _values(result: Result, name: str) -> np.ndarray:
-    return np.asarray(result[name].values)
-
-
 def _stored(result: Result, name: str) -> np.ndarray:
     """(rounding,) of the table of widths that is stored."""
     if f"{name}_given" in result:
-        return _values(result, f"{name}_given")
-    return np.asarray(_values(result, name)[:, result.params.widths.index(result.params.store_width)])
+        return values(result, f"{name}_given")
+    return np.asarray(values(result, name)[:, result.params.widths.index(result.params.store_width)])
 
 
 def _summary(result: Result) -> str:
@@ -43,16 +40,10 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
     count = result["label"].sizes["sample"]
     full = float(result["accuracy_full_precision"])
 
-    def share(name: str, value: float, description: str) -> Metric:
-        low, high = wilson_interval(round(value * count), count)
-        return Metric(
-            name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
-        )
-
     nearest, solved = map(float, _stored(result, "accuracy"))
     metrics = [
-        share("accuracy", solved, "of the stored model on the report images (Wilson interval)"),
-        share("accuracy_full_precision", full, "of the model as it came"),
+        accuracy_metric("accuracy", solved, count, "of the stored model on the report images (Wilson interval)"),
+        accuracy_metric("accuracy_full_precision", full, count, "of the model as it came"),
         Metric(name="accuracy_drop", value=full - solved, direction="lower"),
         Metric(
             name="gain_over_nearest",
@@ -78,14 +69,14 @@ def _tables(result: Result) -> tuple[Table, ...]:
     rows: list[tuple[str | float, ...]] = []
     for row, rounding in enumerate(("nearest", "gptq")):
         for column, width in enumerate(result.params.widths):
-            figures = [round(float(_values(result, name)[row, column]), 4) for name in names]
-            sizes = [round(float(_values(result, name)[column]), 4) for name in ("average_bits", "size_mb")]
+            figures = [round(float(values(result, name)[row, column]), 4) for name in names]
+            sizes = [round(float(values(result, name)[column]), 4) for name in ("average_bits", "size_mb")]
             rows.append((f"{width} bit", rounding, *figures, *sizes))
         if "accuracy_given" in result:
-            figures = [round(float(_values(result, f"{name}_given")[row]), 4) for name in names]
+            figures = [round(float(values(result, f"{name}_given")[row]), 4) for name in names]
             sizes = [round(float(result[f"{name}_stored"]), 4) for name in ("average_bits", "size_mb")]
             rows.append(("given widths", rounding, *figures, *sizes))
-    error = _values(result, "output_error")
+    error = values(result, "output_error")
     layers = tuple(
         (
             str(name),
@@ -94,7 +85,7 @@ def _tables(result: Result) -> tuple[Table, ...]:
             *(_digits(value) for value in np.moveaxis(error[place], 0, 1).ravel()),
         )
         for place, (name, shape, bits) in enumerate(
-            zip(result["bits"]["layer"].values, _values(result, "weight_shape"), _values(result, "bits"), strict=True)
+            zip(result["bits"]["layer"].values, values(result, "weight_shape"), values(result, "bits"), strict=True)
         )
     )
     heads = [f"{rounding} {width} bit" for width in result.params.widths for rounding in ("nearest", "gptq")]
@@ -171,13 +162,11 @@ def _notes(result: Result) -> tuple[str, ...]:
         notes.append(f"First and last layer are kept at {params.first_last_bits} bits in the uniform solutions.")
     rounded = [
         str(name)
-        for name, done in zip(result["bits"]["layer"].values, _values(result, "solved"), strict=True)
+        for name, done in zip(result["bits"]["layer"].values, values(result, "solved"), strict=True)
         if not done
     ]
     if rounded:
         notes.append(f"Rounded to nearest, as they are no matrix over their inputs: {', '.join(rounded)}.")
-    if "unquantised_reason" in result:
-        reasons = result["unquantised_reason"]
-        pairs = zip(reasons["parameter"].values, reasons.values, strict=True)
-        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in pairs)}.")
+    if left := reasons(result, "unquantised_reason"):
+        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in left)}.")
     return tuple(notes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from workbench import Metric, Report, Result
-from workbench.toolkit import wilson_interval
 
 from workbench_quantization.hawq_facts import Facts
 from workbench_quantization.hawq_views import further_tables, layer_table, solution_table, views
+from workbench_quantization.report_parts import accuracy_metric
 
 NOISY = 0.15
 """Relative standard error of a trace from which on it is called noisy."""
@@ -28,16 +28,12 @@ def report(result: Result) -> Report:
 def _metrics(facts: Facts) -> tuple[Metric, ...]:
     count = facts.samples
 
-    def accuracy(name: str, value: float, description: str) -> Metric:
-        low, high = wilson_interval(round(value * count), count)
-        return Metric(
-            name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
-        )
-
     bound = facts.read("solution_bits")[0]
     metrics = [
-        accuracy("accuracy", facts.final, "of the stored quantised model on the report images (Wilson interval)"),
-        accuracy("accuracy_full_precision", facts.full, "of the model as it came"),
+        accuracy_metric(
+            "accuracy", facts.final, count, "of the stored quantised model on the report images (Wilson interval)"
+        ),
+        accuracy_metric("accuracy_full_precision", facts.full, count, "of the model as it came"),
         Metric(name="accuracy_drop", value=facts.full - facts.final, direction="lower"),
         Metric(
             name="average_bits",
@@ -91,14 +87,17 @@ def _metrics(facts: Facts) -> tuple[Metric, ...]:
         )
     metrics.append(Metric(name="accuracy_reversed", value=float(facts.of_kind("reversed")[0])))
     metrics.append(
-        accuracy(
+        accuracy_metric(
             "accuracy_uniform",
             float(facts.accuracy[facts.uniform]),
+            count,
             f"{facts.names[facts.uniform]}, the uniform width nearest to the budget, before fine-tuning",
         )
     )
     if "finetuned_accuracy" in facts.result:
-        metrics.append(accuracy("accuracy_before_finetuning", float(facts.accuracy[0]), "of the chosen widths"))
+        metrics.append(
+            accuracy_metric("accuracy_before_finetuning", float(facts.accuracy[0]), count, "of the chosen widths")
+        )
     return tuple(metrics)
 
 
@@ -165,6 +164,7 @@ def _low_width_note(facts: Facts) -> list[str]:
         text = f"Without fine-tuning, mixing widths does not pay here: {figures}."
     if "finetuned_accuracy" not in facts.result:
         text += (
-            " The paper's gain over uniform widths needs fine-tuning (`finetune`), or candidates without the lowest."
+            " The paper's gain over uniform widths comes with fine-tuning (`finetune`). Batch norms re-estimated for both can be "
+            'enough: quantization.adaquant does that for this table (`table=run["bits"]`).'
         )
     return [text]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from workbench import Bar, HeatMap, Histogram, Line, Metric, Report, Result, Table
 from workbench.report import View
-from workbench.toolkit import wilson_interval
+
+from workbench_quantization.report_parts import accuracy_metric, reasons, resolution, values
 
 TOLERATED = 0.01
 """Loss of accuracy up to which a width is said to keep the accuracy."""
@@ -22,10 +23,6 @@ def report(result: Result) -> Report:
     )
 
 
-def _values(result: Result, name: str) -> np.ndarray:
-    return np.asarray(result[name].values)
-
-
 def _given(result: Result) -> bool:
     return "accuracy_given" in result
 
@@ -38,8 +35,8 @@ def _stored_place(result: Result) -> tuple[int, int]:
 def _stored(result: Result, name: str) -> float:
     row, column = _stored_place(result)
     if _given(result):
-        return float(_values(result, f"{name}_given")[row])
-    return float(_values(result, name)[row, column])
+        return float(values(result, f"{name}_given")[row])
+    return float(values(result, name)[row, column])
 
 
 def narrowest(accuracy: np.ndarray, widths: tuple[int, ...], full: float) -> int | None:
@@ -52,12 +49,12 @@ def narrowest(accuracy: np.ndarray, widths: tuple[int, ...], full: float) -> int
 def nearest_width(result: Result) -> int:
     """Column of the uniform width whose size is nearest to that of the given table, under the stored sharing."""
     row, _ = _stored_place(result)
-    return int(np.argmin(np.abs(_values(result, "size_mb")[row] - _values(result, "size_mb_given")[row])))
+    return int(np.argmin(np.abs(values(result, "size_mb")[row] - values(result, "size_mb_given")[row])))
 
 
 def _summary(result: Result) -> str:
     params, full = result.params, float(result["accuracy_full_precision"])
-    accuracy = _values(result, "accuracy")
+    accuracy = values(result, "accuracy")
     phrases = []
     for row, sharing in enumerate(params.sharings):
         width = narrowest(accuracy[row], params.widths, full)
@@ -69,7 +66,7 @@ def _summary(result: Result) -> str:
         text += (
             f" The given widths reach {_stored(result, 'accuracy'):.1%} at {_stored(result, 'average_bits'):.2f} bits per "
             f"weight; uniform {params.widths[column]} bit, the nearest in size, {accuracy[row, column]:.1%} at "
-            f"{_values(result, 'average_bits')[row, column]:.2f}."
+            f"{values(result, 'average_bits')[row, column]:.2f}."
         )
     return text
 
@@ -78,17 +75,15 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
     count = result["label"].sizes["sample"]
     full, stored = float(result["accuracy_full_precision"]), _stored(result, "accuracy")
 
-    def share(name: str, value: float, description: str) -> Metric:
-        low, high = wilson_interval(round(value * count), count)
-        return Metric(
-            name=name, value=value, direction="higher", interval=(float(low), float(high)), description=description
-        )
-
     metrics = [
-        share("accuracy", stored, "of the stored quantised model on the report images (Wilson interval)"),
-        share("accuracy_full_precision", full, "of the model as it came"),
+        accuracy_metric(
+            "accuracy", stored, count, "of the stored quantised model on the report images (Wilson interval)"
+        ),
+        accuracy_metric("accuracy_full_precision", full, count, "of the model as it came"),
         Metric(name="accuracy_drop", value=full - stored, direction="lower"),
-        share("agreement", _stored(result, "agreement"), "predictions equal to those of the full-precision model"),
+        accuracy_metric(
+            "agreement", _stored(result, "agreement"), count, "predictions equal to those of the full-precision model"
+        ),
         Metric(name="negative_log_likelihood", value=_stored(result, "negative_log_likelihood"), direction="lower"),
         Metric(
             name="average_bits",
@@ -100,7 +95,7 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         Metric(name="size", value=_stored(result, "size_mb"), unit="MB", direction="lower", description="with scales"),
     ]
     for row, sharing in enumerate(result.params.sharings):
-        width = narrowest(_values(result, "accuracy")[row], result.params.widths, full)
+        width = narrowest(values(result, "accuracy")[row], result.params.widths, full)
         if width is not None:
             metrics.append(
                 Metric(
@@ -113,7 +108,7 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             )
     if _given(result):
         row, _ = _stored_place(result)
-        gain = stored - float(_values(result, "accuracy")[row, nearest_width(result)])
+        gain = stored - float(values(result, "accuracy")[row, nearest_width(result)])
         metrics.append(
             Metric(
                 name="gain_over_uniform",
@@ -131,13 +126,13 @@ def _tables(result: Result) -> tuple[Table, ...]:
     rows: list[tuple[str | float, ...]] = []
     for row, sharing in enumerate(params.sharings):
         for column, width in enumerate(params.widths):
-            figures = [round(float(_values(result, name)[row, column]), 4) for name in names]
+            figures = [round(float(values(result, name)[row, column]), 4) for name in names]
             rows.append((f"uniform {width} bit", sharing, *figures))
         if _given(result):
-            figures = [round(float(_values(result, f"{name}_given")[row]), 4) for name in names]
+            figures = [round(float(values(result, f"{name}_given")[row]), 4) for name in names]
             rows.append(("given widths", sharing, *figures))
     row, _ = _stored_place(result)
-    error = _values(result, "relative_error")[:, row]
+    error = values(result, "relative_error")[:, row]
     layers = tuple(
         (
             str(name),
@@ -149,9 +144,9 @@ def _tables(result: Result) -> tuple[Table, ...]:
         for place, (name, shape, count, bits) in enumerate(
             zip(
                 result["bits"]["layer"].values,
-                _values(result, "weight_shape"),
-                _values(result, "parameter_count"),
-                _values(result, "bits"),
+                values(result, "weight_shape"),
+                values(result, "parameter_count"),
+                values(result, "bits"),
                 strict=True,
             )
         )
@@ -220,7 +215,7 @@ def _notes(result: Result) -> tuple[str, ...]:
         f"Accuracies are of {count:,} images"
         + ("." if "test" in result.inputs else " (a share of `data` that showed no ranges)."),
         f"At an accuracy of {float(result['accuracy_full_precision']):.1%} differences below "
-        f"{_resolution(float(result['accuracy_full_precision']), count):.1%} are within sampling error.",
+        f"{resolution(float(result['accuracy_full_precision']), count):.1%} are within sampling error.",
     ]
     if params.first_last_bits is not None:
         notes.append(f"First and last layer are kept at {params.first_last_bits} bits in the uniform solutions.")
@@ -233,16 +228,6 @@ def _notes(result: Result) -> tuple[str, ...]:
             "The stored model has quantised weights only; the ranges of its inputs are in `input_range`, and `logit` was "
             "computed with quantised inputs."
         )
-    if "unquantised_reason" in result:
-        reasons = result["unquantised_reason"]
-        listed = ", ".join(
-            f"{name} ({why})" for name, why in zip(reasons["parameter"].values, reasons.values, strict=True)
-        )
-        notes.append(f"Left in full precision: {listed}.")
+    if left := reasons(result, "unquantised_reason"):
+        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in left)}.")
     return tuple(notes)
-
-
-def _resolution(share: float, count: int) -> float:
-    """Half the width of the 95 % interval."""
-    low, high = wilson_interval(round(share * count), count)
-    return float(high - low) / 2
