@@ -257,6 +257,45 @@ def test_several_processes_build_one_index_at_once(many, tmp_path):
         assert connection.execute("SELECT count(*) FROM facts WHERE run NOT IN (SELECT n FROM runs)").fetchone() == (0,)
 
 
+def test_an_index_that_somebody_builds_just_now_is_left_to_them(tmp_path):
+    """Opened in the middle of a batch of the first build, it must not be taken for damaged and removed."""
+    building, other = new_store(tmp_path), new_store(tmp_path)
+    building.prepare()
+    building.count()
+    file, connection = building.index.path, building.index._connection
+    index_tables.leave_log(connection)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO names (text, name) VALUES ('half a batch', 1)")
+    before = file.stat().st_ino
+    assert other.count() == 0
+    assert file.stat().st_ino == before
+    connection.commit()
+    assert other.index.ask("SELECT text FROM names", look=False) == [("half a batch",)]
+    index_tables.keep_log(connection)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert building.count() == other.count() == 0
+
+
+@pytest.mark.parametrize("error", ["SQLITE_BUSY", "SQLITE_FULL", "SQLITE_CANTOPEN"])
+def test_an_index_that_cannot_be_opened_for_now_is_not_removed(tmp_path, monkeypatch, error):
+    store = new_store(tmp_path)
+    run = add(store)
+    store.count()
+    before, prepare = store.index.path.stat().st_ino, index.Index._prepare
+
+    def failing(self, target):
+        if target != ":memory:":
+            refused = sqlite3.OperationalError(error)
+            refused.sqlite_errorcode = getattr(sqlite3, error)
+            raise refused
+        return prepare(self, target)
+
+    monkeypatch.setattr(index.Index, "_prepare", failing)
+    assert [found.id for found in new_store(tmp_path).runs()] == [run]
+    assert store.index.path.stat().st_ino == before
+
+
 def test_a_run_keeps_its_number_while_its_record_changes(tmp_path):
     store = new_store(tmp_path)
     run = add(store)

@@ -24,7 +24,7 @@ from workbench.record import RunRecord
 from workbench.store.backend import Backend
 from workbench.store.entries import entry_of
 from workbench.store.index_refresh import refresh
-from workbench.store.index_tables import Annotation, create, enter, forget, is_whole
+from workbench.store.index_tables import Annotation, create, enter, forget, is_whole, keep_log
 from workbench.store.query import Condition, Order, compile_order
 
 __all__ = ["Annotation", "Index", "cache_folder"]
@@ -250,20 +250,20 @@ class Index:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
-        try:
+        with suppress(OSError, sqlite3.Error):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._prepare(str(self.path))
-        except (OSError, sqlite3.DatabaseError):
             try:
+                return self._prepare(str(self.path))
+            except sqlite3.Error as error:
+                if _code(error) not in DAMAGED:  # in use: whoever builds it would go on with a file without a name
+                    raise
                 self._remove_file()
-                connection = self._prepare(str(self.path))
-            except (OSError, sqlite3.DatabaseError):
-                connection = self._prepare(":memory:")  # no cache folder: slower to start, else the same
-        return connection
+                return self._prepare(str(self.path))
+        return self._prepare(":memory:")  # no cache folder, or not for us: slower to start, else the same
 
     def _prepare(self, target: str) -> sqlite3.Connection:
         connection = sqlite3.connect(target, timeout=30, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
+        keep_log(connection)
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
         connection.execute("PRAGMA threads = 1")  # sorts for new SQL indices beside the one that reads

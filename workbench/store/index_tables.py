@@ -134,9 +134,13 @@ def drop_indices(connection: sqlite3.Connection) -> None:
 
 
 def keep_log(connection: sqlite3.Connection) -> None:
-    """Write what changes to a log, so that others read and this process writes at the same time. It ends a transaction."""
+    """Write what changes to a log, so that others read and this process writes at the same time. It ends a transaction.
+
+    Nothing happens while somebody else who left the log (see `leave_log`) writes: it is for them to come back to it.
+    """
     connection.commit()
-    connection.execute("PRAGMA journal_mode = WAL")
+    with suppress(sqlite3.OperationalError):  # in use; what else may be wrong shows at the next use of the file
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def leave_log(connection: sqlite3.Connection) -> None:
