@@ -94,16 +94,21 @@ def choices(values: np.ndarray, folder: Path, rounds: int) -> None:
     variants: dict[str, tuple[Any, ...]] = {"default": (ours.chunk, ours.shard, OURS)}
     for name, count in rows.items():
         deep = max(count, shard[0] // count * count)
-        variants[f"chunks of {name}"] = ((count, *whole), (deep, *whole), OURS)
-    variants["default without shards"] = (ours.chunk, None, OURS)
+        if (count, *whole) != ours.chunk:
+            variants[f"chunks of {name}"] = ((count, *whole), (deep, *whole), OURS)
     for name, checked in (("none", False), ("none", True), ("lz4", False), ("zstd", True)):
         variants[f"codec {name}{', CRC-32C' if checked else ''}"] = (ours.chunk, ours.shard, (name, checked))
+    variants["default without shards"] = (ours.chunk, None, OURS)
     made = {name: folder / f"choice-{number}" for number, name in enumerate(variants)}
-    write = take_turns(
-        {name: partial(write_zarr, made[name], values, *kind) for name, kind in variants.items()}, rounds=rounds
-    )
-    read = take_turns({name: partial(read_zarr, made[name]) for name in variants}, rounds=rounds)
-    one = take_turns({name: partial(read_zarr, made[name], len(values) // 2) for name in variants}, rounds=5 * rounds)
+
+    def times(work: Callable[[str], Any], often: int) -> dict[str, list[float]]:
+        calls = {name: partial(work, name) for name in variants}
+        slowest = {"default without shards": calls.pop("default without shards")}  # a minute: one round
+        return take_turns(calls, rounds=often, warmup=1) | take_turns(slowest, rounds=1, warmup=0)
+
+    write = times(lambda name: write_zarr(made[name], values, *variants[name]), rounds)
+    read = times(lambda name: read_zarr(made[name]), rounds)
+    one = times(lambda name: read_zarr(made[name], len(values) // 2), 5 * rounds)
     print(f"{'':26}{'write MB/s':>11}{'read MB/s':>11}{'one item ms':>13}{'stored / raw':>14}{'files':>8}")
     for name, path in made.items():
         files = [file for file in path.rglob("*") if file.is_file()]

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -134,35 +135,38 @@ class RecordReader:
             with suppress(subprocess.TimeoutExpired):
                 helper.communicate(timeout=5.0)
 
-    def batches(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
-        """Records of runs that were just listed in a month, a few hundred at a time, in order."""
-        if len(runs) < MANY or type(self._backend) is not LocalBackend or _processors() < 2:
-            yield from self._here(month, runs)
-            return
-        if self._threads is None:
-            self._start()
-        count = len(self._helpers)
-        if self._threads is None or not count:
-            yield from self._here(month, runs)
-            return
-        parts = [runs[start : start + BATCH] for start in range(0, len(runs), BATCH)]
-        ahead: list[Future[Batch]] = []
-        for part in parts:
-            if len(ahead) > count:  # so that results never pile up
-                yield ahead.pop(0).result()
-            ahead.append(self._threads.submit(self._by_helper, month, part))
-        for future in ahead:
-            yield future.result()
+    def batches(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> Iterator[tuple[str, Batch]]:
+        """Records of runs that were just listed, a few hundred at a time, with their month.
+
+        Args:
+            wanted: month and names of runs; the next month is asked for while helpers still read this one.
+        """
+        ahead: deque[tuple[str, Future[Batch]]] = deque()
+        for month, runs in wanted:
+            threads = self._threads or self._start(len(runs))
+            if threads is None:
+                yield from ((month, batch) for batch in self._here(month, runs))
+                continue
+            for start in range(0, len(runs), BATCH):
+                if len(ahead) > len(self._helpers):  # so that results never pile up
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+                ahead.append((month, threads.submit(self._by_helper, month, runs[start : start + BATCH])))
+        for done, future in ahead:
+            yield done, future.result()
 
     def _here(self, month: str, runs: Sequence[str]) -> Iterator[Batch]:
         documents = iter(self._backend.documents(f"runs/{month}", runs, "/zarr.json"))
         for start in range(0, len(runs), BATCH):
             yield read_batch(month, (next(documents) for _ in runs[start : start + BATCH]))
 
-    def _start(self) -> None:
+    def _start(self, count: int) -> ThreadPoolExecutor | None:
+        """Start helpers if so many records, this store and this machine are worth it; as many threads talk to them."""
+        if count < MANY or type(self._backend) is not LocalBackend or _processors() < 2:
+            return None
         name = os.path.basename(sys.executable or "").lower()
         if not name.startswith(("python", "pypy")) or getattr(sys, "frozen", False):
-            return  # inside another program, which a helper would start a second time
+            return None  # inside another program, which a helper would start a second time
         # Isolated: nothing from the current folder or the environment is imported before the path is this process's.
         command = [sys.executable, "-I", "-c", _HELPER, *sys.path]
         # As many as processors: while one waits for the disk, this process or another helper works.
@@ -177,6 +181,7 @@ class RecordReader:
         if self._helpers:
             self._idle = list(self._helpers)
             self._threads = ThreadPoolExecutor(len(self._helpers), thread_name_prefix="workbench-index")
+        return self._threads
 
     def _by_helper(self, month: str, runs: Sequence[str]) -> Batch:
         """One question to an idle helper (there are as many threads as helpers); without one, the work is done here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 
 from workbench.errors import StoreError
@@ -42,11 +42,21 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
     known = dict(connection.execute("SELECT month, version FROM months").fetchall())
     present = backend.folders("runs")
     marked = [f"annotations/{month}" for month in backend.folders("annotations")]
-    with RecordReader(backend) as reader:
+    versions: dict[str, str] = {}
+
+    def listed() -> Iterator[tuple[str, list[str]]]:
         for month in _due(present, known, everything):
             if (version := _changed(backend, month, f"runs/{month}", known)) is not None:
-                version = version if _refresh_month(connection, backend, reader, month) else ""
-                connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (month, version))
+                versions[month] = version
+                yield month, _new_runs(connection, backend, month)
+
+    with RecordReader(backend) as reader:
+        for month, batch in reader.batches(listed()):
+            if not _enter(connection, batch):
+                versions[month] = ""
+            if not has_indices(connection):  # a bulk build: others may ask and write meanwhile
+                connection.commit()
+    connection.executemany("INSERT OR REPLACE INTO months VALUES (?, ?)", versions.items())
     for folder in _due(marked, known, everything):
         if (version := _changed(backend, folder, folder, known)) is not None:
             _refresh_annotations(connection, backend, folder)
@@ -59,7 +69,7 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
         runs = [run for other, run in unfinished if other == month]
         # Local ones one by one: they were listed some time ago, and what was a folder then may be a link now.
         read = backend.documents if backend.remote else partial(documents_one_by_one, backend)
-        _enter_all(connection, [read_batch(month, read(f"runs/{month}", runs, "/zarr.json"))])
+        _enter(connection, read_batch(month, read(f"runs/{month}", runs, "/zarr.json")))
     keep_log(connection)  # also if a bulk build broke off before
     make_indices(connection)
 
@@ -77,32 +87,25 @@ def _changed(backend: Backend, name: str, folder: str, known: dict[str, str]) ->
     return str(version) if settled else ""
 
 
-def _refresh_month(connection: sqlite3.Connection, backend: Backend, reader: RecordReader, month: str) -> bool:
-    """Bring one month up to date; false if something could not be read that may be readable later."""
+def _new_runs(connection: sqlite3.Connection, backend: Backend, month: str) -> list[str]:
+    """Names of the runs of a month that are not in the tables; those that are gone are taken out."""
     known = {row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))}
     present = set(backend.folders(f"runs/{month}"))
+    forget(connection, list(known - present))
     new = sorted(present - known)
     (entered,) = connection.execute("SELECT count(*) FROM runs").fetchone()
-    if bulk := not has_indices(connection) or len(new) > max(BULK, entered // GOOD_PART):
+    if len(new) > max(BULK, entered // GOOD_PART):
         drop_indices(connection)
         if not entered:
             leave_log(connection)
-    readable = _enter_all(connection, reader.batches(month, new), bulk=bulk)
-    forget(connection, list(known - present))
-    return readable
+    return new
 
 
-def _enter_all(connection: sqlite3.Connection, batches: Iterable[Batch], *, bulk: bool = False) -> bool:
+def _enter(connection: sqlite3.Connection, batch: Batch) -> bool:
     """Enter records; false if something could not be read that may be readable later."""
-    readable = True
-    for entries, gone, readable_now in batches:
-        if gone:
-            forget(connection, gone)
-        enter(connection, entries)
-        readable = readable and readable_now
-        if bulk:  # others may ask and write meanwhile, and the log stays short
-            connection.commit()
-    return readable
+    forget(connection, batch.gone)
+    enter(connection, batch.entries)
+    return batch.readable
 
 
 def _refresh_annotations(connection: sqlite3.Connection, backend: Backend, folder: str) -> None:
