@@ -115,8 +115,7 @@ def test_a_table_of_any_method_is_judged_by_any_other(
     assert float(given) == right.mean()
 
 
-@pytest.mark.parametrize("granularity", ["channel", "layer"])
-@pytest.mark.parametrize("finetune", ["none", "joint"])
+@pytest.mark.parametrize(("granularity", "finetune"), [("channel", "none"), ("layer", "joint")])
 def test_hawq_stores_what_it_found_and_other_run_times_compute_its_logits(
     bench: Any, model: Model, digits: xr.Dataset, tmp_path: Path, granularity: str, finetune: str
 ) -> None:

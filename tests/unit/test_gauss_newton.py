@@ -117,7 +117,7 @@ def test_one_probe_gives_the_hessian_of_a_piecewise_linear_network() -> None:
 def test_the_mean_over_probes_is_the_trace_of_any_network(name: str) -> None:
     """Also where Gauss and Newton leave something out, and of layers for which their part is not told."""
     model, blocks, batches = prepared(name)
-    count = 400
+    count = 200
     probes = torch.stack(list(gauss_newton_probes(model, blocks, batches, count, generator(), images_per_probe=3)))
     expected = np.array([dense_trace(model, block, batches) for block in blocks])
     error = probes.std(0).numpy() / np.sqrt(count)
