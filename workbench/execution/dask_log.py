@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 
 __all__ = ["quiet_dask"]
 
@@ -11,6 +12,8 @@ HARMLESS = (
     "Worker process still alive",  # told to stop, it computed on and was killed: what it left counts for nothing
     "Cluster closed without starting up",  # the error that follows says why
 )
+GIVING_UP = ("_reconnect", "_close")
+"""Where dask's client gives up on a scheduler that is gone."""
 
 
 def quiet_dask() -> None:
@@ -20,6 +23,17 @@ def quiet_dask() -> None:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    # The client tries to reach a scheduler that is gone and writes the traceback of giving up.
-    gave_up = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError | OSError)
-    return not (record.name == "distributed.client" and gave_up) and not record.getMessage().startswith(HARMLESS)
+    return not _gave_up(record) and not record.getMessage().startswith(HARMLESS)
+
+
+def _gave_up(record: logging.LogRecord) -> bool:
+    """Whether it is the traceback of giving up, and not one of what somebody else asked dask to call."""
+    if record.name != "distributed.client" or not record.exc_info:
+        return False
+    _, error, trace = record.exc_info
+    if not isinstance(error, asyncio.CancelledError | OSError):
+        return False
+    return any(
+        frame.f_code.co_name in GIVING_UP and frame.f_globals.get("__name__") == record.name
+        for frame, _ in traceback.walk_tb(trace)
+    )

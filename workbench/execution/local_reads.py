@@ -9,6 +9,9 @@ from typing import Any
 
 __all__ = ["read_here", "reading_here"]
 
+HERE = "synchronous"
+"""dask's name for the thread that reads."""
+
 _lock = threading.Lock()
 _readers = 0
 _before: Any = None
@@ -36,7 +39,8 @@ def reading_here() -> Iterator[None]:
     finally:
         with _lock:
             _readers -= 1
-            if not _readers:
+            # What somebody else has set since, e.g. by closing a client, is theirs.
+            if not _readers and dask.config.get("scheduler", None) == HERE:
                 dask.config.set(scheduler=_before)
 
 
@@ -44,4 +48,4 @@ def read_here() -> None:
     """The setting alone, for within `reading_here`: a client that a worker opens names itself as the place to compute."""
     import dask
 
-    dask.config.set(scheduler="synchronous")
+    dask.config.set(scheduler=HERE)
