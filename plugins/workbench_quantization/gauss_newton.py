@@ -174,6 +174,8 @@ def gauss_newton_traces(
             with _Watch([layer for layer, row in rows.items() if told[row]]) as watch, torch.enable_grad():
                 logit = model(part)
             outputs = [output for calls in watch.calls.values() for _, output in calls]
+            if not outputs:
+                return GaussNewtonTraces(torch.zeros_like(trace), [False] * len(blocks), True)
             directions = _directions(logit.detach(), generator)
             exact = exact and logit.shape[1] <= MOST_CLASSES
             found = [
@@ -181,6 +183,8 @@ def gauss_newton_traces(
                 for vector in directions
             ]
             back = iter(zip(*found, strict=True))
+            for layer, row in rows.items():  # a weight that is used without a call of its layer
+                told[row] = told[row] and layer in watch.calls
             for layer, calls in watch.calls.items():
                 pairs = [(inputs, output, next(back)) for inputs, output in calls]
                 if any(len(inputs) != len(part) or len(output) != len(part) for inputs, output, _ in pairs):

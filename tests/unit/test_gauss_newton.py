@@ -29,6 +29,17 @@ class Tokens(nn.Module):
         return self.head(self.twice(F.silu(self.twice(values))).mean(1))
 
 
+class Direct(nn.Module):
+    """A layer whose weight is used without a call of the layer, in front of one that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct, self.called = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.called(torch.relu(F.linear(values, self.direct.weight)))
+
+
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...], int]]:
     """Name -> network, shape of a sample, classes."""
     torch.manual_seed(3)
@@ -45,6 +56,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...], int]]:
         "smooth": (smooth, (3,), 3),
         "tokens": (Tokens(), (5, 3), 4),
         "transposed": (transposed, (1, 2, 2), 3),
+        "direct": (Direct(), (3,), 3),
     }
 
 
@@ -113,7 +125,7 @@ def test_one_probe_gives_the_hessian_of_a_piecewise_linear_network() -> None:
         np.testing.assert_allclose(probe.numpy(), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["smooth", "tokens", "transposed"])
+@pytest.mark.parametrize("name", ["smooth", "tokens", "transposed", "direct"])
 def test_the_mean_over_probes_is_the_trace_of_any_network(name: str) -> None:
     """Also where Gauss and Newton leave something out, and of layers for which their part is not told."""
     model, blocks, batches = prepared(name)
@@ -123,9 +135,20 @@ def test_the_mean_over_probes_is_the_trace_of_any_network(name: str) -> None:
     error = probes.std(0).numpy() / np.sqrt(count)
     assert (np.abs(probes.mean(0).numpy() - expected) < 4 * error + 1e-9).all()
     told = gauss_newton_traces(model, blocks, batches, generator()).told
-    assert told == [name != "transposed", True, True][: len(blocks)]
-    if name != "transposed":
+    assert told == [name not in ("transposed", "direct"), True, True][: len(blocks)]
+    if name in ("smooth", "tokens"):
         assert (np.abs(error[:-1]) > 1e-6).all()  # the rest is there, so the mean was of something
+
+
+def test_without_a_layer_that_can_be_told_probes_do_all() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(1, 3, 2), nn.Flatten(), nn.Softplus()).double().eval()
+    blocks = [Block("0", ("0",), (model[0],))]
+    batches = [(torch.randn(6, 1, 1, 1).double(), torch.randint(12, (6,)))]
+    assert gauss_newton_traces(model, blocks, batches, generator()).told == [False]
+    probes = torch.stack(list(gauss_newton_probes(model, blocks, batches, 300, generator())))
+    error = float(probes.std()) / np.sqrt(len(probes))
+    assert float(probes.mean()) == pytest.approx(dense_trace(model, blocks[0], batches), abs=4 * error)
 
 
 def test_many_classes_are_drawn_for() -> None:
