@@ -7,6 +7,7 @@ call finds what is complete and computes the rest.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,8 @@ PointStatus = Literal["waiting", "running", "complete", "stored", "failed", "ski
 ENDED = ("complete", "stored", "failed", "skipped", "cancelled")
 LISTED = 25
 """Points that a sweep shows of itself."""
+METRICS = 4
+"""Metrics of each that it keeps and shows; the runs have them all."""
 ATTENTION = 0.1
 
 
@@ -67,7 +70,7 @@ class _Entry:
     status: PointStatus = "waiting"
     run_id: str | None = None
     error: BaseException | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Sweep(Generic[R]):
@@ -209,7 +212,7 @@ class Sweep(Generic[R]):
             rows.append(
                 {name: shown(value) for name, value in point.swept.items()}
                 | {"status": entry.status, "run": entry.run_id or ""}
-                | dict(list(entry.metrics.items())[:4])
+                | entry.metrics
                 | ({"error": str(entry.error)} if entry.error is not None else {})
             )
         return rows
@@ -275,7 +278,8 @@ class Sweep(Generic[R]):
         if handle is not None and error is None:
             try:
                 run_id, served, metrics = self._facts(handle.result())
-                entry = _Entry("stored" if served else "complete", run_id, None, metrics)
+                kept = {sys.intern(name): value for name, value in itertools.islice(metrics.items(), METRICS)}
+                entry = _Entry("stored" if served else "complete", run_id, None, kept)
             except Exception as broken:  # else nobody would be told that this point ended
                 entry.error = broken
         elif handle is not None and handle.status in ("skipped", "cancelled"):
