@@ -13,7 +13,9 @@ from google_crc32c import value as crc32c
 from workbench.errors import IntegrityError, StoreError
 from workbench.store import Store
 from workbench.store.backend import DOCUMENT_LIMIT
+from workbench.store.publishing import publish
 from workbench.store.records import DEEPEST
+from workbench.store.remote import HttpBackend
 
 from unit.store_cases import add, folder_of, forge, new_store, photos
 
@@ -69,6 +71,9 @@ def checked(body: bytes) -> bytes:
     "change",
     [
         lambda r: r.update(seed="0"),
+        lambda r: r.update(seconds=10**400),
+        lambda r: r.update(seconds=float("nan")),
+        lambda r: r.update(params={"temperature": float("inf")}),
         lambda r: r.update(params=[]),
         lambda r: r.update(status="interrupted"),
         lambda r: r.update(user=["ada"]),
@@ -104,10 +109,65 @@ def test_records_of_wrong_types_or_absurd_sizes_are_isolated(store, run, change)
     assert isolated(store, run)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "\x00", "null", "[]", '"x"', "1" * 9000, ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "\x00", "null", "[]", '"x"', "1" * 9000, ""]
+)
 def test_documents_that_are_no_records_are_isolated(store, run, text):
     (folder_of(store, run) / "zarr.json").write_text(text)
     assert isolated(store, run)
+
+
+def test_documents_of_arrays_that_are_none_are_named(store, run):
+    path = folder_of(store, run) / "zarr.json"
+    document = json.loads(path.read_bytes())
+    document["consolidated_metadata"]["metadata"] |= {"extra": 3, "score": []}
+    path.write_text(json.dumps(document, separators=(",", ":")))
+    found = {(problem.array, problem.problem) for problem in fresh(store).verify()}
+    assert ("extra", "an array the record does not know") in found
+    assert ("score", "its zarr document does not fit the record, or names an unknown codec") in found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_folder_of_marks_that_leaves_the_store_is_named(store, run, tmp_path):
+    folder = store.backend.path("keys").resolve()
+    (tmp_path / "outside").mkdir()
+    (part,) = folder.iterdir()
+    part.rename(tmp_path / "moved")
+    part.symlink_to(tmp_path / "outside")
+    (problem,) = fresh(store).verify()
+    assert problem.problem.startswith("not found when it is asked for again: ")
+    assert problem.problem.endswith("leaves the store: refused")
+
+
+@pytest.mark.parametrize("lie", ["a run without a document", "a document twice"])
+def test_a_published_listing_that_lies_hides_no_run(store, run, tmp_path, lie):
+    other = add(store)
+    publish(store)
+    root = store.backend.root
+    listing = json.loads((root / "published.json").read_bytes())
+    (month,) = listing["runs"].values()
+    part = root / month["files"][0]
+    if lie == "a run without a document":
+        month["names"].append("nobody")
+        (root / "published.json").write_text(json.dumps(listing))
+    else:
+        first, second = part.read_text().splitlines(keepends=True)
+        part.write_text(first + first + second)
+
+    class Published(HttpBackend):
+        """Read from the folder as it is, without a server."""
+
+        def __init__(self) -> None:
+            self.url, self._listing = "https://elsewhere.example/store", None
+
+        def read(self, key, limit=None):
+            return store.backend.read(key, limit)
+
+        def size(self, key):
+            return store.backend.size(key)
+
+    found = Store(Published(), index_folder=tmp_path / "elsewhere").runs()
+    assert sorted(item.id for item in found) == sorted([run, other])
 
 
 def test_deep_nesting_inside_a_record_is_refused(store, run):
@@ -279,7 +339,11 @@ def test_a_region_that_its_files_cannot_fill_is_refused(store):
 
 @pytest.mark.parametrize(
     "codec",
-    [{"id": "pickle"}, {"name": "numcodecs.pickle", "configuration": {}}, {"name": "mine", "configuration": {"module": "os"}}],
+    [
+        {"id": "pickle"},
+        {"name": "numcodecs.pickle", "configuration": {}},
+        {"name": "mine", "configuration": {"module": "os"}},
+    ],
 )
 def test_unknown_codecs_and_formats_are_named_and_never_used(store, run, codec):
     """Arrays are decoded by what this format writes; a document that asks for more is reported and otherwise ignored."""
@@ -327,7 +391,9 @@ def test_text_of_records_is_never_html_and_never_a_terminal_command(store, capsy
     run = add(store)
     metric = {"name": evil, "value": 1.0, "unit": "", "direction": "higher"}
     report = {"summary": evil, "metrics": [metric], "tables": [], "views": [], "notes": [evil]}
-    forge(store, run, lambda r: r.update(report=report, method_title=evil, params={evil: evil}, provenance={evil: evil}))
+    forge(
+        store, run, lambda r: r.update(report=report, method_title=evil, params={evil: evil}, provenance={evil: evil})
+    )
     bench = workbench.Workbench(fresh(store), Host(found=[]))
     page = bench[run]._repr_html_() + bench.runs()._repr_html_()
     assert "alert(1)" in page

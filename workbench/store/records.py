@@ -169,7 +169,7 @@ def _own_spelling(data: bytes) -> tuple[dict[str, Any], str] | None:
         body = data[len(_HEAD) : end]
         if data[end + len(_CHECKSUM) : end + len(_CHECKSUM) + 9] == f'{crc32c(body):08x}"'.encode():
             # Three times as fast as the json module; refuses halves of characters and more than 200 levels by itself.
-            value = from_json(body)
+            value = from_json(body, allow_inf_nan=False)
             return (value, body.decode()) if isinstance(value, dict) else None
         end = data.find(_CHECKSUM, end + 1)
     return None
@@ -195,6 +195,8 @@ def _check(value: dict[str, Any], month: str, run: str) -> None:
     for name, kinds in _TYPES.items():
         if name in value and type(value[name]) not in kinds:  # exactly: to Python, true and false are numbers too
             raise RecordError(f"{name} is a {type(value[name]).__name__}")
+    if not math.isfinite(value.get("seconds", 0.0)):  # OverflowError where it has hundreds of digits
+        raise RecordError("seconds is no number")
     for name in _NAMES:
         if not isinstance(value[name], str) or len(value[name]) > 500 or not value[name].isprintable():
             raise RecordError(f"{name} is not a short printable text")

@@ -313,8 +313,14 @@ class HttpBackend:
         top, _, month = key.partition("/")
         part = self._published().tables.get(top, {}).get(month)
         wanted = set(names)
-        for published in part.files if part is not None and wanted else ():
-            yield from (item for item in split_part(self.read(published, DOCUMENT_LIMIT)) if item[0] in wanted)
+        for published in part.files if part is not None else ():
+            if not wanted:
+                return
+            for name, document in split_part(self.read(published, DOCUMENT_LIMIT)):
+                if name in wanted:  # once, however often somebody wrote it there
+                    wanted.remove(name)
+                    yield name, document
+        yield from ((name, FileNotFoundError(f"{key}/{name}{file} was not published")) for name in sorted(wanted))
 
     def files(self, key: str) -> Iterator[tuple[str, int]]:
         """See Backend: the files that the run in this folder must have (a web server lists nothing); sizes are not known."""

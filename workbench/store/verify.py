@@ -80,8 +80,13 @@ def verify_run(backend: Backend, month: str, run: str, *, marked: bool = False) 
         yield Problem(run, "", "", "no record: not a run, or one being copied or deleted" if missing else _text(error))
         return
     yield from verify_content(backend, folder, record, documents)
-    if marked and record.status == "complete" and not is_marked(backend, record):
-        yield Problem(run, "", "", f"not found when it is asked for again: {UNMARKED}")
+    if marked and record.status == "complete":
+        try:
+            reason = "" if is_marked(backend, record) else UNMARKED
+        except (OSError, StoreError) as error:
+            reason = _text(error)
+        if reason:
+            yield Problem(run, "", "", f"not found when it is asked for again: {reason}")
 
 
 def verify_content(backend: Backend, folder: str, record: RunRecord, documents: dict[str, Any]) -> Iterator[Problem]:
@@ -90,7 +95,7 @@ def verify_content(backend: Backend, folder: str, record: RunRecord, documents: 
     unexpected.pop(ROOT, None)
     for path, document in documents.items():
         name = f"{path}/{ROOT}"
-        if path not in record.arrays and document.get("node_type") != "group":
+        if path not in record.arrays and (not isinstance(document, dict) or document.get("node_type") != "group"):
             yield Problem(record.id, path, "", "an array the record does not know")
         if unexpected.pop(name, None) is None:
             if record.status == "complete":
