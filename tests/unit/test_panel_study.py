@@ -9,6 +9,7 @@ import pytest
 import workbench
 from workbench.panels.study import StudyPanel, coordinates_figure
 from workbench.study import find_study
+from workbench.study.content import front
 
 from unit.test_study import bench, description, study  # noqa: F401  (`bench` is a fixture)
 
@@ -80,6 +81,18 @@ def test_points_of_a_front_have_their_intervals(panel: StudyPanel):
         cell = matrix.cells[row, 0]
         assert below[row] == pytest.approx(cell.value - cell.lower), label
         assert above[row] == pytest.approx(cell.upper - cell.value), label
+
+
+def test_points_of_a_crowded_front_are_numbered(panel: StudyPanel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workbench.study.content.NAMED", 2)
+    matrix = panel.result.matrix
+    view, arrays = front(matrix, 1, 0)
+    shown, on_front = arrays["front_name_0"][1], arrays["front_0"][1]
+    assert [text != "" for text in shown] == on_front.tolist()
+    for text, price, row in zip(shown, matrix.column(1), matrix.rows, strict=True):
+        if text:
+            assert f"{text} {row.label}" in view.caption
+            assert int(text) == 1 + sum(on_front & (matrix.column(1) < price))
 
 
 def test_every_run_can_be_opened(panel: StudyPanel):

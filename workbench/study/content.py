@@ -26,7 +26,7 @@ __all__ = ["front", "study_content"]
 
 PICTURES = 12
 NAMED = 8
-"""Variants that are all named in a scatter; of more, only those on the front."""
+"""Variants that are all named in a scatter; of more, those on the front are numbered."""
 FEW = 6
 """Variants whose predictions are all named above a picture."""
 ARROWS = {"higher": " ↑", "lower": " ↓", "neutral": ""}
@@ -116,8 +116,11 @@ def front(matrix: Matrix, x: int, y: int, number: int = 0) -> tuple[Scatter, dic
         arrays |= {f"front_{end}_{number}": ("variant", np.array(values)) for end, values in ends.items()}
     finite = matrix.column(x)[np.isfinite(matrix.column(x))]
     wide = bool(len(finite)) and finite.min() > 0 and finite.max() >= 8 * finite.min()
-    names = ", ".join(row.label for row, on in zip(matrix.rows, on_front, strict=True) if on) or "none"
     few = len(matrix.rows) <= NAMED
+    placed = [int(row) for row in np.argsort(matrix.column(x), kind="stable") if on_front[row]]
+    # Names of many would cover each other: numbers stand for them.
+    numbers = {row: "" if few else f"{place} " for place, row in enumerate(placed, start=1)}
+    names = "; ".join(f"{numbers[row]}{matrix.rows[row].label}" for row in placed) or "none"
     view = Scatter(
         title=f"{first.label} against {second.label}",
         x=f"front_x_{number}",
@@ -132,9 +135,9 @@ def front(matrix: Matrix, x: int, y: int, number: int = 0) -> tuple[Scatter, dic
         caption=(f"On the Pareto front (large): {names}." if known else "No front: one of them has no better side.")
         + (f" Whiskers: 95 % intervals of {second.label}." if spans else ""),
     )
-    if not few:  # names of all would cover each other
-        named = [row.label if on else "" for row, on in zip(matrix.rows, on_front, strict=True)]
-        arrays[f"front_name_{number}"] = ("variant", np.array(named))
+    if not few:
+        shown = np.array([numbers.get(row, "").strip() for row in range(len(matrix.rows))])
+        arrays[f"front_name_{number}"] = ("variant", shown)
     return view, arrays
 
 

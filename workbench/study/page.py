@@ -42,7 +42,8 @@ MANY = 60
 LISTED = 4
 """Metrics up to which what changed in them belongs to the paragraph; of more it is a list."""
 
-MARKS = {True: ("▲", "better", "#1a7f4b"), False: ("▼", "worse", "#b3261e")}
+MARKS = {True: ("▲", "better", "var(--wb-good)"), False: ("▼", "worse", "var(--wb-bad)")}
+"""Signs, words and colours, light or dark, of the page they stand on."""
 
 
 class StudyReport:
@@ -139,7 +140,13 @@ class StudyReport:
         for number, column in enumerate(self.matrix.columns):
             groups.setdefault(column.asked.group, []).append(number)
         tables = [
-            element("div", element("h3", group) if group else None, self._table(numbers, folder), class_="wb-card")
+            element(
+                "div",
+                element("h3", group) if group else None,
+                self._table(numbers, folder),
+                class_="wb-card",
+                style="margin-bottom: 12px",
+            )
             for group, numbers in groups.items()
         ]
         caption = (
