@@ -22,7 +22,7 @@ __all__ = ["QUERY", "VIEW", "ReadOnlyBackend", "served"]
 
 QUERY, VIEW = "WORKBENCH_SERVE_QUERY", "WORKBENCH_SERVE_VIEW"
 """Environment variables that say what the page begins with."""
-_WRITING = ("write", "write_new_chunk", "delete", "delete_object", "zarr_store", "check_writable")
+_WRITING = ("write", "write_new_chunk", "delete", "delete_object", "prune", "zarr_store", "check_writable")
 
 
 class ReadOnlyBackend:
