@@ -26,13 +26,13 @@ def solver_kept_quiet() -> Iterator[None]:
     if not hasattr(os, "memfd_create"):
         yield
         return
-    try:
-        kept = os.dup(_STANDARD_OUTPUT)
-    except OSError:
-        yield
-        return
     flush = ctypes.CDLL(None).fflush  # C buffers what it prints
-    with _one_at_a_time:
+    with _one_at_a_time:  # before the descriptor is copied: what another thread has turned aside is not to be kept
+        try:
+            kept = os.dup(_STANDARD_OUTPUT)
+        except OSError:
+            yield
+            return
         aside = os.memfd_create("solver output")
         flush(None)
         os.dup2(aside, _STANDARD_OUTPUT)

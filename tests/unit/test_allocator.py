@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -82,6 +83,32 @@ def test_what_the_solver_prints_stays_out_of_standard_output_and_what_others_pri
     with pytest.raises(ZeroDivisionError):
         failing()
     assert capfd.readouterr().out == "before the error\n"
+
+
+def test_standard_output_comes_back_after_two_threads_that_solve_at_the_same_time(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inside, waiting = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with solver_kept_quiet():
+            inside.set()
+            waiting.wait(10)
+
+    def second() -> None:
+        inside.wait(10)
+        manager = solver_kept_quiet()
+        threading.Timer(0.1, waiting.set).start()  # while the second is at the first one's lock
+        with manager:
+            pass
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(1, b"afterwards\n")
+    assert capfd.readouterr().out == "afterwards\n"
 
 
 def test_two_hundred_layers_of_six_widths_are_solved_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
