@@ -446,3 +446,41 @@ def test_verify_names_runs_that_something_else_than_copy_put_there(store, tmp_pa
     marker.write_text(json.dumps({"format_version": 1}))  # of before: its runs are found through the index
     shutil.rmtree(Path(other.url, "keys"))
     assert list(Store(other.url, index_folder=tmp_path / "old").verify()) == []
+
+
+def test_what_came_back_while_gc_looked_is_not_removed(store, tmp_path):
+    """A copy that broke off a week ago goes on: its folder and its mark are old, and its record is new."""
+    run = add(store, key=KEY)
+    other = new_store(tmp_path, "other")
+    copy_runs(store, other)
+    (mark,) = marks(other)
+    (folder_of(other, run) / "zarr.json").rename(tmp_path / "record")
+    (folder_of(other, run) / "chunk").touch()
+    aged(folder_of(other, run) / "chunk")
+    aged(Path(other.url, mark))
+    found = list(find_garbage(Store(other.url, index_folder=tmp_path / "fresh")))
+    assert [item.what.split()[0] for item in found] == ["folder", "1"]
+    (tmp_path / "record").rename(folder_of(other, run) / "zarr.json")
+    for item in found:
+        remove_garbage(other, item)
+    assert marks(other) == [mark]
+    assert other.find(KEY).id == run
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_live_run_is_no_garbage_because_a_disk_is_in_trouble(store, monkeypatch, times):
+    writer = store.begin(store_record(KEY))
+    original, asked = os.stat, []
+
+    def stat(path, *given, **named):
+        if str(path).endswith(f"{writer.record.id}/zarr.json") and len(asked) < times:
+            asked.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert list(find_garbage(store)) == []
+    assert asked
+    asked.clear()
+    assert store.run(writer.record.id).status == "running"
+    assert asked

@@ -323,10 +323,10 @@ class LocalBackend:
                 yield path.relative_to(self.root).as_posix(), size
 
     def written(self, key: str) -> float | None:
-        """See Backend: the modification time."""
+        """See Backend: the modification time. An OSError where it cannot be told: what is in trouble is not gone."""
         try:
             return os.stat(self._inside(key)).st_mtime
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def now(self) -> float:

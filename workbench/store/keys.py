@@ -25,7 +25,7 @@ from workbench.store.records import RecordError, read_record, safe_run_id
 if TYPE_CHECKING:
     from workbench.store.store import Store
 
-__all__ = ["is_marked", "mark", "mark_all", "marked", "marks", "unmark"]
+__all__ = ["is_marked", "mark", "mark_all", "marked", "marks", "tells", "unmark"]
 
 MOST = 1000
 """Runs of one key that are looked at, the newest by their ids."""
@@ -69,6 +69,17 @@ def marks(backend: Backend) -> Iterator[tuple[str, str, str, str]]:
         month, _, run = mark_name.partition(".")
         if not any(more) and safe_run_id(month) and safe_run_id(run) and name == f"{_folder(key)}/{mark_name}":
             yield name, key, month, run
+
+
+def tells(backend: Backend, name: str) -> bool:
+    """Whether a mark (its object's name) tells of a run that has this key, or of one whose record cannot be read just now."""
+    _, _, key, mark_name = name.split("/")
+    month, _, run = mark_name.partition(".")
+    try:
+        record = _read(backend, month, run)
+    except (OSError, StoreError):
+        return True
+    return record is not None and record.key == key
 
 
 def marked(backend: Backend, key: str) -> Iterator[RunRecord]:

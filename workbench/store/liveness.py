@@ -19,7 +19,7 @@ from workbench.record import STALE_AFTER, RunRecord, Status
 from workbench.store.backend import Backend
 from workbench.store.writer import run_folder
 
-__all__ = ["observed_status", "silence"]
+__all__ = ["age", "observed_status", "silence"]
 
 _LOCK = threading.Lock()
 _SEEN: dict[tuple[str, str], tuple[float, float, bool]] = {}
@@ -32,7 +32,10 @@ def observed_status(backend: Backend, record: RunRecord) -> Status:
         return record.status
     if _process_gone(record):
         return "interrupted"
-    stamp = backend.written(f"{run_folder(record)}/zarr.json")
+    try:
+        stamp = backend.written(f"{run_folder(record)}/zarr.json")
+    except OSError:  # a disk in trouble says nothing against it
+        return "running"
     if stamp is None:
         return "interrupted"
     key, moment = (backend.url, record.id), time.monotonic()
@@ -48,7 +51,15 @@ def observed_status(backend: Backend, record: RunRecord) -> Status:
 
 def silence(backend: Backend, record: RunRecord) -> float:
     """Seconds since the run wrote its record, by the clock of the place it lies in; infinite if the record is gone."""
-    stamp = backend.written(f"{run_folder(record)}/zarr.json")
+    return age(backend, f"{run_folder(record)}/zarr.json")
+
+
+def age(backend: Backend, key: str) -> float:
+    """Seconds since an object was written, by the clock of the place; infinite if there is none, 0 if it cannot be told."""
+    try:
+        stamp = backend.written(key)
+    except OSError:
+        return 0.0
     return float("inf") if stamp is None else backend.now() - stamp
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import StoreError
 from workbench.record import STALE_AFTER
-from workbench.store.keys import marks
-from workbench.store.liveness import silence
+from workbench.store.keys import marks, tells
+from workbench.store.liveness import age, silence
 from workbench.store.verify import CHECKPOINT, leftover, run_folders
 from workbench.store.writer import run_folder
 
@@ -90,7 +90,7 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
                 yield from _files(store, folder, older_than)
         elif not _may_be_run(backend, folder):
             files = list(backend.files(folder))
-            ages = [backend.now() - (backend.written(key) or 0) for key, _ in files]
+            ages = [age(backend, key) for key, _ in files]
             if min(ages, default=float("inf")) >= max(older_than, STALE_AFTER):
                 yield Garbage(
                     f"folder {folder}",
@@ -108,7 +108,7 @@ def _marks(store: Store, keys: Mapping[str, str | None], older_than: float) -> I
     for name, key, month, run in marks(backend):
         used.add(name.rpartition("/")[0])
         told = keys[run] == key if run in keys else _may_be_run(backend, f"runs/{month}/{run}")
-        if not told and backend.now() - (backend.written(name) or 0) >= max(older_than, STALE_AFTER):
+        if not told and age(backend, name) >= max(older_than, STALE_AFTER):
             lost.append(name)
     if lost:
         yield Garbage(f"{_some(len(lost), 'mark')} below keys/", "no run has that key", 0, files=tuple(lost))
@@ -136,8 +136,7 @@ def _files(store: Store, folder: str, older_than: float) -> Iterator[Garbage]:
     sizes = {}
     for key, size in backend.files(folder):
         name = key[len(folder) + 1 :]
-        age = backend.now() - (backend.written(key) or 0)
-        if leftover(name) and age >= max(older_than, STALE_AFTER):
+        if leftover(name) and age(backend, key) >= max(older_than, STALE_AFTER):
             sizes[key] = size
     if sizes:
         what = "checkpoint" if any(key.endswith(CHECKPOINT) for key in sizes) else "half-written file"
@@ -155,6 +154,8 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         StoreError: it cannot be removed, e.g. because it is somebody else's.
     """
     for key in garbage.files:
+        if key.startswith("keys/") and tells(store.backend, key):
+            continue  # its run was copied here since
         try:
             store.backend.delete_object(key)
         except OSError as error:
@@ -163,7 +164,7 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
             store.backend.prune(key.rpartition("/")[0])
     for folder in garbage.empty:
         store.backend.prune(folder)
-    if garbage.folder:
+    if garbage.folder and (garbage.run or not _may_be_run(store.backend, garbage.folder)):
         store.remove_folder(garbage.folder, garbage.run)
 
 
