@@ -13,7 +13,9 @@ import numpy as np
 from workbench.panels import style
 from workbench.panels.panel import Panel
 from workbench.panels.parts import figures_view, fragment, tabs
+from workbench.render import palette
 from workbench.render.arrays import ViewArrays
+from workbench.render.interactive_theme import PAPER
 from workbench.render.markup import element, visible
 from workbench.render.texts import number_text
 from workbench.study.content import ARROWS, front
@@ -108,17 +110,18 @@ class StudyPanel(Panel):
 
         groups = list(dict.fromkeys(column.asked.group for column in self._matrix.columns))
         which = ipywidgets.Dropdown(
-            options=[("every metric", None), *((group or "others", group) for group in groups)], description="show"
+            options=[("every metric", -1), *((group or "others", place) for place, group in enumerate(groups))],
+            description="show",
         )
         if len(self._matrix.columns) > MOST_AXES and len(groups) > 1:
-            which.value = groups[0]
+            which.value = 0
         shown = ipywidgets.VBox()
 
         def draw(change: Any = None) -> None:
             columns = [
                 number
                 for number, column in enumerate(self._matrix.columns)
-                if which.value is None or column.asked.group == which.value
+                if which.value < 0 or column.asked.group == groups[which.value]
             ]
             document = coordinates_figure(self._matrix, columns)
             shown.children = (figures_view([{"application/vnd.plotly.v1+json": document, "text/plain": "[figure]"}]),)
@@ -209,10 +212,14 @@ def coordinates_figure(matrix: Matrix, columns: list[int]) -> dict[str, Any]:
         )
     groups = list(dict.fromkeys(matrix.baselines))
     color = [groups.index(base) if len(groups) > 1 else row for row, base in enumerate(matrix.baselines)]
+    scale = [[place / (len(palette.COLORS) - 1), tone] for place, tone in enumerate(palette.COLORS)]
     made = go.Figure(
         go.Parcoords(
             dimensions=axes,
-            line={"color": color, "colorscale": "Cividis", "cmin": 0, "cmax": max(1, *color) * 1.25},
+            line={"color": color, "colorscale": scale, "cmin": 0, "cmax": max(1, *color)},
+            labelfont={"color": palette.INK},
+            tickfont={"color": palette.MUTED},
+            rangefont={"color": palette.MUTED},
             labelangle=-30 if len(axes) > 6 else 0,
             labelside="top",
         )
@@ -221,7 +228,7 @@ def coordinates_figure(matrix: Matrix, columns: list[int]) -> dict[str, Any]:
     made.update_layout(
         height=max(340, 60 + 22 * len(names)),
         margin={"l": min(260, 30 + 6 * longest), "r": 60, "t": 110 if len(axes) > 6 else 60, "b": 24},
-        paper_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=PAPER,
     )
     document: dict[str, Any] = json.loads(made.to_json())
     return document | {"config": {"displaylogo": False, "responsive": True}}

@@ -29,6 +29,7 @@ def dark_figures() -> str:
     rules = {
         ".main-svg": "background: transparent",
         ":is(.bglayer, .infolayer) .bg": "fill: transparent",
+        ".parcoords text": "text-shadow: none",  # plotly's is white
         ".modebar-group": "background: transparent",
         ".modebar-btn path": f"fill: {_ON_DARK[palette.MUTED]}",
     }
