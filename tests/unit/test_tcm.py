@@ -295,6 +295,9 @@ def test_bad_parameters_are_refused(params):
 # ------------------------------------------------------------------------------------------------------------- claims
 
 
+MODES = ("normalised_softmax", "normalised_softmax_x2", "normalised_softmax_tcm")
+
+
 def scores(out, mode, score):
     return out.data["value"].sel(mode=mode, score=score).values
 
@@ -330,6 +333,22 @@ def test_claim_tcm_helps_unseen_classes_of_a_generated_world():
         gains.append((recall[1] - recall[0]).mean())
     assert min(ratios) > 1.5
     assert min(gains) > -0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["digits", "generated"])
+def test_claim_a_doubled_temperature_alone_does_part_of_what_tcm_does_and_the_report_says_so(world):
+    """Digits of known classes, and unseen classes of the generated world, 3 seeds each."""
+    known = {"split": "closed", "test_fraction": 797 / 1797, "epochs": 30, "batch_size": 100}
+    inputs, params = ({"data": digits()}, known) if world == "digits" else ({}, {})
+    out, result = record(ThresholdConsistency, inputs, sweep=(2.0,), **params)
+    opis = {mode: scores(out, mode, "opis").mean() for mode in MODES}
+    print(world, {mode: (float(opis[mode]), float(scores(out, mode, "recall_1").mean())) for mode in MODES})
+    base, tuned, tcm = (opis[mode] for mode in MODES)
+    assert tcm < base
+    assert tuned < base
+    notes = check_report(ThresholdConsistency, result).notes
+    assert any(note.startswith("What tuning normalised_softmax alone can do: normalised_softmax_x2 has") for note in notes)
 
 
 @pytest.mark.slow
