@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from workbench.cli import main
+from workbench.errors import StoreError
 from workbench.store import Store, liveness
 from workbench.store.maintenance import find_garbage, remove_garbage
 from workbench.store.publishing import publish
@@ -245,6 +247,29 @@ def test_a_careful_umask_shuts_nobody_out_of_the_store(tmp_path):
     assert len(shared) >= 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in shared} == {0o664}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder_of(store, run).rglob("*") if path.is_file()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), StoreError("does not answer as it should")]
+)
+def test_what_people_said_and_cannot_be_read_just_now_is_heard_later(tmp_path, monkeypatch, error):
+    """Else a pin would hold for nobody, and `gc` would take the run."""
+    store, other = new_store(tmp_path), Store(tmp_path / "store", index_folder=tmp_path / "other")
+    run = add(store)
+    store.annotations.of(run).tag("paper")
+    for folder in Path(store.url, "annotations").iterdir():
+        os.utime(folder, (time.time() - 3600,) * 2)  # nothing but the failure is a reason to look again
+    original = type(other.backend).documents
+
+    def documents(self, key, names, file):
+        if key.startswith("annotations/"):
+            return ((name, error) for name in names)
+        return original(self, key, names, file)
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(type(other.backend), "documents", documents)
+        assert other.count("tag = paper") == 0
+    assert other.count("tag = paper") == 1
 
 
 # -------------------------------------------------------------------------------------------- two processes, one request

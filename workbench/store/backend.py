@@ -300,7 +300,7 @@ class LocalBackend:
                     if not stat.S_ISREG(status.st_mode) or status.st_size > DOCUMENT_LIMIT:
                         yield (
                             name,
-                            StoreError(f"{key}/{name}{file} is no file, or has more than {DOCUMENT_LIMIT} bytes"),
+                            RefusedError(f"{key}/{name}{file} is no file, or has more than {DOCUMENT_LIMIT} bytes"),
                         )
                     else:
                         yield name, os.read(descriptor, status.st_size)

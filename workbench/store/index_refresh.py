@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from workbench.errors import StoreError
-from workbench.store.backend import Backend, documents_one_by_one
+from workbench.store.backend import Backend, RefusedError, documents_one_by_one
 from workbench.store.entries import Batch, RecordReader, read_batch
 from workbench.store.index_tables import (
     drop_indices,
@@ -20,6 +20,7 @@ from workbench.store.index_tables import (
     leave_log,
     make_indices,
 )
+from workbench.store.records import RecordError
 
 __all__ = ["refresh"]
 
@@ -59,7 +60,7 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
     connection.executemany("INSERT OR REPLACE INTO months VALUES (?, ?)", versions.items())
     for folder in _due(marked, known, everything):
         if (version := _changed(backend, folder, folder, known)) is not None:
-            _refresh_annotations(connection, backend, folder)
+            version = version if _refresh_annotations(connection, backend, folder) else ""
             connection.execute("INSERT OR REPLACE INTO months VALUES (?, ?)", (folder, version))
     for month in set(known) - set(present) - set(marked):
         forget(connection, [row[0] for row in connection.execute("SELECT id FROM runs WHERE month = ?", (month,))])
@@ -108,9 +109,11 @@ def _enter(connection: sqlite3.Connection, batch: Batch) -> bool:
     return batch.readable
 
 
-def _refresh_annotations(connection: sqlite3.Connection, backend: Backend, folder: str) -> None:
+def _refresh_annotations(connection: sqlite3.Connection, backend: Backend, folder: str) -> bool:
+    """Enter what is new of a month; false if something could not be read that may be readable later."""
     from workbench.store.annotations import parse_annotation
 
+    readable = True
     known = {row[0] for row in connection.execute("SELECT name FROM seen WHERE month = ?", (folder,))}
     new = [name for name in backend.names(folder) if name not in known]
     for name, data in backend.documents(folder, new, ""):
@@ -118,9 +121,11 @@ def _refresh_annotations(connection: sqlite3.Connection, backend: Backend, folde
             if isinstance(data, Exception):
                 raise data
             said = parse_annotation(data)
-        except OSError:
-            continue  # it may be readable the next time
-        except StoreError:
+        except (RecordError, RefusedError):
             said = None
+        except (OSError, StoreError):
+            readable = False
+            continue
         connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (folder, name))
         enter_annotation(connection, name, said)
+    return readable
