@@ -38,7 +38,8 @@ What differs from the paper, read as its NeurIPS 2024 submission (the official r
   Before any training 4 bits then keep 78 % on CIFAR-10, 64 % with LSQ's formula for inputs.
 - By which number the shared scale is differentiated is not said. The paper's figures 7 to 10 show gradients of one magnitude at
   8, 6 and 4 bits and a larger one at 2. The derivative by the width's own step 2^D s, times LSQ's factor 1 / sqrt(N Q) (the
-  default), behaves so: medians over ResNet-20's layers of 2.4e-3, 1.9e-3, 1.8e-3 and 1.7e-2 on CIFAR-10. Without the factor
+  default), behaves so: medians over ResNet-20's layers of 2.4e-3, 1.9e-3, 1.8e-3 and 1.7e-2 on CIFAR-10
+  (untrained, with LSQ's first input scales; with the default ones 2 bits have 1.5 times those of 8). Without the factor
   they are 3.0, 1.4, 0.5 and 1.8, and by s itself 3, 6, 7 and 114: ALRS then has rates near 0, and the scales stand still. The
   report says at which widths and how often that was.
 """
