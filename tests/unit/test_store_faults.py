@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from workbench.cli import main
-from workbench.errors import StoreError
+from workbench.errors import IntegrityError, StoreError
 from workbench.store import Store, liveness
 from workbench.store.maintenance import find_garbage, remove_garbage
 from workbench.store.publishing import publish
@@ -270,6 +270,24 @@ def test_what_people_said_and_cannot_be_read_just_now_is_heard_later(tmp_path, m
         trouble.setattr(type(other.backend), "documents", documents)
         assert other.count("tag = paper") == 0
     assert other.count("tag = paper") == 1
+
+
+@pytest.mark.parametrize(("method", "part"), [("folders", "runs"), ("read", "/large/"), ("size", "/large/")])
+def test_a_disk_in_trouble_is_one_clear_error(tmp_path, monkeypatch, method, part):
+    """Also where sizes of files are asked first, as for regions of many MiB."""
+    store = new_store(tmp_path)
+    run = store.run(add(store, {"large": np.arange(3e6).reshape(1000, 3000)}))
+    original = getattr(type(store.backend), method)
+
+    def failing(self, key, *given):
+        if part in key:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, key, *given)
+
+    monkeypatch.setattr(type(store.backend), method, failing)
+    with pytest.raises(StoreError, match="cannot be read: Input/output error") as error:
+        (store.runs() if method == "folders" else run["large"].load())
+    assert not isinstance(error.value, IntegrityError)
 
 
 # -------------------------------------------------------------------------------------------- two processes, one request

@@ -103,7 +103,10 @@ class ChunkReader:
         hull = tuple(_hull(part, size) for part, size in zip(key, self._layout.shape, strict=True))
         stored = 0
         for name in chunk_files(self._layout, hull):
-            size = self._backend.size(f"{self._folder}/{name}")
+            try:
+                size = self._backend.size(f"{self._folder}/{name}")
+            except OSError as error:
+                raise self._unreadable(f"{self._folder}/{name}", error) from error
             if size is None:
                 raise ChunkError(f"chunk file {name} is missing")
             stored += size
@@ -123,8 +126,8 @@ class ChunkReader:
             raise ChunkError(f"chunk file {name} is missing") from None
         except RefusedError as error:
             raise ChunkError(str(error)) from error
-        except OSError as error:  # no damage that is known of: a disk in trouble, a colleague's private run
-            raise StoreError(f"{key} in {self._backend.url} cannot be read: {error.strerror or error}") from error
+        except OSError as error:
+            raise self._unreadable(key, error) from error
         expected = math.prod(layout.chunk) * layout.dtype.itemsize
         straight = layout.dtype.kind != "O" and layout.dtype.isnative and _rows(axes, layout.chunk, values)
         for pieces, packed in zip(itertools.product(*axes), data, strict=True):
@@ -140,6 +143,10 @@ class ChunkReader:
                 raise ChunkError(
                     f"chunk file {name} is {error.problem}", region_of(layout, start, layout.chunk)
                 ) from error
+
+    def _unreadable(self, key: str, error: OSError) -> StoreError:
+        """No damage that is known of: a disk in trouble, a colleague's private run."""
+        return StoreError(f"{key} in {self._backend.url} cannot be read: {error.strerror or error}")
 
     def _read_chunks(self, key: str, numbers: list[int]) -> list[memoryview | None]:
         """The packed chunks of a shard file; the whole file at once where most of it is wanted."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workbench.errors import InputError
+from workbench.errors import InputError, StoreError
 from workbench.record import RunRecord
 from workbench.store.backend import Backend
 from workbench.store.entries import entry_of
@@ -224,7 +224,10 @@ class Index:
         everything = not remote or self._old_refreshed is None or moment - self._old_refreshed > OLD_MONTHS
         if everything:
             self._old_refreshed = moment
-        refresh(connection, self._backend, everything=everything)
+        try:
+            refresh(connection, self._backend, everything=everything)
+        except OSError as error:
+            raise StoreError(f"the store {self._backend.url} cannot be read: {error.strerror or error}") from error
         self._refreshed = moment
 
     # --- the file ---------------------------------------------------------------------------------------------------
