@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from workbench_quantization.gptq_solver import columns_of, solvable
+from workbench_quantization.gptq_solver import as_matrices, columns_of, solvable
 from workbench_quantization.hawq_curvature import Batch
 from workbench_quantization.layers import Block
 
@@ -157,8 +157,8 @@ def gauss_newton_traces(
 
     Args:
         model: in eval mode.
-        blocks: one with a layer that is neither linear nor a convolution, or whose tensors do not count samples first, is not
-            told.
+        blocks: one with a layer that is neither linear nor a convolution, whose tensors do not count samples first, or whose
+            weight acts otherwise than by its calls alone (`_agrees`), is not told.
         batches: images and labels.
         generator: CPU generator of the random directions.
     """
@@ -167,6 +167,7 @@ def gauss_newton_traces(
     trace = torch.zeros(len(blocks), dtype=torch.float64)
     total, exact, size = sum(len(label) for _, label in batches), True, 1
     largest = max(block.size for block in blocks)
+    compared = False
     for image, _ in batches:
         rest = image
         while len(rest):
@@ -192,7 +193,10 @@ def gauss_newton_traces(
                     continue
                 gradient = sum(_sample_gradients(layer, inputs, gradients) for inputs, _, gradients in pairs)
                 assert isinstance(gradient, Tensor)
+                if not compared and not _agrees(layer, gradient, logit, directions):
+                    told[rows[layer]] = False
                 trace[rows[layer]] += float(gradient.double().square().sum()) / total
+            compared = True
             # The next chunk takes twice as many, as long as their gradients fit.
             each = len(directions) * (sum(output.numel() for output in outputs) // len(part) + largest)
             size = max(1, min(2 * len(part), CHUNK // each))
@@ -227,6 +231,19 @@ def _sample_gradients(layer: nn.Module, inputs: Tensor, gradients: Sequence[Tens
     back = back.flatten(3) if back.ndim > 3 else back[..., None]
     back = back.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
     return back @ columns
+
+
+def _agrees(layer: nn.Module, gradient: Tensor, logit: Tensor, directions: Sequence[Tensor]) -> bool:
+    """Whether the sum over samples is autograd's gradient of the weight, in the direction that has the longest one.
+
+    It is not where a hook changes what the layer returns, or where the weight is used beside the calls of its layer.
+    """
+    along = max(range(len(directions)), key=lambda c: float(directions[c].norm()))
+    weight = layer.get_parameter("weight")
+    (whole,) = torch.autograd.grad(logit, weight, directions[along], retain_graph=True, materialize_grads=True)
+    expected = as_matrices(layer, whole).double()
+    found = gradient.unflatten(2, (len(directions), -1))[:, :, along].double().sum(0)
+    return float((found - expected).norm()) <= torch.finfo(weight.dtype).eps ** 0.5 * float(expected.norm())
 
 
 def _features_last(layer: nn.Module) -> bool:

@@ -140,6 +140,44 @@ def test_the_mean_over_probes_is_the_trace_of_any_network(name: str) -> None:
         assert (np.abs(error[:-1]) > 1e-6).all()  # the rest is there, so the mean was of something
 
 
+class Beside(nn.Module):
+    """A weight that is used in a call of its layer and once more without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.head(torch.relu(F.linear(torch.relu(self.first(values)), self.first.weight)))
+
+
+class Doubled(nn.Module):
+    """A layer whose output a hook changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 3), nn.Linear(3, 4)
+        self.first.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(values)))
+
+
+@pytest.mark.parametrize("network", [Beside, Doubled])
+def test_a_weight_that_acts_otherwise_than_by_its_calls_is_left_to_the_probes(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = network().double().eval()
+    blocks = [Block(name, (name,), (model.get_submodule(name),)) for name in ("first", "head")]
+    batches = [(torch.randn(7, 3, generator=generator(1)).double(), torch.randint(4, (7,), generator=generator(2)))]
+    found = gauss_newton_traces(model, blocks, batches, generator())
+    assert found.told == [False, True]
+    assert float(found.trace[1]) == pytest.approx(dense_gauss_newton_trace(model, blocks[1], batches), rel=1e-9)
+    # Now the probes are those of the Hessian itself, on images drawn anew; here on all of them.
+    probes = torch.stack(list(gauss_newton_probes(model, blocks, batches, 100, generator(), images_per_probe=7)))
+    error = float(probes[:, 0].std()) / np.sqrt(len(probes))
+    assert float(probes[:, 0].mean()) == pytest.approx(dense_trace(model, blocks[0], batches), abs=4 * error)
+
+
 def test_without_a_layer_that_can_be_told_probes_do_all() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.ConvTranspose2d(1, 3, 2), nn.Flatten(), nn.Softplus()).double().eval()
