@@ -219,8 +219,9 @@ def solve_several(
 ) -> tuple[dict[int, Quantised], dict[int, Solved]]:
     """Layers that do not depend on each other, `at_once` at a time, each in a thread with its share of torch's threads.
 
-    What a layer becomes does not depend on the others, nor on how many there are at a time. torch lets go of the
-    interpreter while it computes, so that threads suffice.
+    What a layer becomes does not depend on the others, and on how many there are at a time only through `threads`, whose
+    number decides in which order torch adds (the last bits). torch lets go of the interpreter while it computes, so that
+    threads suffice.
 
     Args:
         pose: makes a layer's problem; called by this thread only, and no earlier than there is room.

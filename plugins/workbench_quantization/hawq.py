@@ -234,7 +234,7 @@ class Hawq(Method):
         _array("eigenvalue_residual", ("layer", "rank"), "float64", "||H v - lambda v|| / |lambda|"),
         _array("eigenvalue_converged", ("layer", "rank"), "bool", "whether the tolerance was met"),
         _array("eigenvalue_history", ("layer", "iteration"), "float64", "Rayleigh quotients of the first eigenvalue"),
-        _array("trace", ("layer",), "float64", "Hutchinson estimate of Tr(H_ii)"),
+        _array("trace", ("layer",), "float64", "estimate of Tr(H_ii), as `probe_mode` says"),
         _array("trace_standard_error", ("layer",), "float64", "its standard error"),
         _array("trace_probe", ("layer", "probe"), "float64", "one estimate of Tr(H_ii) per probe"),
         _array("average_trace", ("layer",), "float64", "Tr(H_ii) / n_i"),
@@ -275,7 +275,7 @@ class Hawq(Method):
         _array("accuracy_calibration", (), "float64", "of the model as it came, on the calibration images"),
         _array("budget_limit", (), "float64", "what a solution may cost, in the unit of the budget"),
         _array("other_parameter_count", (), "int64", "parameters that stay in full precision (biases, norms, ...)"),
-        _array("hessian_products", (), "int64", "Hessian-vector products made"),
+        _array("hessian_products", (), "int64", "Hessian-vector products made, without squared gradients"),
         _array(
             "finetuned_accuracy",
             ("finetuned_solution",),

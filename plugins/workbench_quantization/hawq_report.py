@@ -131,7 +131,8 @@ def _notes(facts: Facts) -> tuple[str, ...]:
     if noisy.any():
         notes.append(
             f"The trace's standard error exceeds {NOISY:.0%} in {noisy.sum()} of {len(noisy)} layers; more probes "
-            "or probe_mode='gauss_newton' would help."
+            + ("" if facts.params.probe_mode == "gauss_newton" else "or probe_mode='gauss_newton' ")
+            + "would help."
         )
     if facts.params.act_bits != 32:
         notes.append(

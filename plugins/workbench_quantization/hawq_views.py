@@ -151,7 +151,7 @@ def views(facts: Facts) -> tuple[View, ...]:
             x="layer",
             error="average_trace_error",
             y_label="trace / weights",
-            caption="Bars: one standard error of Hutchinson's estimate.",
+            caption="Bars: one standard error.",
         ),
         Bar(title="Largest eigenvalue by depth", y=("eigenvalue",), x="layer", select={"rank": 1}, log_y=True),
         Line(

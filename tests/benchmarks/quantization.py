@@ -39,6 +39,7 @@ from benchmarks.measure import print_table, take_turns
 from workbench_quantization.adaquant import Params
 from workbench_quantization.adaquant_layers import Student, initial
 from workbench_quantization.adaquant_optimisation import Calibration, Problem, concurrent_layers, solve_several
+from workbench_quantization.adaquant_run import copied
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, total_cost
 from workbench_quantization.folding import find_units, fold
 from workbench_quantization.gauss_newton import gauss_newton_probes
@@ -142,13 +143,14 @@ def adaquant(rounds: int = 3) -> None:
     blocks, _ = find_blocks(model, image[:1])
     units = find_units(model, blocks, image[:1])
     fold(model, units, image)
-    student = Student(model, units)
+    # Inputs are collected from a copy: the layers of the student are computed with meanwhile.
+    teacher, student = Student(*copied(model, units)), Student(model, units)
     params = Params(iterations=5)
     calibration = Calibration([image], [image[:10]], image, torch.zeros(50, dtype=torch.int64), [image])
-    at_once = concurrent_layers(student, calibration)
+    at_once = concurrent_layers(teacher, calibration)
 
     def pose(place: int) -> Problem:
-        inputs, target = student.collect(place, [image])
+        inputs, target = teacher.collect(place, [image])
         start = initial(student.units[place], inputs, 4, 4)
         drawing = torch.Generator().manual_seed(place)
         return Problem(student.units[place], start, inputs, target, inputs[:10], target[:10], drawing)
