@@ -19,7 +19,7 @@ The estimate is unbiased for every network (G is a control variate); its spread 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -40,7 +40,11 @@ IMAGES_PER_PROBE = 8
 """Images that one probe is made on: R is often zero, which few show as well as many."""
 
 CHUNK = 16_000_000
-"""Numbers that the gradients of one chunk of samples may hold: 64 MB in float32."""
+"""Numbers that gradients of some samples along some directions may hold at a time, one sample along one in any case: 64 MB in
+float32."""
+
+OnImages = Callable[[int, int], None]
+"""Is told how many images of how many were dealt with; what it raises ends the work."""
 
 
 def gauss_newton_probes(
@@ -51,6 +55,7 @@ def gauss_newton_probes(
     generator: torch.Generator,
     *,
     images_per_probe: int = IMAGES_PER_PROBE,
+    on_images: OnImages = lambda done, total: None,
 ) -> Iterator[Tensor]:
     """Estimates of Tr(H_ii) for every block, float64 (block,) per probe, of the mean cross-entropy over all samples.
 
@@ -61,11 +66,12 @@ def gauss_newton_probes(
         probes: at most; stop taking when the spread is small enough.
         generator: CPU generator of the probes.
         images_per_probe: drawn anew for every probe. What is probed is a mean over images, often of zeros.
+        on_images: called while gradients are squared, which for many classes takes longer than a probe.
     """
     known: GaussNewtonTraces | None = None
     for _ in range(probes):
         if known is None or not known.exact:
-            known = gauss_newton_traces(model, blocks, batches, generator)
+            known = gauss_newton_traces(model, blocks, batches, generator, on_images)
         value = known.trace
         vectors = [[_signs(weight, generator) for weight in block.weights] for block in blocks]
         graph = _Graph.of(model, blocks, _drawn(batches, images_per_probe, generator))
@@ -149,7 +155,11 @@ class GaussNewtonTraces:
 
 
 def gauss_newton_traces(
-    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], generator: torch.Generator
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    generator: torch.Generator,
+    on_images: OnImages = lambda done, total: None,
 ) -> GaussNewtonTraces:
     """Squared gradients of all classes, sample by sample: Tr(G_ii) of every block.
 
@@ -161,13 +171,14 @@ def gauss_newton_traces(
             weight acts otherwise than by its calls alone (`_agrees`), is not told.
         batches: images and labels.
         generator: CPU generator of the random directions.
+        on_images: called after every chunk of images.
     """
     rows = {layer: row for row, block in enumerate(blocks) for layer in block.layers}
     told = [all(map(solvable, block.layers)) for block in blocks]
     trace = torch.zeros(len(blocks), dtype=torch.float64)
     total, exact, size = sum(len(label) for _, label in batches), True, 1
     largest = max(block.size for block in blocks)
-    compared = False
+    done = 0
     for image, _ in batches:
         rest = image
         while len(rest):
@@ -177,34 +188,40 @@ def gauss_newton_traces(
             outputs = [output for calls in watch.calls.values() for _, output in calls]
             if not outputs:
                 return GaussNewtonTraces(torch.zeros_like(trace), [False] * len(blocks), True)
-            directions = _directions(logit.detach(), generator)
-            exact = exact and logit.shape[1] <= MOST_CLASSES
-            found = [
-                torch.autograd.grad(logit, outputs, vector, retain_graph=True, materialize_grads=True)
-                for vector in directions
-            ]
-            back = iter(zip(*found, strict=True))
             for layer, row in rows.items():  # a weight that is used without a call of its layer
                 told[row] = told[row] and layer in watch.calls
-            for layer, calls in watch.calls.items():
-                pairs = [(inputs, output, next(back)) for inputs, output in calls]
-                if any(len(inputs) != len(part) or len(output) != len(part) for inputs, output, _ in pairs):
-                    told[rows[layer]] = False
-                    continue
-                gradient = sum(_sample_gradients(layer, inputs, gradients) for inputs, _, gradients in pairs)
-                assert isinstance(gradient, Tensor)
-                if not compared and not _agrees(layer, gradient, logit, directions):
-                    told[rows[layer]] = False
-                trace[rows[layer]] += float(gradient.double().square().sum()) / total
-            compared = True
+            directions = _directions(logit.detach(), generator)
+            exact = exact and logit.shape[1] <= MOST_CLASSES
+            weights = [layer.get_parameter("weight") for layer in watch.calls]
+            whole = torch.autograd.grad(logit, weights, directions[0], retain_graph=True, materialize_grads=True)
+            expected = dict(zip(watch.calls, whole, strict=True))
+            each = sum(output.numel() for output in outputs) // len(part) + largest
+            at_once = max(1, CHUNK // (each * len(part)))
+            for first in range(0, len(directions), at_once):
+                some = directions[first : first + at_once]
+                found = [
+                    torch.autograd.grad(logit, outputs, d, retain_graph=True, materialize_grads=True) for d in some
+                ]
+                back = iter(zip(*found, strict=True))
+                for layer, calls in watch.calls.items():
+                    pairs = [(inputs, output, next(back)) for inputs, output in calls]
+                    if any(len(inputs) != len(part) or len(output) != len(part) for inputs, output, _ in pairs):
+                        told[rows[layer]] = False
+                        continue
+                    gradient = sum(_sample_gradients(layer, inputs, gradients) for inputs, _, gradients in pairs)
+                    assert isinstance(gradient, Tensor)
+                    if not first and not _agrees(layer, gradient, len(some), expected[layer]):
+                        told[rows[layer]] = False
+                    trace[rows[layer]] += float(gradient.double().square().sum()) / total
+            done += len(part)
+            on_images(done, total)
             # The next chunk takes twice as many, as long as their gradients fit.
-            each = len(directions) * (sum(output.numel() for output in outputs) // len(part) + largest)
-            size = max(1, min(2 * len(part), CHUNK // each))
+            size = max(1, min(2 * len(part), CHUNK // (each * len(directions))))
     return GaussNewtonTraces(torch.where(torch.tensor(told), trace, 0.0), told, exact)
 
 
 def _directions(logit: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Columns of L_n, each (sample, class); random combinations of them where there are too many."""
+    """Columns of L_n, each (sample, class), longest first; random combinations of them where there are too many."""
     p = logit.softmax(1)
     classes = logit.shape[1]
     if classes <= MOST_CLASSES:
@@ -213,7 +230,8 @@ def _directions(logit: Tensor, generator: torch.Generator) -> list[Tensor]:
         # Signs s give E[(L s)(L s)'] = L L'; the mean over the draws keeps its size.
         mixed = [_signs(p, generator) / MOST_CLASSES**0.5 for _ in range(MOST_CLASSES)]
     roots = p.sqrt()
-    return [roots * s - p * (roots * s).sum(1, keepdim=True) for s in mixed]
+    columns = [roots * s - p * (roots * s).sum(1, keepdim=True) for s in mixed]
+    return sorted(columns, key=lambda column: -float(column.norm()))
 
 
 def _sample_gradients(layer: nn.Module, inputs: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -233,17 +251,14 @@ def _sample_gradients(layer: nn.Module, inputs: Tensor, gradients: Sequence[Tens
     return back @ columns
 
 
-def _agrees(layer: nn.Module, gradient: Tensor, logit: Tensor, directions: Sequence[Tensor]) -> bool:
-    """Whether the sum over samples is autograd's gradient of the weight, in the direction that has the longest one.
+def _agrees(layer: nn.Module, gradient: Tensor, directions: int, expected: Tensor) -> bool:
+    """Whether the gradients of the weight along the first direction add up to autograd's.
 
-    It is not where a hook changes what the layer returns, or where the weight is used beside the calls of its layer.
+    They do not where a hook changes what the layer returns, or where the weight is used beside the calls of its layer.
     """
-    along = max(range(len(directions)), key=lambda c: float(directions[c].norm()))
-    weight = layer.get_parameter("weight")
-    (whole,) = torch.autograd.grad(logit, weight, directions[along], retain_graph=True, materialize_grads=True)
-    expected = as_matrices(layer, whole).double()
-    found = gradient.unflatten(2, (len(directions), -1))[:, :, along].double().sum(0)
-    return float((found - expected).norm()) <= torch.finfo(weight.dtype).eps ** 0.5 * float(expected.norm())
+    own = gradient.unflatten(2, (directions, -1))[:, :, 0].double()
+    gap = float((own.sum(0) - as_matrices(layer, expected).double()).norm())
+    return gap <= torch.finfo(expected.dtype).eps ** 0.5 * float(own.flatten(1).norm(dim=1).sum())
 
 
 def _features_last(layer: nn.Module) -> bool:

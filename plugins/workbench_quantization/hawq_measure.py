@@ -70,7 +70,14 @@ def measure_curvature(
     eigenvalue, vectors, products = write_eigenvalues(loss, blocks, batches, params, keep, out)
 
     if params.probe_mode == "gauss_newton":
-        probes = gauss_newton_probes(model, blocks, batches, params.probes, out.generator("trace"))
+        probes = gauss_newton_probes(
+            model,
+            blocks,
+            batches,
+            params.probes,
+            out.generator("trace"),
+            on_images=lambda done, total: out.progress(done, total, "squaring gradients"),
+        )
     else:
         probes = block_trace_probes(
             loss,

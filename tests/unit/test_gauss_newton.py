@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from workbench_quantization import gauss_newton
 from workbench_quantization.gauss_newton import MOST_CLASSES, gauss_newton_probes, gauss_newton_traces
 from workbench_quantization.hawq_curvature import Batch
 from workbench_quantization.layers import Block
@@ -114,6 +115,23 @@ def test_the_gauss_newton_trace_is_that_of_the_dense_matrix(name: str) -> None:
     assert all(found.told)
     expected = [dense_gauss_newton_trace(model, block, batches) for block in blocks]
     np.testing.assert_allclose(found.trace.numpy(), expected, rtol=1e-9)
+
+
+def test_little_memory_and_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One direction of one image at a time gives the same traces; what is raised between images ends the work."""
+    model, blocks, batches = prepared("piecewise linear")
+    expected = gauss_newton_traces(model, blocks, batches, generator()).trace
+    monkeypatch.setattr(gauss_newton, "CHUNK", 1)
+    seen: list[tuple[int, int]] = []
+    found = gauss_newton_traces(model, blocks, batches, generator(), lambda *told: seen.append(told))
+    np.testing.assert_allclose(found.trace.numpy(), expected.numpy(), rtol=1e-12)
+    assert seen == [(done, 7) for done in range(1, 8)]
+
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(gauss_newton_probes(model, blocks, batches, 2, generator(), on_images=cancel))
 
 
 def test_one_probe_gives_the_hessian_of_a_piecewise_linear_network() -> None:
