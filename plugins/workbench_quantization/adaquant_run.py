@@ -36,6 +36,7 @@ SMALLEST_INCREASE = 1e-6
 def run(inputs: Inputs, params: Params, out: Out) -> None:
     """Do everything and write every output."""
     model = inputs["model"]
+    require_single_precision(model)
     parts = split_roles(
         inputs, out, report_fraction=params.report_fraction, calibration_samples=params.calibration_samples
     )
@@ -83,6 +84,18 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     solutions, targets = allocate(increases[params.objective], costs, budgets, given)
     write_solutions(solutions, targets, increases[params.objective], costs, out)
     judge(student, candidates, solutions, own, calibration, parts.held_out, costs, params, out)
+
+
+def require_single_precision(model: nn.Module) -> None:
+    """Raise InputError for a model in half precision: Adam's small steps and folded norms need more digits."""
+    halves = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    if halves:
+        raise InputError(
+            "model",
+            expected="weights in float32 or float64, in which layers are optimised",
+            got=" and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in halves)),
+            hint="model.float() makes them so.",
+        )
 
 
 def prepare(images: Images, model: nn.Module, params: Params, out: Out) -> Calibration:

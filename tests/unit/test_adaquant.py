@@ -590,6 +590,16 @@ def test_as_many_layers_at_a_time_as_threads_and_memory_allow(
     assert concurrent_layers(student, calibration) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_in_half_precision_are_refused_with_what_to_do(
+    digits: tuple[xr.Dataset, xr.Dataset, Model], dtype: torch.dtype
+) -> None:
+    data, test, model = digits
+    narrow = copy.deepcopy(model).to(dtype)
+    with pytest.raises(InputError, match=str(dtype).removeprefix("torch.") + r"[\s\S]*model\.float\(\)"):
+        run_adaquant((data, test, narrow))
+
+
 def test_runs_repeat(digits: tuple[xr.Dataset, xr.Dataset, Model]) -> None:
     runs = [run_adaquant(digits, iterations=3)[0] for _ in range(2)]
     assert all(np.array_equal(runs[0].arrays[n], runs[1].arrays[n], equal_nan=True) for n in ("logit", "layer_error"))
