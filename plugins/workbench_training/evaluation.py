@@ -12,6 +12,7 @@ confident mistakes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,11 @@ from workbench_training.assessment import (
 )
 
 BLOCK = 4096
-"""Samples of a block, to the next whole batch: what one worker does at a time."""
+"""Most samples of a block, to the next whole batch: what one worker does at a time."""
+BLOCKS = 64
+"""Blocks wanted of data that would have fewer such ones: of a few long blocks the last is waited for by all other workers."""
+LEAST = 1024
+"""Samples of a block that are not divided for that."""
 
 
 class ClassifierEvaluation(BlockwiseMethod):
@@ -61,8 +66,9 @@ class ClassifierEvaluation(BlockwiseMethod):
         feature_layer: str = Field("", description="Name of the layer whose input is the feature; needs features")
 
     def block_size(self, inputs: Inputs, params: Params) -> int:
-        """About `BLOCK` samples, in whole batches."""
-        return params.batch_size * max(1, round(BLOCK / params.batch_size))
+        """Samples for `BLOCKS` blocks, within bounds, in whole batches."""
+        size = min(BLOCK, max(LEAST, math.ceil(len(inputs["data"]["image"]) / BLOCKS)))
+        return params.batch_size * max(1, round(size / params.batch_size))
 
     def begin(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Find the layer and the classes, and declare logits and features."""
