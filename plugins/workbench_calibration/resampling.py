@@ -281,7 +281,12 @@ def metric_interval(name: str, value: float, draws: Float, level: float = 0.95) 
 def paired_difference(
     after: Mapping[str, Float], before: Mapping[str, Float], name: str, value: float, level: float = 0.95
 ) -> tuple[float, float]:
-    """Basic bootstrap interval of a difference of two methods on the same resamples; `value` is that of the sample."""
+    """Basic bootstrap interval of a difference of two methods on the same resamples; `value` is that of the sample.
+
+    Of calibration errors (`ERRORS`) it is too short where both methods are nearly calibrated: there they have kinks. Simulated
+    with 773 samples of two classes and temperatures on either side of the right one by 3 to 10 %, so that the errors hardly
+    differ, it leaves out 0 in 54 to 61 % of 300 rounds for the Kolmogorov-Smirnov error and in 12 to 22 % for the ECE.
+    """
     low, high = 2 * value - np.quantile(after[name] - before[name], [0.5 + level / 2, 0.5 - level / 2])
     return float(low), float(high)
 
