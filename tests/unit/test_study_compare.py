@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import workbench
 from scipy import stats
 from workbench.errors import InputError
-from workbench.study import read_study
+from workbench.study import comparing, read_study
+from workbench.study.comparing import Cell, Comparisons
 from workbench.study.conclusions import conclusions
 from workbench.study.plan import make_plan
+from workbench.study.samples import Judged
+from workbench.study.significance import mean
 
 from unit.test_study import bench, description, study  # noqa: F401  (`bench` is a fixture)
 
@@ -184,3 +188,20 @@ def test_an_alternative_that_is_not_there_is_named(bench: workbench.Workbench, t
     described["steps"]["sharp"]["inputs"]["data"] = text
     with pytest.raises(InputError, match=said):
         make_plan(read_study(described), bench.host)
+
+
+@pytest.mark.parametrize(("count", "compared"), [(1, False), (5, False), (6, True)])
+def test_a_handful_of_samples_is_not_resampled(monkeypatch: pytest.MonkeyPatch, count: int, compared: bool):
+    """All of five samples differ the same way by chance in 1 of 16 cases, and every resample shows the same difference."""
+
+    def of(run: float, branch: Any, metric: str) -> Judged:
+        return Judged(mean(np.full(count, run)), np.zeros(count, dtype=np.int64), ("data",))
+
+    monkeypatch.setattr(comparing, "judged", of)
+    made = [SimpleNamespace(id=name, seeds={}, right=right) for name, right in (("a", 1.0), ("b", 0.0))]
+    result: Any = SimpleNamespace(run=lambda branch: branch.right)
+    cells = [Cell(one.right, branches=(one,), values=(one.right,)) for one in made]
+    asked: Any = SimpleNamespace(metric="accuracy")
+    found = Comparisons(result, 1000)(asked, *cells)
+    assert np.isfinite(found.p_value) == compared
+    assert found.difference == 1.0

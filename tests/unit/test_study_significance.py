@@ -184,3 +184,12 @@ def test_three_models_with_three_splits_each_are_not_nine_models(rng: np.random.
         naive += lower <= 0 <= upper
     assert naive < 0.85 * trials
     assert 0.93 * trials < kept < 0.99 * trials
+
+
+def test_means_per_seed_that_happen_to_be_equal_are_no_certainty():
+    """Each quantiser and each split has the mean 2, the runs differ by 2: that leaves the runs to go by, not p = 0."""
+    values = [1.0, 3.0, 3.0, 1.0]
+    expected = stats.t.interval(0.95, 3, 2.0, stats.sem(values))
+    assert repetitions_interval(values, crossed(2, 2)) == pytest.approx(expected)
+    found = judge_difference(2.0, np.full(10, 2.0), values, crossed(2, 2))
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)

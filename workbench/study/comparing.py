@@ -28,6 +28,9 @@ BOOTSTRAP, BOTH, SEEDS, INTERVALS = (
 )
 KEPT = 40_000_000
 """Counts that are kept between comparisons (160 MB as float32)."""
+FEWEST = 6
+"""Samples below which no resampling is tried: that all of five differ the same way is chance in 1 of 16 cases, 2^(1 - 5), while
+every resample shows the same difference."""
 UNIVERSE = 64
 """Repetitions on parts of the data are resampled over so many rows more or less, so that draws are shared."""
 
@@ -90,7 +93,7 @@ class Comparisons:
         """Resampled mean difference over the pairs, (resample,); None: not all were judged on shared, stored samples."""
         both = [(self._judge(first, asked.metric), self._judge(second, asked.metric)) for first, second in pairs]
         known = [(a, b) for a, b in both if a is not None and b is not None and a.same_samples(b)]
-        if len(known) < len(pairs):
+        if len(known) < len(pairs) or min(len(a.strata) for a, _ in known) < FEWEST:
             return None
         # Repetitions on different parts of the same data are resampled together: a sample drawn twice is twice in each.
         parts = len(pairs) > 1 and all(a.rows is not None for a, _ in known)

@@ -168,6 +168,9 @@ def _cheapest(matrix: Matrix, cost: int, base: int, *, several: bool) -> str:
     if cell.difference_lower == cell.difference_upper:
         judged = (
             f" In {described.label} the two agree on every sample; resampling cannot say how far they differ on others."
+            if cell.difference == 0 and not described.asked.metric.startswith("auroc_")
+            else f" Its {described.label} differs by {number_text(cell.difference)} in every resample; that cannot say how far "
+            "they differ on other samples."
         )
     elif np.isfinite(cell.difference_lower):
         span = f"{number_text(cell.difference_lower)} to {number_text(cell.difference_upper)}"

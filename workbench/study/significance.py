@@ -186,7 +186,10 @@ def _parts(values: Sequence[float], seeds: Sequence[Mapping[str, int]]) -> list[
                 float(np.mean([value for value, at in zip(values, place, strict=True) if at == number]))
                 for number in range(len(known))
             ]
-    found = list(grouped.values()) or [list(values)]
+    found = list(grouped.values())
+    # Without repeated steps, or where all means happen to be equal (that is no certainty), the runs themselves count.
+    if all(np.ptp(means) == 0 for means in found):
+        found = [list(values)]
     return [(float(np.var(means, ddof=1)) / len(means), len(means) - 1.0) for means in found]
 
 
