@@ -108,7 +108,7 @@ class Baselines(Method):
 
     id = "calibration.baselines"
     title = "Compares the standard recalibrators of a classifier on the same samples, ranked and with intervals"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",

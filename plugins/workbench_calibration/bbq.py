@@ -125,7 +125,7 @@ class BayesianBinning(Method):
 
     id = "calibration.bbq"
     title = "Histogram binning without choosing a number of bins: a Bayesian average over all of them"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Obtaining Well Calibrated Probabilities Using Bayesian Binning",
         authors="Naeini, Cooper, Hauskrecht",

@@ -101,7 +101,7 @@ class EnsembleTemperatureScaling(Method):
 
     id = "calibration.ensemble_temperature"
     title = "Temperature scaling mixed with original and uniform probabilities, where one temperature is too little"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Mix-n-Match: Ensemble and Compositional Methods for Uncertainty Calibration in Deep Learning",
         authors="Zhang, Kailkhura, Han",

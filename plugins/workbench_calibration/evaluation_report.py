@@ -213,7 +213,8 @@ def _metric_table(scores: Scores) -> Table:
         columns=("metric", "method", "value", "95 % interval", "change", "its interval", "by chance alone", "p"),
         rows=tuple(rows),
         caption="95 % intervals by bootstrap over the report samples with the fitted maps fixed: percentile intervals of means "
-        "(accuracy, NLL, Brier score), reflected ones of calibration errors and of changes (paired). The reflection takes off "
+        "(accuracy, NLL, Brier score), reflected ones of calibration errors and of changes (paired); of changes of calibration "
+        "errors the hull of both kinds, because either alone is too short near perfect calibration. The reflection takes off "
         "the upward bias of calibration errors at finite samples, so an interval may lie below its value. By chance alone: "
         "central 95 % of the metric if labels were drawn from the probabilities themselves, that is, under perfect calibration; "
         "p: the share of those draws with at least as large an error (consistency test).",

@@ -61,7 +61,7 @@ class HCalibration(Method):
 
     id = "calibration.h_calibration"
     title = "Calibrates every class's probability, at unchanged accuracy, with an error-bounded objective"
-    version = "3"
+    version = "4"
     paper = Paper(
         title="h-Calibration: Rethinking Classifier Recalibration with Probabilistic Error-Bounded Objective",
         authors="Huang et al.",

@@ -84,7 +84,7 @@ class HistogramBinning(Method):
 
     id = "calibration.histogram_binning"
     title = "Calibrates by replacing probabilities with the class frequencies seen in their bin"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Obtaining calibrated probability estimates from decision trees and naive Bayesian classifiers",
         authors="Zadrozny, Elkan",

@@ -116,7 +116,7 @@ class Isotonic(Method):
 
     id = "calibration.isotonic"
     title = "Calibrates with monotone curves of any shape, per class or one for all classes"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Transforming Classifier Scores into Accurate Multiclass Probability Estimates",
         authors="Zadrozny, Elkan",

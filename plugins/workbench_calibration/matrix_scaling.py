@@ -184,7 +184,7 @@ class MatrixScaling(Method):
 
     id = "calibration.matrix_scaling"
     title = "Calibrates by a full linear map of the logits, kept from overfitting by a chosen penalty"
-    version = "2"
+    version = "3"
     paper = Paper(title="On Calibration of Modern Neural Networks", authors="Guo, Pleiss, Sun, Weinberger", year=2017,
                   arxiv="1706.04599", venue="ICML 2017")
     inputs = INPUTS
@@ -207,7 +207,7 @@ class DirichletCalibration(Method):
 
     id = "calibration.dirichlet"
     title = "Dirichlet calibration: a full linear map of log-probabilities with a chosen penalty"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="Beyond temperature scaling: Obtaining well-calibrated multiclass probabilities with Dirichlet calibration",
         authors="Kull, Perello-Nieto, Kangsepp, Silva Filho, Song, Flach", year=2019, arxiv="1910.12656",

@@ -84,6 +84,6 @@ def rank_methods(
                 low, high = paired_difference(resampled[one], resampled[other], metric, difference)
                 better[first, second, column], better[second, first, column] = high < 0, low > 0
     rank = np.asarray(stats.rankdata(np.round(value, 12), axis=0))
-    # the interval of a difference of errors is reflected, which can put it beside the difference itself
+    # a reflected interval can lie beside the difference itself
     best = np.minimum(1 + better.sum(axis=0), rank)
     return Ranks(rank, best, np.maximum(len(names) - better.sum(axis=1), rank))

@@ -281,13 +281,19 @@ def metric_interval(name: str, value: float, draws: Float, level: float = 0.95) 
 def paired_difference(
     after: Mapping[str, Float], before: Mapping[str, Float], name: str, value: float, level: float = 0.95
 ) -> tuple[float, float]:
-    """Basic bootstrap interval of a difference of two methods on the same resamples; `value` is that of the sample.
+    """Bootstrap interval of a difference of two methods on the same resamples; `value` is that of the sample.
 
-    Of calibration errors (`ERRORS`) it is too short where both methods are nearly calibrated: there they have kinks. Simulated
-    with 773 samples of two classes and temperatures on either side of the right one by 3 to 10 %, so that the errors hardly
-    differ, it leaves out 0 in 54 to 61 % of 300 rounds for the Kolmogorov-Smirnov error and in 12 to 22 % for the ECE.
+    Basic (reflected) for means. Calibration errors (`ERRORS`) have kinks where a method is nearly calibrated, and neither the
+    basic nor the percentile interval of their difference keeps its level there; theirs is the hull of both. Simulated with 773
+    samples of two classes and temperatures on either side of the right one by 3 to 10 %, so that the errors hardly differ, the
+    basic one leaves out 0 in 54 to 61 % of 300 rounds for the Kolmogorov-Smirnov error and in 12 to 22 % for the ECE; the hull
+    in 4 to 9 % and 0 to 1 % of 150. It can still miss the difference of Kolmogorov-Smirnov errors where one of the two maps is
+    exactly right (51 % coverage with the other 6 % off).
     """
-    low, high = 2 * value - np.quantile(after[name] - before[name], [0.5 + level / 2, 0.5 - level / 2])
+    quantile = np.quantile(after[name] - before[name], [0.5 - level / 2, 0.5 + level / 2])
+    high, low = 2 * value - quantile
+    if name in ERRORS:
+        low, high = min(low, quantile[0]), max(high, quantile[1])
     return float(low), float(high)
 
 

@@ -94,7 +94,7 @@ class SplineCalibration(Method):
 
     id = "calibration.spline"
     title = "Calibrates the top score with a smooth curve and no bins"
-    version = "3"
+    version = "4"
     paper = Paper(
         title="Calibration of Neural Networks using Splines",
         authors="Gupta, Rahimi, Ajanthan, Mensink, Sminchisescu, Hartley",

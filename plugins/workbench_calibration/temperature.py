@@ -185,7 +185,7 @@ class TemperatureScaling(Method):
 
     id = "calibration.temperature"
     title = "How overconfident a classifier is, and the one temperature that mends it"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",

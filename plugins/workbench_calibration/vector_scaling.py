@@ -23,7 +23,7 @@ class VectorScaling(Method):
 
     id = "calibration.vector_scaling"
     title = "Calibrates classes that are off by different amounts: one scale and shift per class"
-    version = "2"
+    version = "3"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",
