@@ -217,14 +217,15 @@ def _require_one_subject(runs: Sequence[Run]) -> None:
 def collect(runs: Sequence[Run]) -> list[Point]:
     """Every solution of every run, those of runs that differ only in seed as one point, in order of size.
 
-    Random tables of one run are one point: their mean, which the seeds then repeat.
+    Random tables of one run are one point: their mean, which the seeds then repeat. Solutions of one series and variant whose
+    figures are all equal are one point, under the first name: with one candidate width a program has nothing to choose.
     """
     variants = _variants(runs)
-    found: dict[tuple[str, str], dict[int, list[tuple[float, float, float, float]]]] = {}
+    found: dict[tuple[str, str, str], dict[int, list[tuple[float, float, float, float]]]] = {}
     for run in runs:
         sizes, macs = run["parameter_count"].values.astype(float), run["macs"].values
         for item in READERS.get(run.method, _stored)(run):
-            name = f"{run.method.partition('.')[2]}{variants[run.id]}: {item.solution}"
+            variant = f"{run.method.partition('.')[2]}{variants[run.id]}"
             total = float((sizes * item.bits).sum())
             inputs = item.input_bits
             if inputs is None:
@@ -232,14 +233,19 @@ def collect(runs: Sequence[Run]) -> list[Point]:
                 inputs = input_widths(item.bits, params["act_bits"], params.get("first_last_bits"))
             bops = float((macs.astype(float) * item.bits * inputs).sum())
             row = (total / 8 / MEGABYTE, total / float(sizes.sum()), bops, item.accuracy)
-            found.setdefault((item.series, name), {}).setdefault(run.seed, []).append(row)
+            found.setdefault((item.series, variant, item.solution), {}).setdefault(run.seed, []).append(row)
     points = []
-    for (series, name), by_seed in found.items():
+    seen: set[tuple[str, str, tuple[int, ...], bytes]] = set()
+    for (series, variant, solution), by_seed in found.items():
         rows = np.array([np.mean(parts, axis=0) for parts in by_seed.values()])
+        figures = (series, variant, tuple(by_seed), rows.tobytes())
+        if figures in seen:
+            continue
+        seen.add(figures)
         size, bits, bops, accuracy = rows.mean(axis=0)
         estimate = mean_interval(rows[:, 3]) if len(rows) > 1 else None
         low, high = (float(estimate.lower), float(estimate.upper)) if estimate is not None else (np.nan, np.nan)
-        points.append(Point(series, name, size, bits, bops, accuracy, low, high, len(rows)))
+        points.append(Point(series, f"{variant}: {solution}", size, bits, bops, accuracy, low, high, len(rows)))
     return sorted(points, key=lambda point: (point.size_mb, point.name))
 
 
@@ -276,9 +282,9 @@ def _report(
 ) -> Report:
     seeds = max(point.seeds for point in points)
     keeping = [point for point in points if point.accuracy >= full - TOLERATED - 1e-12]
-    smallest = min(keeping, key=lambda point: point.size_mb) if keeping else None
+    smallest = min(keeping, key=_by_worth) if keeping else None
     rivals = [point for point in keeping if point.series == ROUNDING]
-    plain = min(rivals, key=lambda point: point.size_mb) if rivals else None
+    plain = min(rivals, key=_by_worth) if rivals else None
     return Report(
         summary=_summary(full, smallest, plain),
         metrics=_metrics(full, smallest, plain),
@@ -286,6 +292,11 @@ def _report(
         views=_views(data, seeds),
         notes=_notes(runs, left_out, seeds),
     )
+
+
+def _by_worth(point: Point) -> tuple[float, float, bool]:
+    """Small first, of equal sizes the most accurate, and of those the one that takes the least effort."""
+    return round(point.size_mb, 12), -point.accuracy, point.series != ROUNDING
 
 
 def _summary(full: float, smallest: Point | None, plain: Point | None) -> str:
@@ -299,6 +310,8 @@ def _summary(full: float, smallest: Point | None, plain: Point | None) -> str:
         return f"{text} No single width for all layers does without further repair."
     if plain.name == smallest.name:
         return f"{text} It is plain rounding: nothing else was smaller."
+    if np.isclose(plain.size_mb, smallest.size_mb, rtol=1e-9):
+        return f"{text} Plain rounding is as small and has {plain.accuracy:.1%} ({plain.name})."
     return f"{text} Plain rounding needs {plain.average_bits:.2f} bits ({plain.name})."
 
 
@@ -321,6 +334,9 @@ def _metrics(full: float, smallest: Point | None, plain: Point | None) -> tuple[
     return tuple(metrics)
 
 
+CAPTION = "Sizes are those of the integers alone. What is equal in every figure is listed once."
+
+
 def _table(points: Sequence[Point], data: xr.Dataset) -> Table:
     def interval(point: Point) -> str:
         return f"{point.lower:.1%} to {point.upper:.1%}" if point.seeds > 1 else ""
@@ -334,7 +350,7 @@ def _table(points: Sequence[Point], data: xr.Dataset) -> Table:
         for point, front in zip(points, data["pareto"].values.tolist(), strict=True)
     )  # fmt: skip
     columns = ("solution", "series", "bits/weight", "size (MB)", "BOPS (10^9)", "accuracy", "95 % over seeds", "seeds", "front")
-    return Table(title="Solutions by size", columns=columns, rows=rows, caption="Sizes are those of the integers alone.")
+    return Table(title="Solutions by size", columns=columns, rows=rows, caption=CAPTION)
 
 
 def _views(data: xr.Dataset, seeds: int) -> tuple[View, ...]:

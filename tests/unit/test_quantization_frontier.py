@@ -69,6 +69,21 @@ def runs(bench: workbench.Workbench, network: nn.Module) -> list[workbench.Run]:
     return made
 
 
+def test_solutions_that_are_one_table_are_one_point_and_ties_go_to_the_more_accurate(bench, network):
+    run = bench.run(
+        "quantization.adaquant", model=Model(network, mean=0.0, std=1.0), data=digits(slice(0, 60)),
+        test=digits(slice(1000, 1400)), progress=False, bits=(8,), iterations=1, bias_steps=0, calibration_samples=40,
+    )  # fmt: skip
+    assert run["accuracy"].sizes["solution"] > 1  # program, greedy and uniform: with one width all the same
+    repaired, plain = sorted(collect([run]), key=lambda point: point.series)
+    assert (repaired.series, plain.series) == ("adaquant", ROUNDING)
+    assert repaired.size_mb == plain.size_mb
+    best = max((plain, repaired), key=lambda point: point.accuracy)
+    report = bench.compare([run]).report()
+    assert report.report.summary.startswith(f"{best.name} is the smallest")
+    assert ("Plain rounding is as small" in report.report.summary) == (best is repaired)
+
+
 def test_points_are_the_runs_own_figures_and_intervals_are_students(runs):
     points = {point.name: point for point in collect(runs)}
     uniform, hawq = runs[0], runs[1:4]
