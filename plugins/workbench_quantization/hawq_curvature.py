@@ -69,20 +69,27 @@ def loss_increases(
     return rises
 
 
+AT_ONCE = 3
+AGREED = 1e-3
+"""Relative standard error of `AT_ONCE` probes that ends probing: what Gauss-Newton leaves to probes is often nothing at all."""
+
+
 def trace_until(probes: Iterable[Tensor], tolerance: float, least: int = 20) -> TraceEstimate:
     """Hutchinson's estimate from as many probes as needed: stop when every standard error is below tolerance * |mean|.
 
     Args:
         probes: (block,) each; all are used if the tolerance is never met, or if it is 0.
         tolerance: relative standard error that is good enough.
-        least: probes to take in any case, since a standard error of few probes is itself uncertain.
+        least: probes to take in general, since a standard error of few probes is itself uncertain; after `AT_ONCE` where
+            they agree to `AGREED`, which needs no better standard error.
     """
     taken: list[Tensor] = []
     for probe in probes:
         taken.append(probe)
-        if tolerance > 0 and len(taken) >= least:
+        if tolerance > 0 and len(taken) >= min(least, AT_ONCE):
+            enough = tolerance if len(taken) >= least else min(tolerance, AGREED)
             estimate = trace_estimate(taken)
-            if bool((estimate.standard_error <= tolerance * estimate.mean.abs()).all()):
+            if bool((estimate.standard_error <= enough * estimate.mean.abs()).all()):
                 break
     return trace_estimate(taken)
 

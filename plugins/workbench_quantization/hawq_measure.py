@@ -88,9 +88,7 @@ def measure_curvature(
             mode=params.probe_mode,
             reuse_graph=keep,
         )
-    # What Gauss-Newton leaves to the probes is often nothing at all, which few of them show.
-    least = 3 if params.probe_mode == "gauss_newton" else 20
-    traces = trace_until(out.track(probes, "probing traces", params.probes), params.trace_tolerance, least)
+    traces = trace_until(out.track(probes, "probing traces", params.probes), params.trace_tolerance)
     products += traces.probes.shape[1] * (1 if params.probe_mode == "joint" else len(blocks))
     sizes = np.array([block.size for block in blocks])
     out.write("trace", traces.mean)
