@@ -17,8 +17,8 @@ and judges by tasks as well; here text is what you give, and a model is judged b
 next-token accuracy and divergence from the full-precision model. `measured` is the oracle: the rise of the calibration loss
 with one block alone at the low width. Sizes count scales (32 bits) and zero-points. That a score orders blocks better than chance
 is the paper's finding on large models. On a small one (GPT of 8 blocks trained here on source code, 4 and 2 bits, one seed) LIM
-is better than 10 of 10 random orders; ZD is worse than their mean, and its reverse as good as LIM. There the first block alone makes
-the difference, so that "last to first" does as well as LIM. Hence every run is measured beside random orders.
+is better than 10 of 10 random orders; ZD is worse than their mean, and its reverse as good as LIM. The first block alone makes
+the difference there, so that "last to first" does as well as LIM. Hence every run is measured beside random orders.
 """
 
 from __future__ import annotations
