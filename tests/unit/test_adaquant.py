@@ -614,7 +614,12 @@ IMAGES, WEIGHTS = DATA / "cifar10" / "original_subset.npz", DATA / "weights" / "
 @pytest.mark.slow
 @pytest.mark.skipif(not (IMAGES.exists() and WEIGHTS.exists()), reason=f"CIFAR-10 and weights are not in {DATA}")
 def test_norm_tuning_repairs_most_and_adaquant_adds_to_it_at_two_bits() -> None:
-    """Claim A at W2A4, 200 calibration and 1000 test images: naive << naive + norms < AdaQuant + norms."""
+    """Claim A at W2A4, 200 calibration and 1000 test images: naive << naive + norms < AdaQuant + norms.
+
+    How much the last step is worth depends on the budget. Measured with mode="sequential", iterations=300 and batch_size=50, all
+    else as here and seed 0: 21.4, 73.1 and 82.6 %, a gain of 9.5 points (95 % 5.9 to 13.1, as if the two were of
+    different images); with the budget of this test it is smaller.
+    """
     from unit.test_hawq_cifar10 import subjects
 
     model, data, test = subjects()
