@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import expit
+
 from workbench_calibration.resampling import paired_difference
 
 SAMPLES, RESAMPLES, ROUNDS = 773, 200, 60
