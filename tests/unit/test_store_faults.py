@@ -269,7 +269,10 @@ def test_what_people_said_and_cannot_be_read_just_now_is_heard_later(tmp_path, m
     with monkeypatch.context() as trouble:
         trouble.setattr(type(other.backend), "documents", documents)
         assert other.count("tag = paper") == 0
+        with pytest.raises(StoreError, match="may be the pin of a run, so nothing"):
+            list(find_garbage(other, older_than=0))
     assert other.count("tag = paper") == 1
+    assert list(find_garbage(other, older_than=0)) == []
 
 
 @pytest.mark.parametrize(("method", "part"), [("folders", "runs"), ("read", "/large/"), ("size", "/large/")])

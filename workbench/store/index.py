@@ -23,7 +23,7 @@ from workbench.errors import InputError, StoreError
 from workbench.record import RunRecord
 from workbench.store.backend import Backend
 from workbench.store.entries import entry_of
-from workbench.store.index_refresh import refresh
+from workbench.store.index_refresh import refresh, unheard
 from workbench.store.index_tables import Annotation, create, enter, forget, is_whole, keep_log
 from workbench.store.query import Condition, Order, compile_order
 
@@ -146,6 +146,10 @@ class Index:
             sql, values = sql + " AND run = ?", [kind, run]
         rows = self._rows(sql + " ORDER BY time, id", values)
         return [Annotation(*row) for row in rows]
+
+    def unheard(self) -> list[str]:
+        """Annotations that cannot be read just now, whatever they say; damaged ones, which say nothing, do not count."""
+        return self._ask(lambda connection: unheard(connection, self._backend))
 
     def ask(
         self,

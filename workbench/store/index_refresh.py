@@ -75,6 +75,13 @@ def refresh(connection: sqlite3.Connection, backend: Backend, *, everything: boo
     make_indices(connection)
 
 
+def unheard(connection: sqlite3.Connection, backend: Backend) -> list[str]:
+    """Annotations that lie in the store and could not be read at the last look."""
+    heard = set(connection.execute("SELECT month, name FROM seen").fetchall())
+    folders = [f"annotations/{month}" for month in backend.folders("annotations")]
+    return [f"{folder}/{name}" for folder in folders for name in backend.names(folder) if (folder, name) not in heard]
+
+
 def _due(folders: list[str], known: dict[str, str], everything: bool) -> list[str]:
     return folders if everything else [folder for folder in folders if folder not in known or folder in folders[-2:]]
 

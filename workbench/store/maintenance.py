@@ -56,8 +56,17 @@ def find_garbage(store: Store, older_than: float = 7 * DAY) -> Iterator[Garbage]
     Archived, failed, cancelled and interrupted runs that were last written more than `older_than` seconds ago, unless
     they are pinned or a run that stays was made from them; folders of that age without a record (copies and deletions
     that broke off); half-written files and checkpoints of complete runs; what tells of the key of a run that is gone.
+
+    Raises:
+        StoreError: something people said cannot be read just now; it may be a pin.
     """
     backend = store.backend
+    store.index.expire()
+    if unheard := store.index.unheard():
+        raise StoreError(
+            f"{len(unheard)} of the things said about runs in {backend.url} cannot be read just now ({unheard[0]}): one may be "
+            "the pin of a run, so nothing is called garbage. Try again later"
+        )
     # A run that says it is running must be silent for longer than any live one, whatever the caller says.
     archived = {item.run for item in store.annotations.holding("archive")}
     pinned = {item.run for item in store.annotations.holding("pin")}
