@@ -37,6 +37,10 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+ROUNDING = 1e-6
+"""Of the largest value: where memory lies decides in which order libraries add, and another process has other memory."""
+
+
 def _dask(trial: Trial) -> Iterator[str]:
     if importlib.util.find_spec("distributed") is None:
         return
@@ -50,7 +54,7 @@ def _dask(trial: Trial) -> Iterator[str]:
     if there.run is None:
         yield f"in a worker process: {first_line(there.problem)}"
         return
-    for difference in differences(trial, trial.first, there):
+    for difference in differences(trial, trial.first, there, ROUNDING):
         # A method that gives other numbers every time breaks another rule, which says so.
         if not differences(trial, trial.first, trial.plain_again):
             yield f"here and in a worker process: {difference}"
