@@ -16,7 +16,8 @@ import torch
 from workbench import Method, Output, Report
 from workbench.errors import CancelledError, InputError, RunFailedError, SkippedError, UnknownMethodError
 from workbench.execution import turn
-from workbench.execution.progress import CancelToken
+from workbench.execution.handle import Handle
+from workbench.execution.progress import CancelToken, ProgressBar
 from workbench.execution.turn import Turn
 
 PATIENCE = 60.0
@@ -387,3 +388,37 @@ def test_what_is_unfinished_when_the_process_ends_is_cancelled(bench, tmp_path: 
     (run,) = bench.runs()
     assert run.id == done.stdout.strip()
     assert run.status == "cancelled"
+
+
+def test_a_bar_that_said_what_a_run_waits_for_says_so_no_longer_once_it_began(monkeypatch):
+    """Also of a method that tells how far it is and nothing else."""
+    postfixes: list[str] = []
+
+    class Bar:
+        """As much of tqdm as is used."""
+
+        text = ""
+
+        def set_postfix_str(self, text: str, refresh: bool) -> None:
+            self.text = text
+
+        def refresh(self) -> None:
+            postfixes.append(self.text)
+
+        def close(self) -> None:
+            """Nothing."""
+
+    monkeypatch.setattr("workbench.execution.progress._make_bar", lambda title: Bar())
+    monkeypatch.setattr("workbench.execution.handle.ATTENTION", 0.0)
+    handle: Handle[str] = Handle("sample.method")
+    handle.held_up(lambda: "waiting for a worker")
+    wait, steps = handle.wait, iter([lambda: None, lambda: handle.began("r"), lambda: handle.progressed(1, 2, "")])
+
+    def next_step(timeout: float | None = None) -> bool:
+        next(steps, lambda: handle.ended("done"))()
+        return wait(timeout)
+
+    monkeypatch.setattr(handle, "wait", next_step)
+    bar = ProgressBar("sample.method", delay=0.0)
+    assert handle.attend(bar, None) == "done"
+    assert postfixes == ["waiting for a worker", "", ""]

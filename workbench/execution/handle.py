@@ -107,17 +107,18 @@ class Handle(Generic[R]):
     def attend(self, progress: Progress | None, cancel: CancelToken | None) -> R:
         """Wait as `bench.run` does: show progress, pass on the wish to stop (from a token or Ctrl-C), give the result."""
         shown: ProgressState | None = None
+        waited = False
         try:
             while not self.wait(ATTENTION):
                 if cancel is not None and cancel.cancelled:
                     self.cancel()
                 state = self._progress
                 obstacle = self.waits_for
-                if progress is not None and (obstacle or (state is not shown and state.total)):
+                if progress is not None and (obstacle or waited or (state is not shown and state.total)):
                     progress.show(state.done, state.total, obstacle or state.message)
                     if state.step is not None:
                         progress.values(state.step, dict(state.values))
-                shown = state
+                shown, waited = state, bool(obstacle)
         except KeyboardInterrupt:
             self.cancel()
             self.wait(LAST_MOMENT)

@@ -78,8 +78,7 @@ class ProgressBar:
         bar.total = max(total, done) or 1
         bar.n = done
         text = ", ".join(part for part in (message, self._values) if part)
-        if text:
-            bar.set_postfix_str(text, refresh=False)
+        bar.set_postfix_str(text, refresh=False)  # also nothing: what it waited for is over
         bar.refresh()
 
     def values(self, step: int, values: dict[str, float]) -> None:

@@ -22,7 +22,7 @@ from workbench.store.index_tables import (
 )
 from workbench.store.records import RecordError
 
-__all__ = ["refresh"]
+__all__ = ["refresh", "unheard"]
 
 SETTLING = 2_000_000_000
 """Nanoseconds during which a folder that changed is listed again: file systems stamp with coarse clocks."""
