@@ -339,6 +339,14 @@ def test_a_grid_may_spread_a_dim_over_rows():
     np.testing.assert_allclose(plot.cells[1][2], stored["a"].values[1, 2])
 
 
+def test_numbers_above_pictures_have_three_digits_and_texts_are_as_given():
+    pixels = (("sample", "y", "x"), np.zeros((3, 2, 2)))
+    stored = result(a=pixels, measured=("sample", np.array([0.98765432, 12.0, -0.00123456])), name=("sample", ["p", "q", "r"]))
+    grids = [resolve(ImageGrid(title="t", images=("a",), column="sample", labels=one), stored) for one in ("measured", "name")]
+    assert grids[0].columns == ("0.988", "12", "−0.00123")
+    assert grids[1].columns == ("p", "q", "r")
+
+
 def test_pictures_can_be_scaled_each_by_itself_and_a_flat_one_is_no_problem():
     stored = result(a=(("sample", "y", "x"), np.array([[[5.0, 7.0]], [[3.0, 3.0]]])))
     flat = resolve(ImageGrid(title="t", images=("a",), column="sample", value_range=None), stored).cells[0]

@@ -26,7 +26,7 @@ from workbench.render.plots import (
 from workbench.render.points import resolve_scatter
 from workbench.render.reading import Reader, dim_texts, load, numbers, thin
 from workbench.render.reliability import resolve_reliability
-from workbench.render.texts import label_text, plain_name
+from workbench.render.texts import label_text, plain_name, value_text
 from workbench.report import (
     Bar,
     CustomView,
@@ -240,11 +240,16 @@ def _image_grid(view: ImageGrid, reader: Reader) -> ImageGridPlot:
     columns = dim_texts(rows[0][1], view.column, named=True) if rows else ()
     if view.labels:
         labels = reader.only(reader.array(view.labels), view.labels, view.column)
-        columns = tuple(label_text(label) for label in load(labels.isel({view.column: slice(0, len(columns))})))
+        columns = tuple(_above(label) for label in load(labels.isel({view.column: slice(0, len(columns))})))
     cells = tuple(_pictures(array, view, reader) for _, array in rows)
     return ImageGridPlot(
         view.title, caption(view.caption, reader), tuple(text for text, _ in rows), columns, cells, view.color_map
     )
+
+
+def _above(label: object) -> str:
+    """What is printed above a picture: there is room for three digits of a measured number."""
+    return value_text(float(label), 3) if isinstance(label, np.floating) else label_text(label)
 
 
 def _with_dim(array: xr.DataArray, dim: str, name: str, reader: Reader) -> xr.DataArray:
