@@ -156,6 +156,8 @@ class AdaQuant(Method):
         _array("predicted_increase", ("solution",), "float64", "sum of the program's objective over the layers"),
         _array("accuracy", ("solution", "stage"), "float64", "on the report images"),
         _array("negative_log_likelihood", ("solution", "stage"), "float64", "on the report images"),
+        _array("correct", ("stage", "sample"), "bool", "whether the solution that is stored in the end was right, image by "
+               "image of the report; what stages differ in is judged on it", optional=True),
         _array("accuracy_full_precision", (), "float64", "of the model as it came, on the report images"),
         _array("accuracy_calibration", (), "float64", "of the model as it came, on the calibration images"),
         _array("norm_mean_shift", ("layer",), "float64", "root mean square shift of the channel means by tuning, in "

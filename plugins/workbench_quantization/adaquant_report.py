@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
+from workbench.toolkit import mean_interval
 
 from workbench_quantization.report_parts import accuracy_metric, resolution, values
 
@@ -37,13 +38,30 @@ def _chosen(result: Result) -> dict[str, float]:
     return dict(zip(_stages(result), values(result, "accuracy")[0].tolist(), strict=True))
 
 
+def _gain(result: Result, after: str, before: str) -> tuple[float, tuple[float, float] | None]:
+    """What the stored solution's accuracy rises by from stage to stage, and its interval over the images, taken in pairs.
+
+    None where it cannot be told: in runs of before `correct` was stored.
+    """
+    by_stage = _chosen(result)
+    gain = by_stage[after] - by_stage[before]
+    if "correct" not in result:
+        return gain, None
+    correct, stages = values(result, "correct").astype(np.float64), _stages(result)
+    found = mean_interval(correct[stages.index(after)] - correct[stages.index(before)])
+    return gain, found.bounds if len(correct[0]) > 1 else None
+
+
 def _summary(result: Result) -> str:
     by_stage, full = _chosen(result), float(result["accuracy_full_precision"])
-    gain = by_stage["adaquant + norms"] - by_stage["naive + norms"]
+    gain, bounds = _gain(result, "adaquant + norms", "naive + norms")
+    sure = f" (95 % interval {100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f})" if bounds else ""
+    tuned = by_stage.get("adaquant + norms + biases")
+    biases = "" if tuned is None else f", that of tuned biases {100 * (tuned - by_stage['adaquant + norms']):+.1f}"
     return (
         f"At {float(values(result, 'size_share')[0]):.1%} of the 32-bit size the model keeps {_final(result):.1%} of "
         f"{full:.1%} accuracy. Rounding alone gives {by_stage['naive']:.1%}, re-estimating batch norms brings that to "
-        f"{by_stage['naive + norms']:.1%}, and AdaQuant adds {100 * gain:+.1f} points."
+        f"{by_stage['naive + norms']:.1%}; AdaQuant's own part is {100 * gain:+.1f} points{sure}{biases}."
     )
 
 
@@ -72,17 +90,26 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             accuracy_metric(f"accuracy_{short}", by_stage[stage], count, f"stage {stage}")
             for stage, short in names.items()
         ),
-        Metric(
-            name="norm_tuning_gain",
-            value=by_stage["naive + norms"] - by_stage["naive"],
-            direction="higher",
-            description="accuracy that re-estimated batch norms bring without AdaQuant",
-        ),
-        Metric(
-            name="adaquant_gain",
-            value=by_stage["adaquant + norms"] - by_stage["naive + norms"],
-            direction="higher",
-            description="accuracy that AdaQuant adds, both with re-estimated batch norms",
+        *(
+            Metric(
+                name=name,
+                value=gain,
+                direction="higher",
+                interval=bounds,
+                description=text if bounds is None else f"{text} (interval over images, taken in pairs)",
+            )
+            for name, (gain, bounds), text in (
+                (
+                    "norm_tuning_gain",
+                    _gain(result, "naive + norms", "naive"),
+                    "accuracy that re-estimated batch norms bring without AdaQuant",
+                ),
+                (
+                    "adaquant_gain",
+                    _gain(result, "adaquant + norms", "naive + norms"),
+                    "accuracy that AdaQuant adds, both with re-estimated batch norms",
+                ),
+            )
         ),
         Metric(
             name="size_share",
@@ -243,6 +270,7 @@ def _notes(result: Result) -> tuple[str, ...]:
     notes = [
         f"Accuracies are of {count:,} images that were not calibrated on; at {full:.1%} the sampling error is "
         f"{resolution(full, count):.1%}, so smaller differences say little.",
+        "Intervals are over the report images; what other calibration images would give only runs with other seeds can tell.",
         "The widths are chosen by single-layer losses, which ignore how errors of several layers interact.",
         "The stored model has quantised weights; the ranges of its inputs are in `input_range`, and `logit` was computed "
         "with quantised inputs.",

@@ -247,6 +247,7 @@ def judge(
     """Accuracy of every stage of every solution (equal widths once); the first solution is stored after its last stage."""
     stages = STAGES if params.bias_steps else STAGES[:-1]
     scores = np.zeros((len(solutions), len(stages), 2))
+    correct = np.zeros((len(stages), len(held_out.label)), dtype=bool)
     seen: dict[bytes, int] = {}
     # The first solution last, so that the student ends up as what is stored.
     for place in out.track([*range(len(solutions))[::-1]], "judging solutions"):
@@ -259,6 +260,8 @@ def judge(
         def measure(stage: int, row: int = place) -> Tensor:
             logit = predict_all(student.model, held_out.image, device=out.device, keep_on="cpu")[0].float()
             scores[row, stage] = _score(logit, held_out.label)
+            if row == 0:
+                correct[stage] = (logit.argmax(1) == held_out.label).numpy()
             return logit
 
         for first, table in ((0, "naive"), (2, "tuned")):
@@ -280,6 +283,7 @@ def judge(
     out.coordinate("stage", list(stages))
     out.write("accuracy", scores[..., 0])
     out.write("negative_log_likelihood", scores[..., 1])
+    out.write("correct", correct)
     out.write("norm_mean_shift", np.array(shifts[0]))
     out.write("norm_deviation_shift", np.array(shifts[1]))
     _store(student, solutions[0].bits, logit, held_out, costs, out)
