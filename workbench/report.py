@@ -147,6 +147,9 @@ class Histogram(_View):
 class Scatter(_View):
     """Points of array `y` against array `x` over a shared dim; `color` and `label` name arrays or dims over it.
 
+    Labels are printed where points are few and shown when hovering where they are many. `text` names an array of short texts to
+    print instead, empty where a point has none.
+
     `lower` and `upper` name arrays over the same dim that bound whiskers along y; where they are NaN a point has none.
     """
 
@@ -155,6 +158,7 @@ class Scatter(_View):
     y: str
     color: str | None = None
     label: str | None = None
+    text: str | None = None
     highlight: str | None = None
     """A boolean array: points to draw large."""
     lower: str | None = None

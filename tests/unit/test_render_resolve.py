@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from workbench.errors import InputError, OutputError
+from workbench.render import interactive
 from workbench.render.histogram import resolve_histogram
 from workbench.render.reading import Reader, blocks
 from workbench.render.reliability import bin_edges, wilson_interval
@@ -286,6 +287,22 @@ def test_whiskers_of_points_reach_to_the_ends_of_their_intervals_and_follow_the_
     np.testing.assert_array_equal(other.whiskers, [[0], [0]])
     (half,) = resolve(Scatter(title="t", x="x", y="y", upper="high"), stored).groups
     np.testing.assert_allclose(half.whiskers, [[0, 0, 0], [0.25, 0, 0.5]])
+
+
+def test_texts_are_printed_instead_of_labels_which_those_who_hover_still_read():
+    names = np.array([f"a long name of variant {place}" for place in range(40)])
+    numbers = np.array(["1", *[""] * 38, "2"])
+    stored = result(x=("sample", np.arange(40.0)), y=("sample", np.arange(40.0)), n=("sample", names), t=("sample", numbers))
+    (many,) = resolve(Scatter(title="t", x="x", y="y", label="n"), stored).groups
+    assert (many.labels[0], many.texts) == (names[0], ())
+    (printed,) = resolve(Scatter(title="t", x="x", y="y", label="n", text="t"), stored).groups
+    assert printed.texts == tuple(numbers)
+    trace = interactive.figure(resolve(Scatter(title="t", x="x", y="y", label="n", text="t"), stored)).data[0]
+    assert (trace.mode, list(trace.text), trace.hovertext[39]) == ("markers+text", numbers.tolist(), names[39])
+    few = result(**{name: ("sample", stored[name].values[:3]) for name in ("x", "y", "n")})
+    (shortened,) = resolve(Scatter(title="t", x="x", y="y", label="n"), few).groups
+    assert len(shortened.texts) == 3
+    assert all(len(text) <= 22 for text in shortened.texts)
 
 
 def test_points_without_a_colour_value_are_a_group_of_their_own():

@@ -39,7 +39,7 @@ from workbench.render.plots import (
     ScatterPlot,
     TablesPlot,
 )
-from workbench.render.texts import number_text, power_text, shorten_all, value_text
+from workbench.render.texts import number_text, power_text, value_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -285,20 +285,19 @@ def _scatter(plot: ScatterPlot) -> go.Figure:
                 "colorbar": color_bar(plot.legend),
                 "showscale": True,
             }
-        labels = [plain(text) for text in shorten_all(group.labels, 22)] or None
         traces.append(
             (go.Scattergl if total > 2_000 else go.Scatter)(
                 x=as_list(group.x),
                 y=as_list(group.y),
-                mode="markers+text" if plot.print_labels else "markers",
-                text=labels,
+                mode="markers+text" if any(group.texts) else "markers",
+                text=[plain(text) for text in group.texts] or None,
                 hovertext=[plain(text, 120) for text in group.labels] or None,
                 textposition="top right",
                 textfont={"size": 10},
                 marker=marker,
                 error_y=None if group.whiskers is None else _error_bars(group.whiskers) | {"color": palette.MUTED},
                 name=plain(group.name, 30) or "value",
-                hovertemplate=("<b>%{hovertext}</b><br>" if labels else "") + _HOVER_POINTS + "<extra></extra>",
+                hovertemplate=("<b>%{hovertext}</b><br>" if group.labels else "") + _HOVER_POINTS + "<extra></extra>",
             )
         )
     settings = legend_layout([group.name for group in plot.groups], plot.legend)

@@ -159,13 +159,14 @@ class PointGroup:
     y: Floats
     color: Floats | None = None
     labels: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     highlighted: NDArray[np.bool_] | None = None
     whiskers: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ScatterPlot(_Plot):
-    """Points in groups; `print_labels` when there are few enough to print their labels beside them."""
+    """Points in groups; their `texts` are printed beside them, their `labels` tell what a point is to those who ask."""
 
     x: Axis
     y: Axis
@@ -173,7 +174,6 @@ class ScatterPlot(_Plot):
     legend: str = ""
     color_limits: tuple[float, float] | None = None
     identity: bool = False
-    print_labels: bool = False
 
 
 @dataclass(frozen=True, eq=False)

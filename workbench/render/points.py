@@ -9,7 +9,7 @@ import numpy as np
 from workbench.render.parts import GROUPS, above_zero, caption, value_label
 from workbench.render.plots import Axis, PointGroup, ScatterPlot
 from workbench.render.reading import Reader, dim_labels, load, numbers
-from workbench.render.texts import label_text, plain_name
+from workbench.render.texts import label_text, plain_name, shorten_all
 from workbench.report import Scatter
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ __all__ = ["resolve_scatter"]
 
 SCATTERED = 4_000
 """Most points that are drawn."""
+PRINTED = 30
+"""Most points whose labels are printed beside them."""
 
 
 def resolve_scatter(view: Scatter, reader: Reader) -> ScatterPlot:
@@ -35,9 +37,8 @@ def resolve_scatter(view: Scatter, reader: Reader) -> ScatterPlot:
             got=f"dims ({', '.join(map(str, x_array.dims))}) and ({', '.join(map(str, y_array.dims))})",
         )
     columns = {"x": reader.only(x_array, view.x, dim), "y": reader.only(y_array, view.y, dim)}
-    roles = {"color": view.color, "label": view.label, "highlight": view.highlight, "lower": view.lower, "upper": view.upper}
-    for role, name in roles.items():
-        if name:
+    for role in ("color", "label", "text", "highlight", "lower", "upper"):
+        if name := getattr(view, role):
             columns[role] = _column(name, dim, y_array, reader)
     size = y_array.sizes[dim]
     marked = load(columns.pop("highlight")).astype(bool) if view.highlight else None
@@ -46,12 +47,15 @@ def resolve_scatter(view: Scatter, reader: Reader) -> ScatterPlot:
     x = above_zero(numbers(columns["x"], view.title), view.log_x, reader)
     y = above_zero(numbers(columns["y"], view.title), view.log_y, reader)
     labels = tuple(label_text(label) for label in load(columns["label"])) if view.label else ()
+    texts = tuple(label_text(text) for text in load(columns["text"])) if view.text else ()
+    if not texts and len(labels) <= PRINTED:
+        texts = tuple(shorten_all(labels, 22))
     colors = load(columns["color"]) if view.color else None
     shown = np.isfinite(x) & np.isfinite(y)
     if not shown.all():
         reader.notes.append(f"{int((~shown).sum()):,} points without a finite value on both axes are not drawn.")
     whiskers = _whiskers(columns, y, view, reader)
-    groups, limits = _point_groups(view, x, y, labels, colors, marked, whiskers, shown)
+    groups, limits = _point_groups(view, x, y, labels, texts, colors, marked, whiskers, shown)
     return ScatterPlot(
         view.title,
         caption(view.caption, reader),
@@ -61,7 +65,6 @@ def resolve_scatter(view: Scatter, reader: Reader) -> ScatterPlot:
         plain_name(view.color) if view.color else "",
         limits,
         view.identity,
-        bool(labels) and len(x) <= 30,
     )
 
 
@@ -104,7 +107,15 @@ def _sample(
 
 
 def _point_groups(
-    view: Scatter, x: Floats, y: Floats, labels: tuple[str, ...], colors: Any, marked: Any, whiskers: Any, shown: Any
+    view: Scatter,
+    x: Floats,
+    y: Floats,
+    labels: tuple[str, ...],
+    texts: tuple[str, ...],
+    colors: Any,
+    marked: Any,
+    whiskers: Any,
+    shown: Any,
 ) -> tuple[tuple[PointGroup, ...], tuple[float, float] | None]:
     def group(name: str, member: Any, color: Floats | None = None) -> PointGroup:
         kept = np.flatnonzero(member & shown)
@@ -114,6 +125,7 @@ def _point_groups(
             y[kept],
             None if color is None else color[kept],
             tuple(labels[index] for index in kept) if labels else (),
+            tuple(texts[index] for index in kept) if texts else (),
             None if marked is None else marked[kept],
             None if whiskers is None else whiskers[:, kept],
         )
@@ -135,9 +147,9 @@ def _point_groups(
     if kind in "biu":
         distinct.sort()
     name = plain_name(view.color or "")
-    texts = {value: (name if value else f"not {name}") if kind == "b" else label_text(value) for value in distinct}
+    names = {value: (name if value else f"not {name}") if kind == "b" else label_text(value) for value in distinct}
     distinct, rest = distinct[:GROUPS], distinct[GROUPS:]
-    groups = [group(texts[value], colors == value) for value in distinct]
+    groups = [group(names[value], colors == value) for value in distinct]
     if rest:
         drawn = np.zeros(len(x), dtype=bool)
         for value in distinct:

@@ -24,7 +24,7 @@ from workbench.render.plots import (
     TablesPlot,
 )
 from workbench.render.static_axes import HEIGHT, WIDTH, add_legend, plain, say_nothing, set_axes, wrapped
-from workbench.render.texts import number_text, power_text, shorten_all, value_text
+from workbench.render.texts import number_text, power_text, value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -255,9 +255,9 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
                 if bar.solids is not None:
                     bar.solids.set_alpha(1.0)
     set_axes(axes, plot.x, plot.y)
-    if plot.print_labels:
-        for group in plot.groups:
-            for x, y, text in zip(group.x, group.y, shorten_all(group.labels, 22), strict=True):
+    for group in plot.groups:
+        if group.texts:
+            for x, y, text in zip(group.x, group.y, group.texts, strict=True):
                 right = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] > 0.75
                 axes.annotate(
                     plain(text), (x, y), (-4 if right else 4, 3), textcoords="offset points", fontsize=7,
