@@ -47,7 +47,7 @@ from workbench_quantization.gptq_report import report
 from workbench_quantization.gptq_solver import Settings, as_matrices, output_error, solvable, solve_in_turn
 from workbench_quantization.hawq_images import Images, calibration_batches, check_labels, split_roles
 from workbench_quantization.hawq_solutions import MEGABYTE
-from workbench_quantization.layers import Block, find_blocks
+from workbench_quantization.layers import Block, find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import FULL_PRECISION, channel_axis
 
 ROUNDINGS = ("nearest", "gptq")
@@ -101,19 +101,25 @@ class _Subject:
     device: torch.device
 
     @torch.no_grad()
-    def quantise(self, bits: np.ndarray, rounding: str) -> tuple[dict[nn.Module, AffineWeight], np.ndarray]:
-        """Replace the weights; integers, and under GPTQ (layer, rounding): the share of a layer's output that is lost.
+    def quantise(self, bits: np.ndarray, rounding: str) -> tuple[dict[nn.Module, AffineWeight], np.ndarray, np.ndarray]:
+        """Replace the weights.
 
         Both roundings are judged on the inputs that GPTQ's layers see.
+
+        Returns:
+            Integers, and under GPTQ (NaN elsewhere) the share of a layer's output that is lost, (layer, rounding), and what
+            the layer's H was damped with, (layer,).
         """
         error = np.full((len(self.blocks), len(ROUNDINGS)), np.nan)
+        damping = np.full(len(self.blocks), np.nan)
         place = {block.layers[0]: index for index, block in enumerate(self.blocks)}
         for layer, weight in self.originals.items():
             layer.get_parameter("weight").copy_(weight)
         share, size = self.settings.sharing, self.settings.group_size
         stored: dict[nn.Module, AffineWeight] = {}
 
-        def note(layer: nn.Module, curvature: Tensor, found: AffineWeight) -> None:
+        def note(layer: nn.Module, curvature: Tensor, found: AffineWeight, damped: float) -> None:
+            damping[place[layer]] = damped
             whole = as_matrices(layer, self.originals[layer])
             plain = round_affine(layer, int(bits[place[layer]]), share, size)
             for column, weight in enumerate((plain, found)):
@@ -136,7 +142,7 @@ class _Subject:
             self.settings,
             note,
         )
-        return stored, error
+        return stored, error, damping
 
     def logits(self, images: Images) -> Tensor:
         """(sample, class) on the CPU."""
@@ -190,11 +196,19 @@ class Gptq(Method):
     }  # fmt: skip
     outputs = (
         _array("parameter_count", ("layer",), "int64", "weights of the layer"),
+        _array("macs", ("layer",), "int64", "multiply-accumulates of one sample"),
         _array("weight_shape", ("layer",), "str", "shape of the weight"),
         _array("solved", ("layer",), "bool", "False where a layer is rounded to nearest: no matrix over its inputs"),
         _array(
             "output_error", ("layer", "rounding", "bit"), "float64", "||W X - Q X||^2 / ||W X||^2 on the shown images"
         ),
+        _array(
+            "damping_used",
+            ("layer", "bit"),
+            "float64",
+            "share of the mean diagonal of H that was added to it; more than asked for where H was singular",
+        ),
+        _array("damping_stored", ("layer",), "float64", "the same, of the stored model"),
         *(_array(name, ("rounding", "bit"), "float64", text) for name, text in SCORES.items()),
         *(
             _array(f"{name}_given", ("rounding",), "float64", f"of the given table: {text}", optional=True)
@@ -240,6 +254,7 @@ class Gptq(Method):
         out.coordinate("rounding", list(ROUNDINGS))
         out.coordinate("bit", np.array(params.widths))
         out.write("parameter_count", weights)
+        out.write("macs", multiply_accumulates(model, blocks, parts.calibration.image.shape[1:]))
         out.write("weight_shape", [block.shape for block in blocks])
         out.write("solved", np.array([solvable(block.layers[0]) for block in blocks]))
         if reasons:
@@ -251,14 +266,14 @@ class Gptq(Method):
 
         tables = [self._widths(len(blocks), width, params) for width in params.widths]
         found = {name: np.zeros((len(ROUNDINGS), len(tables))) for name in SCORES}
-        error = np.zeros((len(blocks), len(ROUNDINGS), len(tables)))
+        error, damping = np.zeros((len(blocks), len(ROUNDINGS), len(tables))), np.zeros((len(blocks), len(tables)))
         for row, column in out.track(list(np.ndindex(len(ROUNDINGS), len(tables))), "rounding"):
-            _, lost = subject.quantise(tables[column], ROUNDINGS[row])
-            error[:, :, column] = lost
+            _, error[:, :, column], damping[:, column] = subject.quantise(tables[column], ROUNDINGS[row])
             for name, value in score(subject.logits(parts.held_out), full, label).items():
                 found[name][row, column] = value
         size = np.array([subject.size(bits) for bits in tables])
         out.write("output_error", error)
+        out.write("damping_used", damping)
         out.write("average_bits", size / weights.sum())
         out.write("size_mb", size / 8 / MEGABYTE)
         for name, values in found.items():
@@ -286,9 +301,10 @@ class Gptq(Method):
 
 
 def _store(subject: _Subject, bits: np.ndarray, held_out: Images, out: Out) -> None:
-    parts, _ = subject.quantise(bits, "gptq")
+    parts, _, damping = subject.quantise(bits, "gptq")
     write_affine([parts.get(block.layers[0]) for block in subject.blocks], out)
     out.write("bits", bits.astype(np.int8))
+    out.write("damping_stored", damping)
     out.write("input_bits", np.full(len(bits), FULL_PRECISION, dtype=np.int8))
     size = subject.size(bits)
     out.write("average_bits_stored", np.float64(size / sum(block.size for block in subject.blocks)))

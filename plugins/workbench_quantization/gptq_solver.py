@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,8 +109,24 @@ def output_error(weight: Tensor, other: Tensor, curvature: Tensor) -> tuple[floa
     return float((gap @ curvature * gap).sum() / 2), float((whole @ curvature * whole).sum() / 2)
 
 
+class Solution(NamedTuple):
+    """Matrices in integers.
+
+    Attributes:
+        levels: (group, row, column).
+        scale: (group, row, range).
+        zero: (group, row, range), zero-points.
+        damping: share of the mean diagonal of H that was added to it in the end.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    zero: Tensor
+    damping: float
+
+
 @torch.no_grad()
-def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) -> Solution:
     """Algorithm 1, for all groups of channels at once.
 
     Grids are taken from a row, or from a group of columns when the first of them is reached (its weights then carry
@@ -122,9 +138,6 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
         curvature: (group, column, column), H.
         bits: width, 2 to 8.
         settings: see there.
-
-    Returns:
-        Levels (group, row, column), and scale and zero-point (group, row, range).
     """
     weight, hessian = matrices.double().clone(), curvature.double().clone()
     groups, rows, columns = weight.shape
@@ -149,7 +162,7 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
         order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
         weight = weight.gather(2, order[:, None].expand_as(weight))
         hessian = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
-    factor = inverse_factor(hessian, settings.damping)
+    factor, damping = inverse_factor(hessian, settings.damping)
 
     levels = torch.empty_like(weight)
     everyone = torch.arange(groups, device=weight.device)
@@ -173,11 +186,11 @@ def solve(matrices: Tensor, curvature: Tensor, bits: int, settings: Settings) ->
         weight[..., stop:] -= errors @ factor[:, start:stop, stop:]
     if settings.by_activation:
         levels = torch.empty_like(levels).scatter_(2, order[:, None].expand_as(levels), levels)
-    return levels, scale, zero
+    return Solution(levels, scale, zero, damping)
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper Cholesky factor of the inverse of H + damping * mean of H's diagonal, (group, column, column).
+def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the inverse of H + damping * mean of H's diagonal, (group, column, column), and that damping.
 
     Where H is so nearly singular that rounding makes it indefinite, the damping is raised tenfold until it is not, as
     implementations of GPTQ do: columns that the shown inputs hardly tell apart then share less of each other's error.
@@ -193,7 +206,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         if not failed.any():
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed.any() and bool(factor.isfinite().all()):
-                return factor
+                return factor, share
         share *= 10
     raise InputError(
         "data",
@@ -202,12 +215,15 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     )
 
 
-def solve_layer(layer: nn.Module, curvature: Tensor, bits: int, settings: Settings) -> AffineWeight:
-    """The layer's weight by `solve`, in the form that is stored (ranges of a channel lie together)."""
-    levels, scale, zero = solve(as_matrices(layer, layer.get_parameter("weight").detach()), curvature, bits, settings)
-    return AffineWeight(
-        from_matrices(layer, levels).to(torch.uint8), scale.flatten().float(), zero.flatten().to(torch.uint8)
+def solve_layer(layer: nn.Module, curvature: Tensor, bits: int, settings: Settings) -> tuple[AffineWeight, float]:
+    """The layer's weight by `solve`, in the form that is stored (ranges of a channel lie together), and its damping."""
+    found = solve(as_matrices(layer, layer.get_parameter("weight").detach()), curvature, bits, settings)
+    weight = AffineWeight(
+        from_matrices(layer, found.levels).to(torch.uint8),
+        found.scale.flatten().float(),
+        found.zero.flatten().to(torch.uint8),
     )
+    return weight, found.damping
 
 
 class _ReachedError(Exception):
@@ -263,7 +279,7 @@ def solve_in_turn(
     batches: Sequence[Any],
     call: Callable[[nn.Module, Any], Any],
     settings: Settings,
-    on_solved: Callable[[nn.Module, Tensor, AffineWeight], Any] = lambda layer, curvature, weight: None,
+    on_solved: Callable[[nn.Module, Tensor, AffineWeight, float], Any],
 ) -> dict[nn.Module, AffineWeight]:
     """GPTQ of a whole model: the layers of a stage see the outputs of the stages before, already quantised.
 
@@ -276,7 +292,7 @@ def solve_in_turn(
         batches: what the model is shown.
         call: runs it on one batch.
         settings: see there.
-        on_solved: called with a layer, its H and its integers, before the weight is replaced.
+        on_solved: called with a layer, its H, its integers and the damping it took, before the weight is replaced.
 
     Returns:
         Integers, scales and zero-points of every layer that is quantised.
@@ -288,8 +304,8 @@ def solve_in_turn(
             continue
         for found in gather(model, list(wanted), batches, call):
             layer = found.layer
-            solved[layer] = solve_layer(layer, found.matrix, wanted[layer], settings)
-            on_solved(layer, found.matrix, solved[layer])
+            solved[layer], damping = solve_layer(layer, found.matrix, wanted[layer], settings)
+            on_solved(layer, found.matrix, solved[layer], damping)
         for layer in wanted:
             restored = restore_affine(solved[layer], layer, settings.sharing, settings.group_size)
             layer.get_parameter("weight").copy_(restored)

@@ -174,6 +174,13 @@ class Layerwise(Method):
         _array("loss_stored", ("sample",), "float64", "of the stored model", unit="nat"),
         _array("perplexity_stored", (), "float64", "of the stored model"),
         _array("accuracy_stored", (), "float64", "of the stored model"),
+        _array(
+            "damping_stored",
+            ("layer",),
+            "float64",
+            "GPTQ: share of the mean diagonal of H that was added to it; more than asked for where H was singular",
+            optional=True,
+        ),
         _array("average_bits_stored", (), "float64", "of the stored model: size per weight, with scales", unit="bit"),
         _array("size_mb_stored", (), "float64", "of its matrices and scales", unit="MB"),
         _array("sample_index", ("sample",), "int64", "position of the report windows in `test`, or in `data`"),

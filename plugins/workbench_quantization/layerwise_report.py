@@ -9,6 +9,7 @@ from workbench.report import View
 from workbench.toolkit import mean_interval
 
 from workbench_quantization.layerwise_scores import knee
+from workbench_quantization.report_parts import damping_note
 
 TOLERATED = 1.1
 """Perplexity up to which a point counts as close, in multiples of that of the highest width."""
@@ -334,6 +335,7 @@ def _notes(result: Result) -> tuple[str, ...]:
         notes.append("The stored model has the given table of widths, not one of this run's.")
     if params.backend == "rtn":
         notes.append("Rounding to nearest: at 2 bits GPTQ (backend='gptq') usually loses less.")
+    notes += damping_note(result, params.damping, "damping_stored")
     if "unquantised_reason" in result:
         reasons = result["unquantised_reason"]
         pairs = list(zip(reasons["parameter"].values, reasons.values, strict=True))

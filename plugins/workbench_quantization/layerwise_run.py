@@ -255,6 +255,9 @@ def store(study: Study, bits: np.ndarray) -> None:
     out = study.out
     study.install(np.full(len(study.layers), FULL_PRECISION))
     parts = study.install(bits)
+    if study.damping:
+        modules = [layer.layers[0] for layer in study.layers]
+        out.write("damping_stored", np.array([study.damping.get(module, np.nan) for module in modules]))
     found = study.predict(study.held_out)
     out.write("bits", bits.astype(np.int8))
     out.write("input_bits", np.full(len(bits), FULL_PRECISION, dtype=np.int8))

@@ -47,6 +47,8 @@ class Study:
     originals: dict[nn.Module, Tensor] = field(default_factory=dict)
     now: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(layer,) widths the model has at present."""
+    damping: dict[nn.Module, float] = field(default_factory=dict)
+    """By matrix: what GPTQ damped its H with when it was last solved."""
 
     @property
     def count(self) -> int:
@@ -85,6 +87,7 @@ class Study:
                 self.shown.batches(self.params.batch),
                 next_token_logits,
                 self.settings,
+                lambda layer, _curvature, _weight, damping: self.damping.update({layer: damping}),
             )
         self.now = np.array(bits)
         return stored

@@ -42,6 +42,29 @@ def accuracy_metric(name: str, accuracy: float, count: int, description: str) ->
     )
 
 
+def damping_note(result: Result, asked: float, *names: str) -> list[str]:
+    """What GPTQ had to damp more than it was asked to, from outputs over the dim `layer`; empty where it was nothing."""
+    used: dict[str, float] = {}
+    for name in names:
+        if name not in result:  # runs of before it was stored
+            continue
+        found = result[name]
+        highest = np.nanmax(
+            np.where(np.isnan(found.values), 0.0, found.values).reshape(found.sizes["layer"], -1), axis=1
+        )
+        for layer, share in zip(map(str, found["layer"].values), highest.tolist(), strict=True):
+            used[layer] = max(share, used.get(layer, 0.0))
+    raised = [(layer, share) for layer, share in used.items() if share > asked * (1 + 1e-9)]
+    if not raised:
+        return []
+    told = ", ".join(f"{layer} ({share:.2g})" for layer, share in raised[:20])
+    more = f" and {len(raised) - 20} more" if len(raised) > 20 else ""
+    return [
+        f"GPTQ damped {len(raised)} of {len(used)} layers by more than the {asked:g} asked for, since H of the inputs shown is "
+        f"singular: {told}{more}. The more, the closer to rounding to nearest; more varied calibration samples help."
+    ]
+
+
 def reasons(result: Result, name: str) -> list[tuple[str, str]]:
     """(parameter, why it was left as it was) of an output over the dim `parameter`; empty where everything was taken."""
     if name not in result:

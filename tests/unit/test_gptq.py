@@ -93,14 +93,18 @@ def test_a_singular_curvature_is_damped_until_it_can_be_inverted():
     singular = 1e6 * (column @ column.transpose(1, 2)).float().double()
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(singular + 1e-16 * singular.diagonal(dim1=1, dim2=2).mean() * torch.eye(40))
-    factor = inverse_factor(singular, 1e-16)
+    factor, used = inverse_factor(singular, 1e-16)
     assert factor.isfinite().all()
+    assert used == pytest.approx(1e-16 * 10 ** round(np.log10(used / 1e-16)))
+    assert used > 1e-16
     well = singular + 1e6 * torch.eye(40)
     damped = well + 0.01 * well.diagonal(dim1=1, dim2=2).mean() * torch.eye(40)
-    upper = inverse_factor(well, 0.01)
+    upper, used = inverse_factor(well, 0.01)
+    assert used == 0.01
     torch.testing.assert_close(upper.transpose(1, 2) @ upper, damped.inverse())
     weight = draw(1, 3, 40)
-    levels, *_ = solve(weight, singular, 4, Settings(damping=1e-16))
+    levels, *_, raised = solve(weight, singular, 4, Settings(damping=1e-16))
+    assert raised > 1e-16
     assert levels.min() >= 0
     assert levels.max() <= 15
     with pytest.raises(InputError, match="inputs of every layer are finite"):
@@ -132,7 +136,7 @@ def test_it_is_optimal_brain_quantisation_in_order_of_the_columns(columns, size,
     weight, inputs = draw(5, columns, seed=3), correlated(columns)
     hessian = 2 * inputs @ inputs.t() / inputs.shape[1]
     sharing = "channel" if size == columns else "group"
-    levels, scale, zero = solve(weight[None], hessian[None], bits, Settings(sharing, size, 0.01))
+    levels, scale, zero, _ = solve(weight[None], hessian[None], bits, Settings(sharing, size, 0.01))
     found = restored(levels, scale, zero, size)[0]
     torch.testing.assert_close(found, brute_force(weight, hessian, bits, size, 0.01), rtol=1e-9, atol=1e-9)
 
@@ -146,7 +150,7 @@ def test_lazy_updates_change_nothing(monkeypatch, size, by_activation):
     found = [solve(weight, hessian, 3, settings)]
     monkeypatch.setattr(gptq_solver, "COLUMNS_AT_ONCE", 11)
     found.append(solve(weight, hessian, 3, settings))
-    for first, second in zip(*found, strict=True):
+    for first, second in zip(*found, strict=True):  # dampings too
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 
 
@@ -156,7 +160,7 @@ def test_it_lies_between_the_best_of_all_roundings_and_the_nearest_one():
     for seed in range(40):
         weight, inputs = draw(1, 6, seed=10 + seed), correlated(6, seed=100 + seed)
         hessian = 2 * inputs @ inputs.t() / inputs.shape[1]
-        levels, scale, zero = solve(weight[None], hessian[None], 2, Settings("channel", damping=1e-6))
+        levels, scale, zero, _ = solve(weight[None], hessian[None], 2, Settings("channel", damping=1e-6))
         gap = weight - (every - zero[0]) * scale[0]
         best.append(float(((gap @ hessian) * gap).sum(1).min() / 2))
         plain = (affine_levels(weight, scale[0], zero[0], 2) - zero[0]) * scale[0]
@@ -170,7 +174,7 @@ def test_with_many_columns_it_loses_less_than_rounding_to_nearest():
     for seed in range(10):
         weight, inputs = draw(8, 64, seed=seed), correlated(64, 256, seed=100 + seed)
         hessian = (2 * inputs @ inputs.t() / 256)[None]
-        levels, scale, zero = solve(weight[None], hessian, 4, Settings())
+        levels, scale, zero, _ = solve(weight[None], hessian, 4, Settings())
         plain = (affine_levels(weight, scale[0], zero[0], 4) - zero[0]) * scale[0]
         lost = output_error(weight[None], restored(levels, scale, zero, 64), hessian)[0]
         assert lost < 0.7 * output_error(weight[None], plain[None], hessian)[0]
@@ -183,16 +187,16 @@ def test_groups_of_channels_are_problems_of_their_own():
     together = solve(weight, hessian, 3, Settings())
     for group in range(2):
         alone = solve(weight[group : group + 1], hessian[group : group + 1], 3, Settings())
-        for whole, part in zip(together, alone, strict=True):
+        for whole, part in zip(together[:3], alone[:3], strict=True):
             torch.testing.assert_close(whole[group : group + 1], part)
 
 
 def test_order_of_activations_is_the_problem_with_its_columns_sorted():
     inputs = correlated(8) * torch.arange(1, 9)[:, None]
     weight, hessian = draw(3, 8)[None], (2 * inputs @ inputs.t() / 64)[None]
-    levels, scale, _ = solve(weight, hessian, 3, Settings(by_activation=True))
+    levels, scale, *_ = solve(weight, hessian, 3, Settings(by_activation=True))
     order = hessian[0].diagonal().argsort(descending=True)
-    sorted_levels, sorted_scale, _ = solve(weight[..., order], hessian[:, order][:, :, order], 3, Settings())
+    sorted_levels, sorted_scale, *_ = solve(weight[..., order], hessian[:, order][:, :, order], 3, Settings())
     torch.testing.assert_close(levels[..., order], sorted_levels)
     torch.testing.assert_close(scale, sorted_scale)
     assert not torch.equal(levels, solve(weight, hessian, 3, Settings())[0])
@@ -202,7 +206,7 @@ def test_columns_that_are_never_fed_go_to_zero():
     inputs = correlated(6)
     inputs[2] = 0
     weight, hessian = draw(3, 6)[None], (2 * inputs @ inputs.t() / 64)[None]
-    levels, scale, zero = solve(weight, hessian, 4, Settings())
+    levels, scale, zero, _ = solve(weight, hessian, 4, Settings())
     assert torch.equal(restored(levels, scale, zero, 6)[0, :, 2], torch.zeros(3, dtype=torch.float64))
 
 
@@ -210,7 +214,7 @@ def test_uncorrelated_inputs_leave_rounding_to_nearest():
     layer = nn.Linear(12, 5)
     hessian = torch.diag(torch.rand(12, generator=torch.Generator().manual_seed(1)).double() + 0.1)[None]
     for sharing in ("channel", "group"):
-        found, plain = solve_layer(layer, hessian, 3, Settings(sharing, 5)), round_affine(layer, 3, sharing, 5)
+        found, plain = solve_layer(layer, hessian, 3, Settings(sharing, 5))[0], round_affine(layer, 3, sharing, 5)
         assert torch.equal(found.levels, plain.levels)
         torch.testing.assert_close(found.scale, plain.scale)
         assert torch.equal(found.zero, plain.zero)
@@ -236,7 +240,7 @@ def test_it_agrees_with_neural_compressor():
     *_, weight = theirs.fasterquant(layer.weight.data.clone(), blocksize=16, percdamp=0.01)
     curvature = Curvature(layer)
     curvature.add(inputs)
-    mine = restore_affine(solve_layer(layer, curvature.matrix, 4, Settings()), layer, "channel", 1)
+    mine = restore_affine(solve_layer(layer, curvature.matrix, 4, Settings())[0], layer, "channel", 1)
     # theirs in float32: a weight half-way between two levels may go the other way
     assert (mine - weight).abs().gt(1e-4).float().mean() < 0.02
 
@@ -256,7 +260,7 @@ def test_layers_see_the_layers_before_them_as_they_are_quantised():
     layers = [net[0], net[2], net[5]]
     seen = {}
     solve_in_turn(net, [[layer] for layer in layers], [[3], [32], [3]], list(images.split(7)), lambda m, x: m(x), Settings(),
-                  lambda layer, curvature, _weight: seen.setdefault(layer, curvature))  # fmt: skip
+                  lambda layer, curvature, *_: seen.setdefault(layer, curvature))  # fmt: skip
     assert set(seen) == {net[0], net[5]}
     with torch.no_grad():
         columns = net[:5](images)  # the first layer is quantised by now, the second was left alone
@@ -313,6 +317,27 @@ def test_it_loses_less_of_every_layers_output_than_rounding(run):
     assert (inner.sel(rounding="gptq") < inner.sel(rounding="nearest")).all()
     agreement = run["agreement"].sel(bit=2)
     assert float(agreement.sel(rounding="gptq")) > float(agreement.sel(rounding="nearest"))
+
+
+def test_a_damping_that_was_raised_is_said(bench, trained, run):
+    """Two images have 2 * 36 positions at most in the second layer, fewer than it has columns: H is singular."""
+    assert not any("damped" in note for note in run.report().report.notes)
+    few = bench.run(
+        "quantization.gptq",
+        model=trained,
+        **INPUTS,
+        widths=(4,),
+        damping=1e-18,
+        calibration_samples=2,
+        first_last_bits=None,
+    )
+    used = few["damping_used"].sel(bit=4).to_series()
+    raised = used[used > 1e-18]
+    assert len(raised)
+    assert few["damping_stored"].values.tolist() == used.tolist()
+    (note,) = [note for note in few.report().report.notes if "damped" in note]
+    assert note.startswith(f"GPTQ damped {len(raised)} of {len(used)} layers by more than the 1e-18 asked for")
+    assert all(f"{name} ({share:.2g})" in note for name, share in raised.items())
 
 
 def test_tables_of_widths_go_from_method_to_method(bench, trained, run):
