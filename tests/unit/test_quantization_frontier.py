@@ -18,7 +18,9 @@ from workbench.render.resolve import resolve
 from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit
 
-from workbench_quantization.frontier import ROUNDING, collect, input_widths
+from workbench_quantization.frontier import NEAR
+from workbench_quantization.frontier_points import collect
+from workbench_quantization.frontier_readers import GIVEN, ROUNDING, input_widths
 from workbench_quantization.hawq_solutions import Costs
 
 SEEDS = (0, 1, 2)
@@ -66,6 +68,14 @@ def runs(bench: workbench.Workbench, network: nn.Module) -> list[workbench.Run]:
         bench.run("quantization.interlayer", **roles, probes=4, calibration_samples=100, search_samples=100, subsets=4)
     )
     made.append(bench.run("quantization.adaquant", **roles, iterations=5, bias_steps=0, calibration_samples=100))
+    made.append(bench.run("quantization.gptq", **roles, widths=(3, 4), calibration_samples=100))
+    made += [
+        bench.run(
+            "quantization.uniform", **roles, widths=(4,), sharings=("channel",), act_bits=32, store_width=4,
+            bits=found["bits"],
+        )
+        for found in made[1:4]
+    ]  # fmt: skip
     return made
 
 
@@ -80,7 +90,7 @@ def test_solutions_that_are_one_table_are_one_point_and_ties_go_to_the_more_accu
     assert repaired.size_mb == plain.size_mb
     best = max((plain, repaired), key=lambda point: point.accuracy)
     report = bench.compare([run]).report()
-    assert report.report.summary.startswith(f"{best.name} is the smallest")
+    assert f" is {best.name}: " in report.report.summary
     assert ("Plain rounding is as small" in report.report.summary) == (best is repaired)
 
 
@@ -103,6 +113,55 @@ def test_points_are_the_runs_own_figures_and_intervals_are_students(runs):
         "hawq", "interlayer", "adaquant", ROUNDING, "random widths", "reversed order"
     }  # fmt: skip
     assert np.isnan(points["uniform: 4 bit, range per channel"].lower)
+    gptq = runs[6]
+    for name, rounding in (("gptq: 3 bit", "gptq"), ("gptq: 3 bit, nearest", "nearest")):
+        assert points[name].accuracy == float(gptq["accuracy"].sel(rounding=rounding, bit=3))
+        assert points[name].bops == (gptq["macs"].values * np.array([8, *[3] * (gptq["macs"].size - 2), 8]) * 32).sum()
+
+
+def test_tables_of_several_seeds_are_repetitions_where_another_method_judges_them(runs):
+    """And only those: what the same runs measured at one width is one figure, however often it was measured."""
+    points = {point.name: point for point in collect(runs)}
+    point = points["uniform: widths of hawq, range per channel"]
+    accuracies = [float(run["accuracy_given"][0]) for run in runs[7:]]
+    assert (point.series, point.seeds) == (GIVEN, len(SEEDS))
+    assert point.accuracy == pytest.approx(np.mean(accuracies))
+    half = stats.t.ppf(0.975, len(SEEDS) - 1) * np.std(accuracies, ddof=1) / np.sqrt(len(SEEDS))
+    assert point.upper - point.lower == pytest.approx(2 * half)
+    assert points["uniform: 4 bit, range per channel"].seeds == 1
+    one = {point.name: point for point in collect([runs[0], runs[7]])}
+    assert one["uniform: widths of hawq, range per channel"].accuracy == accuracies[0]
+
+
+def test_parameters_are_told_where_solutions_of_one_name_differ_in_them(bench, runs, network):
+    roles = {"model": Model(network, mean=0.0, std=1.0), "data": digits(slice(0, 300)), "test": digits(slice(1000, 1400))}
+    other = bench.run("quantization.gptq", **roles, widths=(4,), calibration_samples=100, damping=0.1, progress=False)
+    names = {point.name for point in collect([runs[6], other])}
+    assert {"gptq: 3 bit", "gptq (damping 0.01): 4 bit", "gptq (damping 0.1): 4 bit"} <= names
+
+
+def test_layers_that_one_run_leaves_alone_count_at_full_precision(runs):
+    """As BiPer leaves the first and last: a run that names three of five layers has the others at 32 bits."""
+
+    class Fewer:
+        method, seed, record = "quantization.biper", 0, runs[0].record
+
+        def __contains__(self, name):
+            return name in runs[0]
+
+        def __getitem__(self, name):
+            found = runs[0][name]
+            return found.isel(layer=slice(1, -1)) if "layer" in found.dims else found
+
+    whole, mine = runs[0]["parameter_count"].values, slice(1, -1)
+    (point,) = [point for point in collect([runs[0], Fewer()]) if point.name == "biper: stored model"]
+    bits = runs[0]["bits"].values.astype(float)
+    bits[[0, -1]] = 32
+    assert point.size_mb == pytest.approx((whole * bits).sum() / 8e6)
+    assert point.average_bits == pytest.approx((whole * bits).sum() / whole.sum())
+    inputs = np.where(np.arange(len(bits)) % (len(bits) - 1) == 0, 32, runs[0]["input_bits"].values)
+    assert point.bops == pytest.approx((runs[0]["macs"].values * bits * inputs).sum())
+    assert whole[mine].sum() < whole.sum()
 
 
 @pytest.mark.parametrize("act_bits", [None, 4, 32])
@@ -133,7 +192,14 @@ def test_the_comparison_of_the_family_is_drawn_saved_and_says_what_matters(bench
     full = float(runs[0]["accuracy_full_precision"])
     keeping = data.where(data["accuracy"] >= full - 0.01, drop=True)
     smallest = str(keeping["solution"].values[int(keeping["size_mb"].values.argmin())])
-    assert shown.report.summary.startswith(smallest)
+    assert f" is {smallest}: " in shown.report.summary
+    # Drawn are those near full precision; the front is numbered in order of size and its names are in the caption.
+    view = shown.report.views[0]
+    drawn = data["accuracy"].sel(**view.select) if view.select else data["accuracy"]
+    assert (drawn >= full - NEAR).all() or not view.select
+    numbered = front["pareto_number"].values.tolist()
+    assert numbered == [str(place + 1) for place in range(len(numbered))]
+    assert all(f"{number} {name}" in view.caption for number, name in zip(numbered, front["solution"].values, strict=True))
 
 
 def test_runs_that_cannot_be_compared_are_refused(bench, network, runs):
