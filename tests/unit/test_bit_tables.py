@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 from workbench import Model, Run
 
-from unit.test_quantization_export import onnx_logits
+from unit.stored_model_cases import WithModel, first_digits, onnx_logits, report_images, run_on, untrained
 from workbench_quantization import export_model
 from workbench_quantization.stored_layers import stored_layers
 
@@ -31,6 +31,7 @@ class Narrow(nn.Module):
         return self.head(torch.relu(self.late(hidden)).mean((2, 3)))
 
 
+CALIBRATION = 100
 LAYERS = ["stem", "middle", "late", "head"]
 HAWQ = {
     "bits": (2, 3, 4), "hess_samples": 32, "probes": 3, "probe_mode": "gauss_newton", "power_iterations": 3, "random_orders": 1,
@@ -60,9 +61,7 @@ JUDGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def digits() -> xr.Dataset:
-    import workbench
-
-    return workbench.open("unused").data("digits")[{"sample": slice(0, 160)}]
+    return first_digits(160)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +74,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def model(digits: xr.Dataset) -> Model:
     torch.manual_seed(0)
-    network = Narrow().train()
-    network(torch.from_numpy(digits["image"].values).float())  # statistics that are not the initial ones
-    return Model(network.eval(), input_shape=digits["image"].shape[1:])
+    return untrained(Narrow(), digits)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +84,7 @@ def found(bench: Any, model: Model, digits: xr.Dataset) -> Any:
 
 
 def run_of(bench: Any, model: Model, digits: xr.Dataset, method: str, **params: Any) -> Run:
-    parts = {"data": digits.isel(sample=slice(0, 100)), "test": digits.isel(sample=slice(100, None))}
-    return bench.run(method, model=model, **parts, progress=False, **params)
+    return run_on(bench, model, digits, method, calibration=CALIBRATION, **params)
 
 
 def widths(run: Run) -> dict[str, int]:
@@ -126,21 +122,9 @@ def test_hawq_stores_what_it_found_and_other_run_times_compute_its_logits(
     )  # fmt: skip
     assert list(widths(run)) == ["stem", "middle + late", "head"]
 
-    class Rebuilt:
-        id, record = run.id, run.record
-
-        def __getitem__(self, name: str) -> xr.DataArray:
-            return run[name]
-
-        def __contains__(self, name: object) -> bool:
-            return name in run
-
-        def model(self, name: str = "model") -> nn.Module:
-            return run.model(name, into=model)
-
-    written = export_model(Rebuilt(), tmp_path / "model.onnx")
+    written = export_model(WithModel(run, model), tmp_path / "model.onnx")
     assert list(written.bits) == LAYERS
-    held = digits["image"].isel(sample=slice(100, None)).values[run["sample_index"].values].astype(np.float32)
-    np.testing.assert_allclose(onnx_logits(written.path, held), run["logit"].values, rtol=1e-4, atol=1e-4)
+    found = onnx_logits(written.path, report_images(digits, run, CALIBRATION))
+    np.testing.assert_allclose(found, run["logit"].values, rtol=1e-4, atol=1e-4)
     accuracy = float(run["accuracy"][0]) if finetune == "none" else float(run["finetuned_accuracy"][0])
     assert accuracy == (run["logit"].values.argmax(1) == run["label"].values).mean()

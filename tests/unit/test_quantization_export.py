@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from workbench import InputError, Model
 from workbench.cli import cli
 
+from unit.stored_model_cases import WithModel, first_digits, onnx_logits, report_images, run_on, untrained
 from workbench_quantization import export_model
 from workbench_quantization.export_safetensors import pack, read_safetensors, unpack
+
+CALIBRATION = 150
 
 
 class Everything(nn.Module):
@@ -40,9 +43,7 @@ class Everything(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits() -> xr.Dataset:
-    import workbench
-
-    return workbench.open("unused").data("digits")[{"sample": slice(0, 300)}]
+    return first_digits(300)
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +56,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def model(digits: xr.Dataset) -> Model:
     torch.manual_seed(0)
-    network = Everything()
-    network.train()
-    network(torch.from_numpy(digits["image"].values).float())  # statistics that are not the initial ones
-    return Model(network.eval(), input_shape=digits["image"].shape[1:])
+    return untrained(Everything(), digits)
 
 
-def run_of(bench: Any, model: Model, digits: xr.Dataset, method: str = "quantization.uniform", **params: Any) -> Any:
-    half = len(digits["sample"]) // 2
-    return bench.run(
-        method,
-        model=model,
-        data=digits.isel(sample=slice(0, half)),
-        test=digits.isel(sample=slice(half, None)),
-        progress=False,
-        **params,
-    )
+def run_of(bench: Any, model: Any, digits: xr.Dataset, method: str = "quantization.uniform", **params: Any) -> Any:
+    return run_on(bench, model, digits, method, calibration=CALIBRATION, **params)
 
 
 class Twice(nn.Module):
@@ -85,34 +75,6 @@ class Twice(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         hidden = torch.tanh(self.again(torch.tanh(self.again(torch.relu(self.stem(image))))))
         return self.deep(torch.sin(3 * self.deep(self.head(hidden.mean((2, 3))))))
-
-
-class WithModel:
-    """A run whose network no factory builds: the state is loaded into a fresh one."""
-
-    def __init__(self, run: Any, blank: nn.Module) -> None:
-        self._run, self._blank, self.id, self.record = run, blank, run.id, run.record
-
-    def __getitem__(self, name: str) -> xr.DataArray:
-        return self._run[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._run
-
-    def model(self) -> nn.Module:
-        import copy
-
-        return self._run.model(into=copy.deepcopy(self._blank))
-
-
-def onnx_logits(path: Path, image: np.ndarray) -> np.ndarray:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    onnx = pytest.importorskip("onnx")
-    onnx.checker.check_model(onnx.load(path))
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session.run(["logit"], {"image": image})[0]
 
 
 CASES = [
@@ -133,7 +95,7 @@ def test_another_run_time_computes_the_stored_logits(
 ) -> None:
     run = run_of(bench, model, digits, method, **params)
     written = export_model(WithModel(run, model), tmp_path / "model.onnx")
-    held = digits["image"].isel(sample=slice(150, None)).values[run["sample_index"].values].astype(np.float32)
+    held = report_images(digits, run, CALIBRATION)
     expected = run["logit"].values
     gap = np.abs(onnx_logits(written.path, held) - expected).max(axis=1) / np.abs(expected).max()
     # Inputs on a grid: a value at the border of two levels may fall to the other side, and moves a few samples' logits.
@@ -165,7 +127,7 @@ def test_a_model_in_half_precision_leaves_the_store_and_foreign_weights_do_not(
     with pytest.raises(InputError, match="integers that give the weights"):
         export_model(Foreign(run, model), tmp_path / "foreign.safetensors")
     written = export_model(Half(run, model), tmp_path / "half.onnx")  # as float32: integers and scales are the same
-    held = digits["image"].isel(sample=slice(150, None)).values[run["sample_index"].values].astype(np.float32)
+    held = report_images(digits, run, CALIBRATION)
     expected = run["logit"].values
     assert np.abs(onnx_logits(written.path, held) - expected).max() < 5e-3 * np.abs(expected).max()
 
@@ -188,7 +150,7 @@ def test_a_layer_that_is_called_twice_quantises_both_inputs(bench: Any, digits: 
     twice = Model(Twice().eval(), input_shape=digits["image"].shape[1:])
     run = run_of(bench, twice, digits, act_bits=3, store_width=8)
     written = export_model(WithModel(run, twice), tmp_path / "model.onnx")
-    held = digits["image"].isel(sample=slice(150, None)).values[run["sample_index"].values].astype(np.float32)
+    held = report_images(digits, run, CALIBRATION)
     gap = np.abs(onnx_logits(written.path, held) - run["logit"].values).max(axis=1)
     assert np.median(gap) < 1e-5 * np.abs(run["logit"].values).max()
 
