@@ -26,6 +26,11 @@ def workbench_methods() -> list[MethodReference]:
             "Histogram binning without choosing a number of bins: a Bayesian average over all of them",
         ),
         MethodReference(
+            "calibration.beta",
+            "workbench_calibration.beta:BetaCalibration",
+            "Calibrates each class against the rest with a curve of three parameters that may leave it as it is",
+        ),
+        MethodReference(
             "calibration.ccvr",
             "workbench_calibration.ccvr:CCVR",
             "Repairs the head of a classifier trained on skewed clients from class statistics, without their data",
@@ -64,6 +69,11 @@ def workbench_methods() -> list[MethodReference]:
             "calibration.overlap_mixup",
             "workbench_calibration.overlap_mixup:OverlapMixup",
             "Where classes overlap: is temperature scaling enough, or must the training mix samples?",
+        ),
+        MethodReference(
+            "calibration.platt",
+            "workbench_calibration.platt:PlattScaling",
+            "Calibrates each class against the rest with a sigmoid of its log odds",
         ),
         MethodReference(
             "calibration.spline",

@@ -2,8 +2,8 @@
 
 Temperature (Guo et al. 2017), vector and matrix scaling (the same), Dirichlet calibration (Kull et al. 2019), isotonic
 regression (Zadrozny and Elkan 2002; Zhang et al. 2020), histogram binning (Zadrozny and Elkan 2001), BBQ (Naeini et al.
-2015), ensemble temperature scaling (Zhang et al. 2020) and splines (Gupta et al. 2021), each as in its own file of this
-family, with the defaults there.
+2015), ensemble temperature scaling (Zhang et al. 2020), splines (Gupta et al. 2021), beta calibration (Kull et al. 2017) and
+Platt scaling (Platt 1999) one class against the rest, each as in its own file of this family, with the defaults there.
 
 Fitted on the fit samples and judged on others; the methods are ranked on the latter, which describes and must not be used
 to choose: with many methods the best of them looks better than it is. `suggested` therefore rests on held-out folds of the fit
@@ -24,6 +24,7 @@ from workbench import Bar, InputError, Inputs, Method, Metric, Out, Output, Pape
 
 from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
+from workbench_calibration.beta import fit_beta
 from workbench_calibration.choice import HeldOut, judge, suggestion
 from workbench_calibration.ensemble_temperature import fit_ensemble
 from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, Calibrator, EvaluationParams, evaluate
@@ -31,6 +32,7 @@ from workbench_calibration.evaluation_report import Scores, evaluation_report
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
 from workbench_calibration.matrix_scaling import Kind, fit_matrix
+from workbench_calibration.platt import fit_platt
 from workbench_calibration.ranking import RANKED, rank_methods
 from workbench_calibration.recalibration import Fit
 from workbench_calibration.resampling import CLIP
@@ -77,11 +79,13 @@ def recalibrators(seed: int) -> dict[str, Fit]:
         "histogram_binning": lambda samples: fit_histogram(samples, n_bins=HISTOGRAM_BINS, binning="width"),
         "bbq": lambda samples: fit_bbq(samples, score="bdeu"),
         "spline": lambda samples: fit_spline(samples, knots=SPLINE_KNOTS),
+        "beta": lambda samples: fit_beta(samples, variant="abm"),
+        "platt": lambda samples: fit_platt(samples, targets="smoothed"),
     }
 
 
 FAST = ("temperature", "ensemble_temperature", "vector_scaling", "isotonic_one_vs_rest", "isotonic_multi_class",
-        "histogram_binning", "bbq", "spline")
+        "histogram_binning", "bbq", "spline", "beta", "platt")
 
 
 def held_out(fit: Fit, samples: Samples, seed: int) -> HeldOut:

@@ -1,6 +1,6 @@
 """Which recalibrator is better on these samples, metric by metric, and which ranks chance leaves open.
 
-A rank among ten methods that hardly differ says little. So every rank comes with the range that paired comparisons leave: at
+A rank among a dozen methods that hardly differ says little. So every rank comes with the range that paired comparisons leave: at
 best 1 + the number of methods that are clearly better, at worst the number of methods less those that are clearly worse, where
 clearly means that the 95 % bootstrap interval of the difference on the same resamples leaves out 0 (marginal confidence sets
 for ranks, Mogstad, Romano, Shaikh, Wilhelm 2024, Review of Economic Studies; pairwise and without their correction for the

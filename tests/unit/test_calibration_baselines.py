@@ -1,7 +1,5 @@
 """The standard recalibrators, each against a peer library, a brute force or a property of its optimum."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,10 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from workbench.errors import InputError
 from workbench.toolkit import calibration_metrics, kfold_indices, kolmogorov_smirnov_error, negative_log_likelihood
 
+from unit.calibration_samples import likelihood, skewed, stored, stored_outputs
 from unit.recording_out import check_report, record
 from workbench_calibration.affine import fit_diagonal, fit_full
 from workbench_calibration.baselines import FOLDS, Baselines, held_out, judged, recalibrators, why_suggested
 from workbench_calibration.bbq import BayesianBinning, bin_numbers, fit_bbq, score_binning
+from workbench_calibration.beta import BetaCalibration
 from workbench_calibration.choice import CHOSEN, KEPT, HeldOut, judge, suggestion
 from workbench_calibration.ensemble_temperature import EnsembleTemperatureScaling, components, fit_ensemble
 from workbench_calibration.h_calibration import HCalibration
@@ -34,37 +34,13 @@ from workbench_calibration.matrix_scaling import (
     scores,
 )
 from workbench_calibration.per_class import SortedEvents, renormalise
-from workbench_calibration.samples import InMemory, Samples, log_probability
+from workbench_calibration.platt import PlattScaling
+from workbench_calibration.samples import InMemory, Samples
 from workbench_calibration.spline import SplineCalibration, fit_spline
 from workbench_calibration.temperature import TemperatureScaling, fit_temperature
 from workbench_calibration.vector_scaling import VectorScaling
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
-stored_outputs = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the stored classifier outputs are not beside this repository"
-)
 FEW = {"resamples": 100, "chance_draws": 20}
-
-
-def skewed(samples=800, classes=4, seed=0):
-    """Logits whose classes are off by different scales and shifts, and labels drawn from the true ones."""
-    rng = np.random.default_rng(seed)
-    true = 1.5 * rng.standard_normal((samples, classes))
-    label = (rng.random((samples, 1)) > softmax(true, axis=1).cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
-    scale, shift = np.linspace(1.2, 3, classes), np.linspace(-1, 1, classes)
-    return torch.as_tensor(true * scale + shift), torch.as_tensor(label)
-
-
-def stored(file):
-    """Fit (even) and report (odd) rows of stored classifier outputs: logits, labels, twice."""
-    with np.load(DATA / f"{file}.npz") as arrays:
-        logit, _ = log_probability(torch.as_tensor(arrays["predictions"].astype(np.float64)))
-        label = torch.as_tensor(arrays["ground_truth"].reshape(-1).astype(np.int64))
-    return logit[::2], label[::2], logit[1::2], label[1::2]
-
-
-def likelihood(calibrate, logit, label):
-    return negative_log_likelihood(calibrate(logit).numpy(), label.numpy())
 
 
 # --------------------------------------------------------------------------------------------------------- affine maps
@@ -461,7 +437,8 @@ def test_held_out_figures_come_from_maps_that_did_not_see_the_sample():
 
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("temperature", 1), ("ensemble_temperature", 3), ("vector_scaling", 8), ("matrix_scaling", 20), ("spline", 6)],
+    [("temperature", 1), ("ensemble_temperature", 3), ("vector_scaling", 8), ("matrix_scaling", 20), ("spline", 6),
+     ("beta", 12), ("platt", 8)],
 )
 def test_fitted_numbers_are_counted(name, numbers):
     logit, label = skewed(200, 4)
@@ -491,6 +468,8 @@ def test_fitted_numbers_are_counted(name, numbers):
         (BayesianBinning, {}),
         (EnsembleTemperatureScaling, {"loss": "nll"}),
         (SplineCalibration, {}),
+        (BetaCalibration, {}),
+        (PlattScaling, {}),
     ],
 )
 def test_every_method_improves_an_overconfident_classifier_and_reports_it(method, params):
@@ -535,6 +514,8 @@ def test_too_few_samples_to_cross_validate_are_named_as_what_the_user_gave(metho
         (BayesianBinning, {}),
         (EnsembleTemperatureScaling, {}),
         (SplineCalibration, {}),
+        (BetaCalibration, {}),
+        (PlattScaling, {}),
     ],
 )
 def test_the_smallest_sets_that_are_accepted_give_probabilities(method, params):
@@ -577,6 +558,8 @@ def test_every_recalibrator_fits_blocks_that_are_read_anew_as_it_fits_samples_in
         (BayesianBinning, {}),
         (EnsembleTemperatureScaling, {}),
         (SplineCalibration, {}),
+        (BetaCalibration, {}),
+        (PlattScaling, {}),
         (Baselines, {"methods": ("temperature", "isotonic_multi_class")}),
         (HCalibration, {"maps": ("linear-2", "pwlinear-10"), "epochs": 3, "window": 20}),
     ],
@@ -614,8 +597,8 @@ def test_the_comparison_suggests_by_the_fit_samples_and_ranks_on_the_others():
     assert out.arrays["fitted_numbers"].tolist()[:3] == [0, 1, 6]
     assert out.arrays["probability"] == pytest.approx(out.arrays["method_probability"][1 + names.index(suggested)])
     assert out.arrays["rank"].sum() == pytest.approx(4 * 5 / 2)
-    with pytest.raises(InputError, match="platt"):
-        record(Baselines, {"data": data}, methods=("platt",))
+    with pytest.raises(InputError, match="softmax"):
+        record(Baselines, {"data": data}, methods=("softmax",))
 
 
 def test_the_comparison_says_when_no_recalibrator_is_needed():
