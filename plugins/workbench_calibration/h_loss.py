@@ -2,20 +2,23 @@
 
 Numbers refer to the algorithm of Huang et al. (2025): flatten to events, sort, average over a window, weigh by clusters of
 probability, leave one class out. Everything is float64: with many classes float32 probabilities tie at 0.
+
+Events are sorted once a step, also where each class is left out in turn: a part of a sorted sequence is sorted. The loss comes
+with its slope in the probabilities in closed form, so that nothing is kept for automatic differentiation but that slope.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from workbench_calibration.h_clusters import NOTHING, Index, cluster_centres, kmeans_1d, kmeans_without
 
 Weighting = Literal["cluster", "unweighted"]
 LOSS_SCALE = 1e5
-KMEANS_CELLS = 256
 
 
 def h_calibration_loss(
@@ -28,7 +31,7 @@ def h_calibration_loss(
     leave_one_class_out: bool = True,
     weighting: Weighting = "cluster",
 ) -> Tensor:
-    """The loss of a batch (steps 1-6), a scalar; differentiable in `probability`.
+    """The loss of a batch (steps 1-6), a scalar; differentiable in `probability`, once.
 
     Args:
         probability: calibrated probabilities, float64 (sample, class).
@@ -40,37 +43,105 @@ def h_calibration_loss(
         weighting: "cluster" is the paper's; "unweighted" is the plain mean over events, an ablation in which the many
             events of probability near 0 drown the rest.
     """
-    order, value, excess = sorted_events(probability, label)
-    dropped: list[Tensor | None] = [None]
-    if leave_one_class_out:
-        owner = label[:, None].expand_as(probability).reshape(-1)[order]
-        dropped = [owner != k for k in torch.unique(label).tolist()]
-        dropped += [None] * (probability.shape[1] - len(dropped))  # classes without samples: nothing is left out
-    centres = None
-    if weighting == "cluster":
-        # Subsets differ little from the whole, so their clusters start from those of the whole.
-        everything = value.cpu().numpy()
-        centres = cluster_centres(everything, kmeans_1d(everything, n_clusters))
-    losses = []
-    for kept in dropped:
-        # A subset of sorted events is sorted: one sort serves all classes.
-        part, position = (excess, value) if kept is None else (excess[kept], value[kept])
-        gap = event_gap(part, window=window, epsilon=epsilon)
-        losses.append(gap.mean() if centres is None else cluster_mean(gap, position, n_clusters, centres))
-    return torch.stack(losses).mean() * LOSS_SCALE
+    with torch.no_grad():
+        order, value, excess = sorted_events(probability, label)
+        loss, slope = _loss_of_events(
+            value, excess, _left_out(probability, label, order, leave_one_class_out),
+            window=window, epsilon=epsilon, n_clusters=n_clusters if weighting == "cluster" else None,
+        )
+        at_probability = torch.empty_like(slope)
+        at_probability[order] = slope * LOSS_SCALE
+    loss_with_slope: Tensor = _WithSlope.apply(probability, loss * LOSS_SCALE, at_probability.view_as(probability))
+    return loss_with_slope
+
+
+class _WithSlope(torch.autograd.Function):
+    """A number with its known derivative in a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, argument: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        return outer * ctx.saved_tensors[0], None, None
 
 
 def sorted_events(probability: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Step 1: all (sample, class) pairs as events in ascending order of log(p + 1e-20).
 
     Returns:
-        The order (event,) into the flattened pairs, the detached sorted probabilities (event,) and, in the same order,
-        p - o (event,), where o is 1 for the label's class and 0 otherwise.
+        The order (event,) into the flattened pairs, the sorted probabilities (event,) and, in the same order,
+        p - o (event,), where o is 1 for the label's class and 0 otherwise. All detached.
     """
-    flat = probability.reshape(-1)
-    order = torch.argsort(torch.log(flat.detach() + 1e-20), stable=True)
-    occurred = torch.nn.functional.one_hot(label, probability.shape[1]).to(flat.dtype).reshape(-1)
-    return order, flat.detach()[order], (flat - occurred)[order]
+    flat = probability.detach().reshape(-1)
+    order = torch.argsort(torch.log(flat + 1e-20), stable=True)
+    occurred = torch.arange(len(label), device=flat.device) * probability.shape[1] + label
+    excess = flat.clone()
+    excess[occurred] -= 1
+    return order, flat[order], excess[order]
+
+
+def _left_out(probability: Tensor, label: Tensor, order: Tensor, leave_one_class_out: bool) -> list[tuple[Index, int]]:
+    """Step 5: positions in sorted order of the events to leave out, and how many of the sets averaged over are without them."""
+    if not leave_one_class_out:
+        return [(NOTHING, 1)]
+    classes = probability.shape[1]
+    owner = label.cpu().numpy().astype(np.min_scalar_type(classes))[order.cpu().numpy() // classes]  # few bits: sorted by radix
+    by_owner = np.argsort(owner, kind="stable")
+    positions = np.split(by_owner, np.cumsum(np.bincount(owner, minlength=classes))[:-1])
+    sets = [(part, 1) for part in positions if len(part)]
+    absent = classes - len(sets)  # without the samples of a class that has none is everything
+    return sets + [(NOTHING, absent)] * (absent > 0)
+
+
+def _loss_of_events(
+    value: Tensor, excess: Tensor, left_out: list[tuple[Index, int]], *, window: int, epsilon: float, n_clusters: int | None
+) -> tuple[Tensor, Tensor]:
+    """Steps 2-5 on sorted events.
+
+    Args:
+        value: ascending probabilities, (event,).
+        excess: p - o in the same order, (event,).
+        left_out: positions of the events that each set is without, and the weight of the set.
+        window: M, even.
+        epsilon: tolerated gap.
+        n_clusters: clusters, or None to weigh all events alike.
+
+    Returns:
+        The mean loss of the sets and its slope in `excess`, (event,).
+    """
+    loss, slope = excess.new_zeros(()), torch.zeros_like(excess)
+    removed = [positions for positions, _ in left_out]
+    starts: list[Index | None] = [None] * len(removed)
+    if n_clusters is not None:
+        # Sets without one class differ little from the whole, so their clusters start from those of the whole.
+        everything = value.cpu().numpy()
+        of_whole = kmeans_1d(everything, n_clusters)
+        starts = list(kmeans_without(everything, removed, cluster_centres(everything, of_whole)))
+    weights = [count for _, count in left_out]
+    for positions, share, start in zip(removed, weights, starts, strict=True):
+        keep = torch.ones(len(excess), dtype=torch.bool, device=excess.device)
+        keep[torch.as_tensor(positions, device=excess.device)] = False
+        index = keep.nonzero()[:, 0]
+        one, at_kept = _loss_of_set(excess.index_select(0, index), start, window, epsilon, n_clusters)
+        loss += share * one
+        slope.index_add_(0, index, at_kept, alpha=share)
+    return loss / sum(weights), slope / sum(weights)
+
+
+def _loss_of_set(
+    excess: Tensor, starts: Index | None, window: int, epsilon: float, n_clusters: int | None
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean gap (steps 2-4) of sorted events, and its slope in `excess`, (event,)."""
+    mean = windowed_sum(excess, window).div_(window + 1)
+    weight = event_weight(len(excess), starts, n_clusters, excess.device)
+    gap = mean.abs().sub_(epsilon).relu_()
+    loss = torch.dot(gap, weight)
+    outer = mean.sign_().mul_(weight).mul_(gap > 0).div_(window + 1)
+    return loss, windowed_sum(outer, window)  # an event lies in the windows of the events in its own window
 
 
 def event_gap(excess: Tensor, *, window: int, epsilon: float) -> Tensor:
@@ -84,105 +155,31 @@ def event_gap(excess: Tensor, *, window: int, epsilon: float) -> Tensor:
         window: M, even.
         epsilon: tolerated gap.
     """
+    return torch.relu(torch.abs(windowed_sum(excess, window)) / (window + 1) - epsilon)
+
+
+def windowed_sum(sequence: Tensor, window: int) -> Tensor:
+    """Sum of each element with the window / 2 on either side of it, what is missing at the ends being 0, (event,)."""
     half = window // 2
-    total = torch.nn.functional.pad(torch.cumsum(excess, dim=0), (1, 0))
-    centre = torch.arange(excess.numel(), device=excess.device)
-    high = torch.clamp(centre + half + 1, max=excess.numel())
-    low = torch.clamp(centre - half, min=0)
-    return torch.relu(torch.abs(total[high] - total[low]) / (window + 1) - epsilon)
+    total = sequence.new_zeros(len(sequence) + 2 * half + 1)
+    torch.cumsum(sequence, dim=0, out=total[half + 1 : half + 1 + len(sequence)])
+    total[half + 1 + len(sequence) :] = total[half + len(sequence)]
+    return total[2 * half + 1 :] - total[: len(sequence)]
 
 
-def cluster_mean(
-    gap: Tensor, value: Tensor, n_clusters: int, centres: NDArray[np.float64] | None = None
-) -> Tensor:
-    """Step 4: mean gap of each k-means cluster of the probabilities, then the plain mean over all clusters.
+def event_weight(events: int, starts: Index | None, n_clusters: int | None, device: torch.device) -> Tensor:
+    """Step 4: what each event counts in the mean over clusters of the mean gap of a cluster, (event,).
 
-    The clusters are found anew on detached values at every call; nothing is differentiated through them. A cluster
-    divides by its count + 1e-5, so an empty one contributes 0.
+    A cluster divides by its count + 1e-5, so an empty one contributes 0; nothing is differentiated through the clusters.
 
     Args:
-        gap: shape (event,).
-        value: the events' probabilities in ascending order, shape (event,).
-        n_clusters: number of clusters.
-        centres: where Lloyd's iterations start, ascending; from the optimum of rounded values if None.
+        events: how many.
+        starts: where clusters start, ascending, (cluster,).
+        n_clusters: over how many to average, those that turned out empty included; None: all events count alike.
+        device: of the result.
     """
-    starts = kmeans_1d(value.cpu().numpy(), n_clusters, centres=centres)
-    edge = torch.as_tensor(np.append(starts, value.numel()), device=gap.device)
-    total = torch.nn.functional.pad(torch.cumsum(gap, dim=0), (1, 0))
-    sums, counts = total[edge[1:]] - total[edge[:-1]], edge[1:] - edge[:-1]
-    return (sums / (counts + 1e-5)).sum() / n_clusters
-
-
-def kmeans_1d(
-    value: NDArray[np.float64],
-    n_clusters: int,
-    *,
-    centres: NDArray[np.float64] | None = None,
-    max_iterations: int = 100,
-) -> NDArray[np.int64]:
-    """k-means of sorted numbers in 0..1: index of the first number of each cluster, shape (cluster,), ascending.
-
-    Clusters of sorted numbers are consecutive, so prefix sums make Lloyd's iterations cost k log n. Without `centres`
-    they start from the exact optimum (dynamic programming) of the numbers rounded into 256 cells: deterministic, unlike
-    the random restarts of the official code. Fewer clusters than asked for come back if there are fewer cells in use.
-
-    Args:
-        value: ascending numbers in 0..1, shape (event,).
-        n_clusters: number of clusters.
-        centres: ascending cluster centres to start from.
-        max_iterations: of Lloyd's algorithm.
-    """
-    if centres is None:
-        cell = np.searchsorted(value, np.linspace(0.0, 1.0, KMEANS_CELLS + 1)[1:-1], side="right")
-        edges = np.unique(np.concatenate([[0], cell, [value.size]]))
-        starts = edges[_optimal_partition(value, edges, n_clusters)]
-        centres = cluster_centres(value, starts)
-    prefix = np.concatenate([[0.0], np.cumsum(value)])
-    starts = _nearest(value, centres)
-    for _ in range(max_iterations):
-        ends = np.append(starts[1:], value.size)
-        filled = ends > starts
-        centres = (prefix[ends[filled]] - prefix[starts[filled]]) / (ends[filled] - starts[filled])
-        moved = _nearest(value, centres)
-        if np.array_equal(moved, starts):
-            break
-        starts = moved
-    return starts
-
-
-def cluster_centres(value: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of each non-empty cluster of sorted numbers, given where the clusters start."""
-    ends = np.append(starts[1:], value.size)
-    filled = ends > starts
-    prefix = np.concatenate([[0.0], np.cumsum(value)])
-    return (prefix[ends[filled]] - prefix[starts[filled]]) / (ends[filled] - starts[filled])
-
-
-def _nearest(value: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Where each cluster starts when every number goes to the nearest of ascending centres."""
-    inner = np.searchsorted(value, (centres[:-1] + centres[1:]) / 2, side="left")
-    return np.concatenate([[0], inner]).astype(np.int64)
-
-
-def _optimal_partition(value: NDArray[np.float64], edges: NDArray[np.int64], n_clusters: int) -> NDArray[np.int64]:
-    """Index into `edges` of the start of each cluster that minimises the squared error, cutting only at `edges`."""
-    first = np.concatenate([[0.0], np.cumsum(value)])[edges]
-    second = np.concatenate([[0.0], np.cumsum(value**2)])[edges]
-    count = (edges[None, :] - edges[:, None]).astype(np.float64)
-    # cost[i, j]: squared error of one cluster of cells i..j-1; infinite for j < i
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cost = (second[None, :] - second[:, None]) - (first[None, :] - first[:, None]) ** 2 / count
-    cost[count == 0] = 0.0
-    cost[count < 0] = np.inf
-    best = cost[0]
-    choice = []
-    for _ in range(n_clusters - 1):
-        table = best[:, None] + cost
-        choice.append(table.argmin(axis=0))
-        best = table.min(axis=0)
-    starts = np.zeros(n_clusters, dtype=np.int64)
-    end = len(edges) - 1
-    for index in range(n_clusters - 1, 0, -1):
-        end = choice[index - 1][end]
-        starts[index] = end
-    return starts
+    if starts is None or n_clusters is None:
+        return torch.full((events,), 1 / events, dtype=torch.float64, device=device)
+    count = np.diff(np.append(starts, events))
+    each = torch.as_tensor(1 / (count + 1e-5) / n_clusters, device=device)
+    return torch.repeat_interleave(each, torch.as_tensor(count, device=device), output_size=events)

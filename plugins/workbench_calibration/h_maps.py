@@ -11,20 +11,21 @@ says, an increasing piecewise-linear function.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from workbench import InputError
+
+from workbench_calibration.h_monotone import MonotoneNetwork, uniform
 
 SIZES = {"linear": (16, 32, 64, 128), "pwlinear": (1, 10, 100, 500), "nonlinear": (2, 10, 20, 50)}
 """The paper's candidates."""
 CANDIDATES = tuple(f"{family}-{size}" for family, sizes in SIZES.items() for size in sizes)
 LOWEST = -100.0
 """Left end of the interval on which the piecewise-linear map has its segments."""
-QUADRATURE_STEPS = 50
+MIXTURE_ENTRIES = 300_000
+"""Entries of samples, temperatures and classes worked on at a time: what stays in a processor's cache."""
+LEAST = 1e-300
+"""Mixed probabilities below this count as this before the logarithm."""
 
 
 class TemperatureMixture(nn.Module):
@@ -33,14 +34,15 @@ class TemperatureMixture(nn.Module):
     def __init__(self, size: int, generator: torch.Generator) -> None:
         super().__init__()
         # Kaiming-uniform with a = sqrt 5 of a tensor of shape (1, 1, n) is uniform within 1 / sqrt n.
-        self.scale = nn.Parameter(_uniform((size,), size, generator))
-        self.weight = nn.Parameter(_uniform((size,), size, generator))
+        self.scale = nn.Parameter(uniform((size,), size, generator))
+        self.weight = nn.Parameter(uniform((size,), size, generator))
 
     def forward(self, log_probability: Tensor) -> Tensor:
         """Log of the mixture, (sample, class)."""
-        scaled = log_probability[..., None] * self.scale.abs()
-        share = torch.log(self.weight.abs() / self.weight.abs().sum())
-        return torch.logsumexp(torch.log_softmax(scaled, dim=1) + share, dim=2)
+        share, scale = self.weight.abs() / self.weight.abs().sum(), self.scale.abs()[:, None]
+        some = max(1, MIXTURE_ENTRIES // (log_probability.shape[1] * len(share)))
+        mixed = [share @ torch.softmax(scale * rows[:, None, :], dim=2) for rows in log_probability.split(some)]
+        return torch.log(torch.cat(mixed).clamp_min(LEAST))
 
 
 class PiecewiseLinear(nn.Module):
@@ -58,42 +60,6 @@ class PiecewiseLinear(nn.Module):
         segment = position.detach().floor().clamp(0, len(slope) - 1).long()
         knot = torch.nn.functional.pad(torch.cumsum(slope, dim=0), (1, 0))
         return -width * (knot[segment] + slope[segment] * (position - segment))
-
-    def forward(self, log_probability: Tensor) -> Tensor:
-        """Log-softmax of the curve, (sample, class)."""
-        return torch.log_softmax(self.curve(log_probability), dim=1)
-
-
-class MonotoneNetwork(nn.Module):
-    """`nonlinear`: softmax of f(x) = integral_0^x (ELU(net(t)) + 1) dt, net a ReLU network 1-h-h-1 (UMNN).
-
-    x is the log-probability standardised by the mean and deviation of all entries of the fit samples. The integral is
-    Clenshaw-Curtis quadrature with 51 nodes: monotone but for its error, so callers check that no prediction changed.
-    """
-
-    def __init__(self, size: int, generator: torch.Generator, log_probability: Tensor) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(1, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1)
-        ).double()
-        with torch.no_grad():
-            for layer in (module for module in self.net if isinstance(module, nn.Linear)):
-                for parameter in (layer.weight, layer.bias):
-                    parameter.copy_(_uniform(tuple(parameter.shape), layer.in_features, generator))
-        self.register_buffer("mean", log_probability.mean())
-        self.register_buffer("deviation", log_probability.std())
-        weight, node = clenshaw_curtis(QUADRATURE_STEPS)
-        self.register_buffer("quadrature", torch.as_tensor(weight / 2))
-        self.register_buffer("node", torch.as_tensor((node + 1) / 2))
-
-    def integrand(self, position: Tensor) -> Tensor:
-        """ELU(net(t)) + 1 > 0, elementwise."""
-        return nn.functional.elu(self.net(position[..., None])[..., 0]) + 1
-
-    def curve(self, value: Tensor) -> Tensor:
-        """The integral at standardised values, any shape."""
-        x = (value - self.mean) / self.deviation
-        return (self.integrand(x[..., None] * self.node) * self.quadrature).sum(-1) * x
 
     def forward(self, log_probability: Tensor) -> Tensor:
         """Log-softmax of the curve, (sample, class)."""
@@ -122,20 +88,3 @@ def make_map(name: str, generator: torch.Generator, log_probability: Tensor) -> 
     if family == "pwlinear":
         return PiecewiseLinear(size).to(device)
     return MonotoneNetwork(size, generator, log_probability.cpu()).to(device)
-
-
-def clenshaw_curtis(steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights and nodes cos(j pi / steps), j = 0..steps, of Clenshaw-Curtis quadrature on [-1, 1]; `steps` even."""
-    angle = np.arange(steps + 1) * math.pi / steps
-    frequency = np.arange(0, steps + 1, 2)
-    moment = 2.0 / (1.0 - frequency**2)
-    moment[[0, -1]] /= 2
-    weight = 2.0 / steps * np.cos(np.outer(angle, frequency)) @ moment
-    weight[[0, -1]] /= 2
-    return weight, np.cos(angle)
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
-    """Uniform within 1 / sqrt(fan_in), torch's default for linear layers."""
-    unit = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return (2 * unit - 1) / math.sqrt(fan_in)

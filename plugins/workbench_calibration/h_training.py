@@ -83,7 +83,7 @@ def fit_map(
         batch: samples a step; the last, smaller batch of an epoch counts too.
         lr_patience: epochs without a better watched value before the learning rate is halved.
         stop_patience: epochs without a better watched value before fitting stops.
-        generator: CPU generator that shuffles.
+        generator: CPU generator that shuffles, where a batch is less than all samples.
         watch: what these two follow: the top-label calibration error, or the mean training loss of the epoch.
         on_epoch: called after each epoch, for progress and cancellation.
     """
@@ -94,17 +94,20 @@ def fit_map(
     trace = FitTrace(map_)
     best = copy.deepcopy(map_.state_dict())
     best_watched, waited = float("inf"), 0
+    whole = batch >= len(label)  # one step an epoch, for which the order of samples does not matter
+    mapped = map_(log_probability)
     for epoch in range(epochs):
         losses = []
-        order = torch.randperm(len(label), generator=generator).to(logit.device)
-        for rows in order.split(batch):
-            value = loss(map_(log_probability[rows]), label[rows])
+        order = torch.arange(len(label)) if whole else torch.randperm(len(label), generator=generator)
+        for rows in order.to(logit.device).split(batch):
+            value = loss(mapped if whole else map_(log_probability[rows]), label[rows])
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
             losses.append(float(value.detach()) * len(rows))
-        with torch.no_grad():
-            calibrated = torch.exp(map_(log_probability))
+        with torch.set_grad_enabled(whole):
+            mapped = map_(log_probability)  # judged now, and where the step of the next epoch starts
+        calibrated = torch.exp(mapped.detach())
         kept = bool((calibrated.argmax(1) == predicted).all())
         p = calibrated.cpu().numpy()
         error = expected_calibration_error(p, y, n_bins=ERROR_BINS)

@@ -1,260 +1,22 @@
-"""h-calibration: the loss against a naive one, clusters against exact ones, maps that keep order, and the whole method."""
+"""h-calibration of stored logits: the training loop and the whole method."""
 
 import copy
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scipy import integrate
-from scipy.special import log_softmax
-from sklearn.cluster import KMeans
 from torch import nn
 from workbench import CancelledError, InputError
 
+from unit.h_cases import dataset, overconfident
 from unit.recording_out import RecordedResult, RecordingOut, check_report, record
 from workbench_calibration.h_calibration import HCalibration
-from workbench_calibration.h_loss import event_gap, h_calibration_loss, kmeans_1d, sorted_events
-from workbench_calibration.h_maps import CANDIDATES, MonotoneNetwork, PiecewiseLinear, clenshaw_curtis, make_map
 from workbench_calibration.h_training import fit_map
 from workbench_calibration.samples import Samples
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
-
-
-def overconfident(samples=600, classes=6, sharpness=2.5, seed=0):
-    """Logits of a classifier that is calibrated at temperature `sharpness`, and labels drawn accordingly."""
-    rng = np.random.default_rng(seed)
-    true = 2.0 * rng.standard_normal((samples, classes))
-    label = (rng.random((samples, 1)) > np.exp(log_softmax(true, axis=1)).cumsum(axis=1)).sum(axis=1)
-    return sharpness * true, np.minimum(label, classes - 1)
-
-
-def dataset(logit, label):
-    return xr.Dataset({"logit": (("sample", "class"), logit), "label": ("sample", label)})
-
-
-# --------------------------------------------------------------------------------------------------------------- loss
-
-
-def naive_loss(p, label, window, epsilon, clusters, leave_out):
-    """The official computation, word for word: two sequences, zero padding, a convolution, one-hot cluster means."""
-    total = []
-    for left in range(p.shape[1]) if leave_out else [None]:
-        kept = np.ones(len(label), bool) if left is None else label != left
-        events = p[kept].ravel()
-        occurred = np.eye(p.shape[1])[label[kept]].ravel()
-        order = np.argsort(np.log(events + 1e-20), kind="stable")
-        events, occurred = events[order], occurred[order]
-        kernel = np.ones(window + 1) / (window + 1)
-        missed = np.convolve(np.pad(events * (1 - occurred), window // 2), kernel, mode="valid")
-        found = np.convolve(np.pad((1 - events) * occurred, window // 2), kernel, mode="valid")
-        gap = np.maximum(np.abs(missed - found) - epsilon, 0)
-        if clusters is None:
-            total.append(gap.mean())
-            continue
-        fitted = KMeans(clusters, n_init=30, random_state=0, tol=0, max_iter=1000).fit(events[:, None])
-        member = np.eye(clusters)[fitted.labels_].T
-        total.append(((member * gap).sum(1) / (member.sum(1) + 1e-5)).mean())
-    return np.mean(total) * 1e5
-
-
-@pytest.mark.parametrize("leave_out", [False, True])
-@pytest.mark.parametrize("epsilon", [1e-20, 0.01])
-def test_the_unweighted_loss_is_that_of_the_official_steps(leave_out, epsilon):
-    logit, label = overconfident(150, 4)
-    p = torch.softmax(torch.as_tensor(logit), 1)
-    ours = h_calibration_loss(p, torch.as_tensor(label), window=40, epsilon=epsilon, leave_one_class_out=leave_out,
-                              weighting="unweighted")
-    assert float(ours) == pytest.approx(naive_loss(p.numpy(), label, 40, epsilon, None, leave_out), rel=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_clustered_loss_is_that_of_the_official_steps_with_many_restarts_of_k_means(seed):
-    logit, label = overconfident(300, 5, seed=seed)
-    p = torch.softmax(torch.as_tensor(logit), 1)
-    ours = h_calibration_loss(p, torch.as_tensor(label), window=60, leave_one_class_out=False, n_clusters=8)
-    assert float(ours) == pytest.approx(naive_loss(p.numpy(), label, 60, 1e-20, 8, False), rel=0.02)
-
-
-def test_leaving_classes_out_with_warm_clusters_is_the_loss_of_each_set_on_its_own():
-    logit, label = overconfident(300, 5)
-    p, y = torch.softmax(torch.as_tensor(logit), 1), torch.as_tensor(label)
-    alone = [float(h_calibration_loss(p[y != k], y[y != k], window=60, leave_one_class_out=False)) for k in range(5)]
-    together = float(h_calibration_loss(p, y, window=60, leave_one_class_out=True))
-    assert together == pytest.approx(np.mean(alone), rel=0.02)
-
-
-def test_a_class_without_samples_leaves_nothing_out():
-    logit, label = overconfident(300, 5)
-    p, y = torch.softmax(torch.as_tensor(logit), 1), torch.as_tensor(label).clamp_max(3)
-    alone = [float(h_calibration_loss(p[y != k], y[y != k], window=60, leave_one_class_out=False)) for k in range(5)]
-    assert float(h_calibration_loss(p, y, window=60)) == pytest.approx(np.mean(alone), rel=0.02)
-
-
-def test_the_gradient_is_the_slope_of_the_loss():
-    """Order and clusters do not move within the small step, so the loss is smooth there."""
-    logit, label = overconfident(80, 3)
-    z, y = torch.as_tensor(logit), torch.as_tensor(label)
-
-    def at(scale):
-        return h_calibration_loss(torch.softmax(z * scale, 1), y, window=20, n_clusters=5)
-
-    scale = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
-    at(scale).backward()
-    step = 1e-7
-    slope = (at(scale.detach() + step) - at(scale.detach() - step)) / (2 * step)
-    assert float(scale.grad) == pytest.approx(float(slope), rel=1e-4)
-
-
-def test_the_gap_is_a_windowed_mean_that_counts_missing_events_as_zero():
-    excess = torch.arange(1.0, 8.0, dtype=torch.float64)
-    gap = event_gap(excess, window=2, epsilon=0.5)
-    expected = [(1 + 2) / 3, 2, 3, 4, 5, 6, (6 + 7) / 3]
-    assert gap.tolist() == pytest.approx([value - 0.5 for value in expected])
-
-
-def test_events_are_all_pairs_in_ascending_order_with_their_outcomes():
-    p = torch.tensor([[0.7, 0.3], [0.1, 0.9]], dtype=torch.float64)
-    _, value, excess = sorted_events(p, torch.tensor([0, 1]))
-    assert value.tolist() == [0.1, 0.3, 0.7, 0.9]
-    assert excess.tolist() == pytest.approx([0.1, 0.3, -0.3, -0.1])
-
-
-def test_the_loss_vanishes_as_samples_grow_for_true_probabilities_and_not_for_sharpened_ones():
-    logit, label = overconfident(20_000, 3, sharpness=1.0)
-    z, y = torch.as_tensor(logit), torch.as_tensor(label)
-    true, sharp = (
-        float(h_calibration_loss(torch.softmax(z * s, 1), y, window=2000, leave_one_class_out=False)) for s in (1, 2)
-    )
-    assert true < 0.2 * sharp
-
-
-# ------------------------------------------------------------------------------------------------------------ k-means
-
-
-def within(value, starts):
-    parts = np.split(value, starts[1:])
-    return sum(((part - part.mean()) ** 2).sum() for part in parts if len(part))
-
-
-def exact_partition_cost(value, clusters):
-    """Optimal 1-D k-means by dynamic programming over all cuts."""
-    prefix, squares = np.concatenate([[0], np.cumsum(value)]), np.concatenate([[0], np.cumsum(value**2)])
-    n = len(value)
-    best = np.array([math.inf] + [squares[j] - prefix[j] ** 2 / j for j in range(1, n + 1)])
-    for _ in range(clusters - 1):
-        best = np.array([math.inf] + [
-            min(best[i] + squares[j] - squares[i] - (prefix[j] - prefix[i]) ** 2 / (j - i) for i in range(1, j))
-            if j > 1 else math.inf
-            for j in range(1, n + 1)
-        ])
-    return best[n]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_clusters_are_within_a_percent_of_the_optimum(seed):
-    value = np.sort(np.random.default_rng(seed).beta(0.15, 0.6, 150))
-    assert within(value, kmeans_1d(value, 5)) <= 1.01 * exact_partition_cost(value, 5) + 1e-12
-
-
-def test_many_events_are_clustered_as_well_as_by_restarted_scikit_learn():
-    logit, _ = overconfident(3000, 10)
-    value = np.sort(np.exp(log_softmax(logit, axis=1)).ravel())
-    reference = KMeans(15, n_init=10, random_state=0).fit(value[:, None]).inertia_
-    starts = kmeans_1d(value, 15)
-    assert len(starts) == 15
-    assert within(value, starts) <= 1.001 * reference
-
-
-def test_fewer_distinct_values_than_clusters_leave_clusters_empty():
-    value = np.repeat([0.0, 0.5, 1.0], 10)
-    starts = kmeans_1d(value, 6)
-    assert within(value, starts) == pytest.approx(0, abs=1e-12)
-    gap = torch.ones(30, dtype=torch.float64)
-    from workbench_calibration.h_loss import cluster_mean
-
-    assert float(cluster_mean(gap, torch.as_tensor(value), 6)) == pytest.approx(0.5, rel=1e-4)
-
-
-# --------------------------------------------------------------------------------------------------------------- maps
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_every_map_gives_probabilities_and_keeps_the_order_of_classes(name):
-    logit, _ = overconfident(40, 6)
-    z = torch.log_softmax(torch.as_tensor(logit), 1)
-    map_ = make_map(name, torch.Generator().manual_seed(1), z)
-    with torch.no_grad():
-        for parameter in map_.parameters():  # as after training: anything
-            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-        p = map_(z)
-    assert torch.allclose(p.exp().sum(1), torch.ones(40, dtype=torch.float64))
-    order = z.argsort(1)
-    assert (p.gather(1, order).diff(dim=1) >= -1e-9).all()
-    assert (p.argmax(1) == z.argmax(1)).all()
-
-
-def test_the_piecewise_linear_map_starts_as_the_identity_and_interpolates_its_knots():
-    map_ = PiecewiseLinear(4)
-    z = torch.linspace(-130, 0, 261, dtype=torch.float64)
-    assert torch.allclose(map_.curve(z), z)
-    with torch.no_grad():
-        map_.slope.copy_(torch.tensor([2.0, -0.5, 1.0, 3.0]))
-    knots = [-100, -75, -50, -25, 0]
-    expected = np.interp(z[z >= -100], knots, [-(50 + 12.5 + 25 + 75), -(50 + 12.5 + 25), -(50 + 12.5), -50, 0])
-    assert map_.curve(z[z >= -100]).detach().numpy() == pytest.approx(expected)
-    assert float(map_.curve(torch.tensor(-110.0, dtype=torch.float64)).detach()) == pytest.approx(-162.5 - 30)
-
-
-def test_the_official_piecewise_linear_map_is_not_monotone_and_ours_is():
-    """Why it was rebuilt: the official formula measures within a segment from the knot's value, not its position."""
-    slope = torch.tensor([2.0, 0.3, 1.5, 1.0, 1.0], dtype=torch.float64)
-    steps, delta = torch.linspace(0, 100, 5, dtype=torch.float64), 25.0
-    z = torch.linspace(-99, 0, 400, dtype=torch.float64)
-    v1 = (((-z[:, None] >= steps) * slope).sum(1) - 1) * delta
-    v2 = (((-z[:, None] + delta >= steps) * slope).sum(1) - 1) * delta
-    official = -(v1 + (v2 - v1) / delta * (-z - v1))
-    map_ = PiecewiseLinear(4)
-    with torch.no_grad():
-        map_.slope.copy_(slope[:4])
-    assert (official.diff() < 0).any()
-    assert (map_.curve(z).diff() > 0).all()
-
-
-def test_quadrature_is_exact_for_polynomials_and_has_the_known_weights():
-    weight, node = clenshaw_curtis(4)
-    assert weight == pytest.approx([1 / 15, 8 / 15, 12 / 15, 8 / 15, 1 / 15])
-    weight, node = clenshaw_curtis(50)
-    for power in range(51):
-        assert (weight * node**power).sum() == pytest.approx((1 + (-1) ** power) / (power + 1), abs=1e-13)
-
-
-def test_the_network_is_the_integral_of_its_integrand():
-    z = torch.log_softmax(torch.as_tensor(overconfident(50, 5)[0]), 1)
-    map_ = MonotoneNetwork(10, torch.Generator().manual_seed(0), z)
-    for x in (-3.0, -0.4, 1.2):
-        value = torch.tensor(x, dtype=torch.float64) * map_.deviation + map_.mean
-        grid = torch.linspace(0, x, 20_001, dtype=torch.float64)
-        exact = integrate.simpson(map_.integrand(grid).detach().numpy(), grid.numpy())
-        assert float(map_.curve(value).detach()) == pytest.approx(exact, abs=2e-3)
-
-
-def test_the_mixture_with_equal_scales_is_temperature_scaling():
-    z = torch.as_tensor(overconfident(30, 4)[0])
-    map_ = make_map("linear-16", torch.Generator().manual_seed(0), z)
-    with torch.no_grad():
-        map_.scale.fill_(-0.4)
-    expected = torch.log_softmax(0.4 * z, 1)
-    assert torch.allclose(map_(torch.log_softmax(z, 1)), expected)
-
-
-@pytest.mark.parametrize("name", ["cubic-3", "linear", "linear-0", "pwlinear-x"])
-def test_unknown_maps_are_named(name):
-    with pytest.raises(InputError, match=name):
-        make_map(name, torch.Generator(), torch.zeros(2, 2, dtype=torch.float64))
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -408,6 +170,40 @@ def test_it_can_be_cancelled_within_a_map():
 def test_a_window_that_holds_every_event_is_refused():
     with pytest.raises(InputError, match="window"):
         record(HCalibration, {"data": dataset(*overconfident(60, 3))}, maps=("linear-16",), epochs=1, window=100)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_samples_of_one_class_are_refused_where_each_class_is_left_out(apart):
+    logit, _ = overconfident(400, 3)
+    data = dataset(logit, np.full(400, 2))
+    inputs = {"data": data.isel(sample=slice(100)), "fit": data.isel(sample=slice(100, 400))} if apart else {"data": data}
+    with pytest.raises(InputError) as caught:
+        record(HCalibration, inputs, maps=("linear-2",), epochs=1, window=20)
+    assert caught.value.argument == ("fit" if apart else "data")
+    assert "at least two classes" in str(caught.value)
+    assert f"got {300 if apart else 200} samples, all of class 2" in str(caught.value)
+    record(HCalibration, inputs, maps=("linear-2",), epochs=1, window=20, leave_one_class_out=False)
+
+
+def test_whether_a_batch_holds_all_samples_or_more_than_all_does_not_matter_and_smaller_ones_are_shuffled():
+    logit, label = map(torch.as_tensor, overconfident(100, 3))
+    traces = {}
+    for batch in (40, 100, 5000):
+        traces[batch] = fit_map(
+            Temperature(), logit, label, torch.nn.functional.nll_loss, goal="proper", epochs=6, lr=0.05, batch=batch,
+            lr_patience=5, stop_patience=6, generator=torch.Generator().manual_seed(0),
+        )
+    assert traces[100].selectors == traces[5000].selectors
+    # Adam by hand: whole batches, what is judged is the map after the step
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    adam, found = torch.optim.Adam([scale], lr=0.05), []
+    for _ in range(6):
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(logit * scale, label).backward()
+        adam.step()
+        found.append(float(torch.nn.functional.cross_entropy(logit * scale.detach(), label)))
+    assert traces[100].selectors == pytest.approx(found)
+    assert traces[40].selectors[-1] < traces[100].selectors[-1]  # three steps an epoch lead further
 
 
 def test_the_schedule_follows_what_it_is_told_to_watch():
