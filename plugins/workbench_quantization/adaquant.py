@@ -143,6 +143,7 @@ class AdaQuant(Method):
         _array("fixed", ("layer",), "bool", "first and last layer, whose width is given"),
         _array("normalised", ("layer",), "bool", "whether a batch norm was folded into the layer"),
         _array("rectified", ("layer",), "bool", "whether a ReLU takes the output"),
+        _array("unquantised_reason", ("parameter",), "str", "why a weight stays in full precision", optional=True),
         _array("layer_error", ("layer", "bit", "state"), "float64", "mean squared error of the output on held-out images"),
         _array("signal_to_noise", ("layer", "bit", "state"), "float64", "of the output, same images", unit="dB"),
         _array("layer_loss", ("layer", "bit", "iteration"), "float32", "mean squared error of each training batch"),

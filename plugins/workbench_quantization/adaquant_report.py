@@ -7,7 +7,7 @@ from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
 from workbench.toolkit import mean_interval
 
-from workbench_quantization.report_parts import accuracy_metric, resolution, values
+from workbench_quantization.report_parts import accuracy_metric, kept_note, resolution, values
 
 SHIFTED = 0.1
 """Loss of accuracy from calibration to report images from which on a shift is suspected."""
@@ -220,16 +220,7 @@ def _views(result: Result) -> tuple[View, ...]:
             y_label="accuracy",
             caption="AdaQuant's own share is its difference to naive + norms, not to naive.",
         ),
-        Scatter(
-            title="Accuracy against size",
-            x="size_share",
-            y="accuracy",
-            color="solution_kind",
-            label="solution",
-            select={"stage": stages[-1]},
-            x_label="share of the 32-bit size",
-            caption=f"After the last stage ({stages[-1]}).",
-        ),
+        *_widths_compared(result, stages[-1]),
         Bar(
             title=f"Error of the layers' outputs at {lowest} bits",
             y=("layer_error",),
@@ -239,7 +230,6 @@ def _views(result: Result) -> tuple[View, ...]:
             log_y=True,
             caption="On calibration images that were not optimised on.",
         ),
-        HeatMap(title="Rise of the calibration loss, one layer at a time", z="loss_increase", x="bit", y="layer"),
         HeatMap(title="Widths of every solution", z="solution_bits", x="layer", y="solution", annotate=True),
         Line(
             title=f"Optimisation at {lowest} bits",
@@ -264,6 +254,25 @@ def _views(result: Result) -> tuple[View, ...]:
     return tuple(views)
 
 
+def _widths_compared(result: Result, stage: str) -> tuple[View, ...]:
+    """Sizes, and what narrowing a single layer costs; nothing to see where there is one width only."""
+    if result["loss_increase"].sizes["bit"] == 1:
+        return ()
+    return (
+        Scatter(
+            title="Accuracy against size",
+            x="size_share",
+            y="accuracy",
+            color="solution_kind",
+            label="solution",
+            select={"stage": stage},
+            x_label="share of the 32-bit size",
+            caption=f"After the last stage ({stage}).",
+        ),
+        HeatMap(title="Rise of the calibration loss, one layer at a time", z="loss_increase", x="bit", y="layer"),
+    )
+
+
 def _notes(result: Result) -> tuple[str, ...]:
     count, full = result["label"].sizes["sample"], float(result["accuracy_full_precision"])
     params = result.params
@@ -271,13 +280,17 @@ def _notes(result: Result) -> tuple[str, ...]:
         f"Accuracies are of {count:,} images that were not calibrated on; at {full:.1%} the sampling error is "
         f"{resolution(full, count):.1%}, so smaller differences say little.",
         "Intervals are over the report images; what other calibration images would give only runs with other seeds can tell.",
-        "The widths are chosen by single-layer losses, which ignore how errors of several layers interact.",
         "The stored model has quantised weights; the ranges of its inputs are in `input_range`, and `logit` was computed "
         "with quantised inputs.",
     ]
+    if result["loss_increase"].sizes["bit"] > 1:
+        notes.append(
+            "The widths are chosen by single-layer losses, which ignore how errors of several layers interact."
+        )
     if not values(result, "normalised").all():
-        missing = (~values(result, "normalised").astype(bool)).sum()
-        notes.append(f"{missing} layers have no batch norm that could be folded and re-estimated.")
+        missing = int((~values(result, "normalised").astype(bool)).sum())
+        have = "layer has" if missing == 1 else "layers have"
+        notes.append(f"{missing} {have} no batch norm that could be folded and re-estimated.")
     own = float(result["accuracy_calibration"])
     if own - full > SHIFTED:
         notes.append(
@@ -287,7 +300,8 @@ def _notes(result: Result) -> tuple[str, ...]:
     worse = int((values(result, "layer_error")[:, 0, 1] > values(result, "layer_error")[:, 0, 0]).sum())
     if worse:
         hint = "rate_mode='relative' takes smaller steps" if params.rate_mode == "absolute" else "take more images"
-        notes.append(f"AdaQuant made the output of {worse} layers worse on held-out images; {hint}.")
+        layers = "layer" if worse == 1 else "layers"
+        notes.append(f"AdaQuant made the output of {worse} {layers} worse on held-out images; {hint}.")
     if params.mode == "parallel" and _lowest(result) < 4:
         notes.append(
             "Layers were optimised without the errors of those before them; below 4 bits mode='sequential' sees them."
@@ -297,4 +311,4 @@ def _notes(result: Result) -> tuple[str, ...]:
     gap = values(result, "predicted_increase")[greedy] - values(result, "predicted_increase")[program]
     if gap.max() > 1e-9:
         notes.append(f"The program's predicted increase is up to {gap.max():.3g} below that of the greedy allocation.")
-    return tuple(notes)
+    return (*notes, *kept_note(result))

@@ -42,7 +42,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     )
     check_labels(model, parts, out.device)
     calibration = prepare(parts.calibration, model, params, out)
-    blocks, _ = find_blocks(model, calibration.image[:1])
+    blocks, reasons = find_blocks(model, calibration.image[:1])
     if not blocks:
         out.skip("the model has no convolution or linear layer with a weight of its own")
     given = None
@@ -73,6 +73,9 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     out.coordinate("bit", costs.widths)
     out.write("parameter_count", costs.sizes)
     out.write("macs", costs.macs)
+    if reasons:
+        out.coordinate("parameter", list(reasons))
+        out.write("unquantised_reason", list(reasons.values()))
     out.write("fixed", fixed > 0)
     out.write("normalised", np.array([unit.norm is not None for unit in units]))
     out.write("rectified", np.array([unit.rectified for unit in units]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 FORMATS = {".onnx": "ONNX with integer weights behind DequantizeLinear", ".safetensors": "packed integers and scales"}
 
+NAMED = 5
+"""Most weights in full precision that a message names."""
+
 
 @dataclass(frozen=True)
 class ExportedModel:
@@ -32,20 +35,24 @@ class ExportedModel:
         size: its bytes.
         full_precision_size: bytes of the model's parameters and buffers as they are in memory.
         bits: width per quantised layer.
+        kept: weights (parameters of two or more dims) that are in the file in full precision.
     """
 
     path: Path
     size: int
     full_precision_size: int
     bits: dict[str, int]
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         widths = sorted(set(self.bits.values()))
         told = f"{widths[0]} bits" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bits"
         share = self.size / self.full_precision_size
+        more = f" and {len(self.kept) - NAMED} more" if len(self.kept) > NAMED else ""
+        kept = f"; in full precision: {', '.join(self.kept[:NAMED])}{more}" if self.kept else ""
         return (
             f"{self.path}: {self.size:,} bytes, {share:.1%} of the {self.full_precision_size:,} bytes in full precision; "
-            f"{len(self.bits)} layers of {told}"
+            f"{len(self.bits)} layers of {told}{kept}"
         )
 
 
@@ -59,8 +66,9 @@ def export_model(
     """Write the quantised model of a run as one file; the suffix of `path` chooses the format.
 
     Args:
-        run: a run that stored integers: of `quantization.uniform`, `hawq`, `interlayer`, `adaquant`, `gptq`, `double_rounding`
-            or `biper`. A table of widths becomes one by `bench.run("quantization.uniform", bits=other["bits"], ...)`.
+        run: a run that stored integers: of `quantization.uniform`, `hawq`, `interlayer`, `adaquant`, `gptq`, `double_rounding`,
+            `biper`, or `layerwise` (safetensors only). A table of widths becomes one by
+            `bench.run("quantization.uniform", bits=other["bits"], ...)`.
         path: ends in .onnx or .safetensors; the file appears when it is whole.
         input_shape: (channel, y, x) of an image, for ONNX; default: what the model says.
         width: of a model that switches (`quantization.double_rounding`); default: the widths in `bits`.
@@ -84,12 +92,19 @@ def export_model(
     layers = stored_layers(run, model, width)
     _write_whole(path, _writer(path.suffix, run, model, layers, input_shape))
     state = model.state_dict().values()
+    bits = {layer.name: layer.bits for layer in layers}
     return ExportedModel(
         path=path,
         size=path.stat().st_size,
         full_precision_size=sum(value.numel() * value.element_size() for value in state),
-        bits={layer.name: layer.bits for layer in layers},
+        bits=bits,
+        kept=_kept(model, bits),
     )
+
+
+def _kept(model: nn.Module, bits: Mapping[str, int]) -> tuple[str, ...]:
+    parameters = [(name, value) for name, value in model.named_parameters() if value.ndim > 1]
+    return tuple(name for name, _ in parameters if name.removesuffix(".weight") not in bits)
 
 
 def _writer(
@@ -121,7 +136,7 @@ def _export_binary(
     else:
         example = _example(model, input_shape)
         _write_whole(path, lambda partial: write_binary_onnx(partial, model, example))
-    return ExportedModel(path, path.stat().st_size, int(run["size"].values[0]), bits)
+    return ExportedModel(path, path.stat().st_size, int(run["size"].values[0]), bits, _kept(model, bits))
 
 
 def _example(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:

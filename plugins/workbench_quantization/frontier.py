@@ -24,8 +24,11 @@ from workbench_quantization.report_parts import resolution
 
 TOLERATED = 0.01
 """Loss of accuracy up to which a solution is said to keep the accuracy."""
+WITHIN = f"{100 * TOLERATED:g} point"
 NEAR = 0.15
 """Loss of accuracy up to which solutions are drawn: beside collapsed ones the others would be one line."""
+WIDE = 8
+"""Ratio of the largest to the smallest from which an axis is logarithmic."""
 
 
 def frontier(runs: Sequence[Run]) -> tuple[Report, xr.Dataset]:
@@ -36,7 +39,7 @@ def frontier(runs: Sequence[Run]) -> tuple[Report, xr.Dataset]:
 
     Returns:
         the report, and a Dataset over `solution`: series, size_mb, average_bits, bops, accuracy, accuracy_lower,
-        accuracy_upper, seed_count, pareto (of size and accuracy), pareto_bops, and the numbers of points on both fronts.
+        accuracy_upper, seed_count, near (drawn), pareto (of size and accuracy), pareto_bops, and the numbers on both fronts.
 
     Raises:
         InputError: no run stored what is compared; runs of different models or of different report images.
@@ -49,8 +52,9 @@ def frontier(runs: Sequence[Run]) -> tuple[Report, xr.Dataset]:
         )
     _require_one_subject(known)
     points = collect(known)
-    data = _dataset(points)
-    return _report(points, data, _full_precision(known), known, left_out), data
+    full = _full_precision(known)
+    data = _dataset(points, full)
+    return _report(points, data, full, known, left_out), data
 
 
 def _full_precision(runs: Sequence[Run]) -> float:
@@ -78,7 +82,13 @@ def _require_one_subject(runs: Sequence[Run]) -> None:
             )
 
 
-def _dataset(points: Sequence[Point]) -> xr.Dataset:
+def _near(accuracy: np.ndarray, full: float) -> np.ndarray:
+    """(solution,) which are drawn: all, unless at least three are near full precision."""
+    near = accuracy >= full - NEAR
+    return near if near.sum() >= 3 else np.ones(len(accuracy), dtype=bool)
+
+
+def _dataset(points: Sequence[Point], full: float) -> xr.Dataset:
     def column(name: str) -> np.ndarray:
         return np.array([getattr(point, name) for point in points])
 
@@ -88,10 +98,11 @@ def _dataset(points: Sequence[Point]) -> xr.Dataset:
     )
     data["accuracy_lower"], data["accuracy_upper"] = ("solution", column("lower")), ("solution", column("upper"))
     data["seed_count"] = ("solution", column("seeds"))
+    data["near"] = ("solution", _near(column("accuracy"), full))
     data["pareto"] = ("solution", pareto_front(column("size_mb"), -column("accuracy")))
     data["pareto_bops"] = ("solution", pareto_front(column("bops"), -column("accuracy")))
     for front, cost in (("pareto", "size_mb"), ("pareto_bops", "bops")):
-        data[f"{front}_number"] = ("solution", _numbered(data[front].values, column(cost)))
+        data[f"{front}_number"] = ("solution", _numbered(data[front].values & data["near"].values, column(cost)))
     return data
 
 
@@ -120,11 +131,9 @@ def _by_worth(point: Point) -> tuple[float, float, bool]:
 def _summary(full: float, smallest: Point | None, plain: Point | None, points: Sequence[Point]) -> str:
     if smallest is None:
         best = max(points, key=lambda point: point.accuracy)
-        limit = f"within {TOLERATED:.0%} of {full:.1%}" if np.isfinite(full) else "(no run measured full precision)"
+        limit = f"within {WITHIN} of {full:.1%}" if np.isfinite(full) else "(no run measured full precision)"
         return f"No solution keeps accuracy {limit}; the most accurate is {best.name}, {_reached(best)}."
-    text = (
-        f"The smallest to keep accuracy within {TOLERATED:.0%} of {full:.1%} is {smallest.name}: {_reached(smallest)}."
-    )
+    text = f"The smallest to keep accuracy within {WITHIN} of {full:.1%} is {smallest.name}: {_reached(smallest)}."
     if plain is None:
         return f"{text} Plain rounding to one width does not keep it at any width tried."
     if plain.name == smallest.name:
@@ -155,7 +164,7 @@ def _metrics(full: float, smallest: Point | None, plain: Point | None) -> tuple[
                     value=point.average_bits,
                     unit="bit",
                     direction="lower",
-                    description=f"bits per weight of the smallest {text} that keeps accuracy within {TOLERATED:.0%}",
+                    description=f"bits per weight of the smallest {text} that keeps accuracy within {WITHIN}",
                 )
             )
     return tuple(metrics)
@@ -195,11 +204,11 @@ def _table(points: Sequence[Point], data: xr.Dataset) -> Table:
 def _views(data: xr.Dataset, seeds: int, full: float) -> tuple[View, ...]:
     whiskers = f"Whiskers: 95 % intervals over up to {seeds} seeds." if seeds > 1 else "One seed each: no intervals."
     reference = f" Full precision: {full:.1%}." if np.isfinite(full) else ""
-    near = data["accuracy"].values >= full - NEAR
+    near = data["near"].values
     below, select = "", {}
-    if near.sum() >= 3 and not near.all():
+    if not near.all():
         select = {"solution": data["solution"].values[near].tolist()}
-        below = f" {int((~near).sum())} solutions below {full - NEAR:.0%} are in the table only."
+        below = f" In the table only: {int((~near).sum())} below {full - NEAR:.0%}."
     return tuple(
         Scatter(
             title=f"Accuracy against {title}",
@@ -214,7 +223,7 @@ def _views(data: xr.Dataset, seeds: int, full: float) -> tuple[View, ...]:
             select=select,
             x_label=label,
             y_label="accuracy",
-            log_x=True,
+            log_x=bool(data[x][near].max() >= WIDE * data[x][near].min()),
             caption=f"{whiskers}{reference}{below} Large: no other is {less} and more accurate: {_front(data, front, x)}.",
         )
         for title, x, label, front, less in (
@@ -233,8 +242,8 @@ def _numbered(front: np.ndarray, cost: np.ndarray) -> np.ndarray:
 
 
 def _front(data: xr.Dataset, front: str, cost: str) -> str:
-    """`1 hawq: eig walk; 2 ...`."""
-    on = data.isel(solution=np.flatnonzero(data[front].values)).sortby(cost)
+    """`1 hawq: eig walk; 2 ...` of what is drawn."""
+    on = data.isel(solution=np.flatnonzero(data[front].values & data["near"].values)).sortby(cost)
     return "; ".join(
         f"{number} {name}" for number, name in zip(on[f"{front}_number"].values, on["solution"].values, strict=True)
     )

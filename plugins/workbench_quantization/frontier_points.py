@@ -20,12 +20,11 @@ from workbench_quantization.frontier_readers import (
     stored,
 )
 from workbench_quantization.hawq_solutions import MEGABYTE
+from workbench_quantization.layers import BLOCK_SEPARATOR
 from workbench_quantization.quantizer import FULL_PRECISION
 
 TABLE_ROLES = ("bits", "table")
 """Roles by which methods take a table of widths that another run found."""
-SEVERAL = " + "
-"""Joins the names of layers that share one width."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,14 @@ def _layers(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     for run in runs:
         counts = run["parameter_count"].load()
         for name, size, macs in zip(counts["layer"].values, counts.values, run["macs"].values, strict=True):
-            if SEVERAL not in str(name):
+            if BLOCK_SEPARATOR not in str(name):
                 known[str(name)] = float(size), float(macs)
     return known
 
 
 def _without(run: Run, known: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
     """Weights and multiply-accumulates of layers that others quantise and this run leaves in full precision."""
-    mine = {part for name in run["parameter_count"]["layer"].values for part in str(name).split(SEVERAL)}
+    mine = {part for name in run["parameter_count"]["layer"].values for part in str(name).split(BLOCK_SEPARATOR)}
     rest = [facts for name, facts in known.items() if name not in mine]
     return sum(size for size, _ in rest), sum(macs for _, macs in rest)
 

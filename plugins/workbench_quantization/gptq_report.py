@@ -6,7 +6,7 @@ import numpy as np
 from workbench import Bar, HeatMap, Line, Metric, Report, Result, Table
 from workbench.report import View
 
-from workbench_quantization.report_parts import accuracy_metric, damping_note, reasons, values
+from workbench_quantization.report_parts import accuracy_metric, damping_note, kept_note, values
 
 
 def report(result: Result) -> Report:
@@ -168,6 +168,4 @@ def _notes(result: Result) -> tuple[str, ...]:
     if rounded:
         notes.append(f"Rounded to nearest, as they are no matrix over their inputs: {', '.join(rounded)}.")
     notes += damping_note(result, params.damping, "damping_used", "damping_stored")
-    if left := reasons(result, "unquantised_reason"):
-        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in left)}.")
-    return tuple(notes)
+    return (*notes, *kept_note(result))

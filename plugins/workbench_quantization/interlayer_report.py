@@ -8,6 +8,8 @@ from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
 from workbench.toolkit import wilson_interval
 
+from workbench_quantization.report_parts import kept_note
+
 RECONSTRUCTED = (
     "The paper's equations were not accessible: interactions and score are a reconstruction after CLADO "
     "(arXiv:2307.05657), sound in themselves but perhaps not the authors' exact augmentation."
@@ -264,4 +266,4 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"Latency is a roofline (throughput doubles with each halving of the width, {result.params.intensity:g} "
             "multiply-accumulates at 16 bit per byte), not a measurement."
         )
-    return tuple(notes)
+    return (*notes, *kept_note(result))

@@ -9,7 +9,7 @@ from workbench.report import View
 from workbench.toolkit import mean_interval
 
 from workbench_quantization.layerwise_scores import knee
-from workbench_quantization.report_parts import damping_note
+from workbench_quantization.report_parts import damping_note, kept_note
 
 TOLERATED = 1.1
 """Perplexity up to which a point counts as close, in multiples of that of the highest width."""
@@ -336,9 +336,4 @@ def _notes(result: Result) -> tuple[str, ...]:
     if params.backend == "rtn":
         notes.append("Rounding to nearest: at 2 bits GPTQ (backend='gptq') usually loses less.")
     notes += damping_note(result, params.damping, "damping_stored")
-    if "unquantised_reason" in result:
-        reasons = result["unquantised_reason"]
-        pairs = list(zip(reasons["parameter"].values, reasons.values, strict=True))
-        listed = ", ".join(f"{name} ({why})" for name, why in pairs[:20])
-        notes.append(f"Left in full precision: {listed}{f' and {len(pairs) - 20} more' if len(pairs) > 20 else ''}.")
-    return tuple(notes)
+    return (*notes, *kept_note(result))

@@ -65,6 +65,15 @@ def damping_note(result: Result, asked: float, *names: str) -> list[str]:
     ]
 
 
+def kept_note(result: Result, name: str = "unquantised_reason", most: int = 20) -> list[str]:
+    """Which weights stay in full precision and why, as a note; none where everything was taken."""
+    left = reasons(result, name)
+    if not left:
+        return []
+    more = f" and {len(left) - most} more" if len(left) > most else ""
+    return [f"Left in full precision: {', '.join(f'{weight} ({why})' for weight, why in left[:most])}{more}."]
+
+
 def reasons(result: Result, name: str) -> list[tuple[str, str]]:
     """(parameter, why it was left as it was) of an output over the dim `parameter`; empty where everything was taken."""
     if name not in result:

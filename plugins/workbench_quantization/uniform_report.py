@@ -6,7 +6,7 @@ import numpy as np
 from workbench import Bar, HeatMap, Histogram, Line, Metric, Report, Result, Table
 from workbench.report import View
 
-from workbench_quantization.report_parts import accuracy_metric, reasons, resolution, values
+from workbench_quantization.report_parts import accuracy_metric, kept_note, resolution, values
 
 TOLERATED = 0.01
 """Loss of accuracy up to which a width is said to keep the accuracy."""
@@ -228,6 +228,4 @@ def _notes(result: Result) -> tuple[str, ...]:
             "The stored model has quantised weights only; the ranges of its inputs are in `input_range`, and `logit` was "
             "computed with quantised inputs."
         )
-    if left := reasons(result, "unquantised_reason"):
-        notes.append(f"Left in full precision: {', '.join(f'{name} ({why})' for name, why in left)}.")
-    return tuple(notes)
+    return (*notes, *kept_note(result))

@@ -31,6 +31,17 @@ class Narrow(nn.Module):
         return self.head(torch.relu(self.late(hidden)).mean((2, 3)))
 
 
+class Mixed(Narrow):
+    """The same, with a matrix of its own behind the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.eye(10) + 0.1 * torch.randn(10, 10))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) @ self.mixing
+
+
 CALIBRATION = 100
 LAYERS = ["stem", "middle", "late", "head"]
 HAWQ = {
@@ -109,6 +120,27 @@ def test_a_table_of_any_method_is_judged_by_any_other(
         run["accuracy"].sel(solution="given widths")[-1] if judge.endswith("adaquant") else run["accuracy_given"][-1]
     )
     assert float(given) == right.mean()
+
+
+@pytest.mark.parametrize("method", FINDERS)
+def test_what_stays_in_full_precision_is_named_in_the_report_and_at_the_export(
+    bench: Any, digits: xr.Dataset, tmp_path: Path, method: str
+) -> None:
+    """A weight of two dims that no convolution or linear layer has: stored with its reason, and told."""
+    torch.manual_seed(0)
+    model = untrained(Mixed(), digits)
+    run = run_of(bench, model, digits, method, **FINDERS[method])
+    (reason,) = run["unquantised_reason"].sel(parameter=["mixing"]).values
+    assert "mixing" not in widths(run)
+    shown = run.report().report
+    told = [*shown.notes, *(" ".join(map(str, row)) for table in shown.tables for row in table.rows)]
+    assert any("mixing" in text and str(reason) in text for text in told)
+    written = export_model(WithModel(run, model), tmp_path / "model.safetensors")
+    untouched = {
+        f"{layer}.weight" for layer, bits in widths(run).items() if bits == 32
+    }  # double rounding: first and last
+    assert {name.removeprefix("network.") for name in written.kept} == {"mixing"} | untouched
+    assert "; in full precision: " in str(written)
 
 
 @pytest.mark.parametrize(("granularity", "finetune"), [("channel", "none"), ("layer", "joint")])
