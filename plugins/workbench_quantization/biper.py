@@ -132,6 +132,7 @@ class BiPer(Method):
     }
     outputs = (
         Output("accuracy", ("mode", "seed"), "float64", "on the report images, after the last epoch"),
+        Output("correct", ("mode", "seed", "sample"), "bool", "whether the prediction is the label"),
         Output("negative_log_likelihood", ("mode", "seed"), "float64", "on the report images", unit="nat"),
         Output(
             "training_loss",
@@ -143,7 +144,13 @@ class BiPer(Method):
         Output("training_accuracy", ("mode", "seed", "epoch"), "float64", "mean over the epoch, of augmented images"),
         Output("validation_loss", ("mode", "seed", "epoch"), "float64", "regulariser included", unit="nat"),
         Output("validation_accuracy", ("mode", "seed", "epoch"), "float64", "on the images that choose rates"),
-        Output("rate_accuracy", ("baseline", "rate"), "float64", "validation accuracy by learning rate", optional=True),
+        Output(
+            "rate_accuracy",
+            ("baseline", "rate"),
+            "float64",
+            "validation accuracy by learning rate; NaN where training diverged",
+            optional=True,
+        ),
         Output("chosen_rate", ("baseline",), "float64", "learning rate used", optional=True),
         Output(
             "omega_accuracy", ("omega",), "float64", "after stage 2, on the report images, first seed", optional=True

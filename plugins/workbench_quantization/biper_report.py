@@ -10,7 +10,7 @@ from workbench.report import View
 from workbench.toolkit import mean_interval
 
 from workbench_quantization.biper_theory import LIMIT, quantisation_error, worst_scale
-from workbench_quantization.report_parts import reasons, resolution, share_interval
+from workbench_quantization.report_parts import reasons, resolution, share_interval, values
 
 MAIN, BINARISED, STAGE_ONE, FULL = "biper", "biper_binarised", "biper_stage1", "full_precision"
 SIGNS = ("sign_clipped", "sign_polynomial")
@@ -61,23 +61,42 @@ def _summary(result: Result) -> str:
     if FULL in _modes(result):
         text += f", against {_scores(result, FULL).mean():.1%} in full precision"
     text += f", and takes {size / 1000:,.1f} instead of {full_size / 1000:,.1f} kB."
+    text += f" Merely binarised after stage 1 it reaches {_scores(result, BINARISED).mean():.1%}: stage 2 "
+    text += f"{_told_gain(result, BINARISED)}."
     sign = _best_sign(result)
     if sign is not None:
-        gain = _scores(result, MAIN) - _scores(result, sign)
         text += f" Trained as plain signs ({sign}, its rate chosen from {len(params.baseline_rates)}) it reaches "
-        text += f"{_scores(result, sign).mean():.1%}: the sine {'gains' if gain.mean() >= 0 else 'loses'} "
-        text += f"{100 * abs(gain.mean()):.1f} points{_doubt(result, gain)}."
+        text += f"{_scores(result, sign).mean():.1%}: the sine {_told_gain(result, sign)}."
     return text
 
 
-def _doubt(result: Result, gain: np.ndarray) -> str:
-    """Whether the gain is more than chance: over seeds, or of one training by the size of the sample."""
-    if len(gain) > 1:
-        low, high = mean_interval(gain).bounds
-        told = f" (95 % interval over seeds {100 * low:+.1f} to {100 * high:+.1f})"
-        return told + (", which may be chance" if low <= 0 <= high else "")
-    half = resolution(float(_scores(result, MAIN)[0]), int(result["label"].sizes["sample"]))
-    return ", within sampling error" if abs(float(gain[0])) < half else " (one training of each)"
+def _gain(result: Result, over: str) -> tuple[float, tuple[float, float] | None]:
+    """Accuracy after stage 2 less that of another training, and the 95 % interval.
+
+    Over seeds, seed by seed; of a single training over the images, image by image. None where it cannot be told: for a
+    single training in runs of before `correct` was stored.
+    """
+    gain = _scores(result, MAIN) - _scores(result, over)
+    if len(gain) == 1:
+        if "correct" not in result or result["correct"].sizes["sample"] < 2:
+            return float(gain[0]), None
+        correct, modes = values(result, "correct")[:, 0].astype(np.float64), _modes(result)
+        gain = correct[modes.index(MAIN)] - correct[modes.index(over)]
+    found = mean_interval(gain)
+    return found.value, found.bounds
+
+
+def _told_gain(result: Result, over: str) -> str:
+    """`gains 2.0 points (...)`, with whether that is more than chance."""
+    gain, interval = _gain(result, over)
+    told = f"{'gains' if gain >= 0 else 'loses'} {100 * abs(gain):.1f} points"
+    single = "" if result.params.seeds > 1 else "one training of each"
+    if interval is None:
+        return f"{told} ({single})"
+    low, high = interval
+    told += f" (95 % interval over {'images' if single else 'seeds'} {100 * low:+.1f} to {100 * high:+.1f}"
+    told += f", {single})" if single else ")"
+    return told + (", which may be chance" if low <= 0 <= high else "")
 
 
 def _interval(result: Result, mode: str) -> tuple[float, float]:
@@ -110,13 +129,15 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         share("accuracy_binarised", BINARISED, "of the network of stage 1 when its weights are merely binarised"),
         share("accuracy_stage1", STAGE_ONE, "after stage 1: weights are real, this is not a binary network"),
     ]
-    sign = _best_sign(result)
-    if sign is not None:
-        gain = _scores(result, MAIN) - _scores(result, sign)
-        bounds = mean_interval(gain).bounds if len(gain) > 1 else None
+    compared = {"gain_of_stage_two": (BINARISED, "the network of stage 1 when merely binarised")}
+    if (sign := _best_sign(result)) is not None:
+        compared["gain_over_sign"] = (sign, f"{sign}, the better of the plain signs")
+    for name, (over, told) in compared.items():
+        gain, bounds = _gain(result, over)
+        paired = "seed by seed" if result.params.seeds > 1 else "image by image"
         metrics.append(
-            Metric(name="gain_over_sign", value=float(gain.mean()), direction="higher", interval=bounds,
-                   description=f"accuracy less that of {sign}, the better of the plain signs, seed by seed")
+            Metric(name=name, value=gain, direction="higher", interval=bounds,
+                   description=f"accuracy less that of {told}, {paired}")
         )  # fmt: skip
     metrics += [
         Metric(name="negative_log_likelihood", value=float(result["negative_log_likelihood"].values[main].mean()), unit="nat",
@@ -208,6 +229,19 @@ def _chosen(result: Result) -> dict[str, float]:
     return {str(mode): float(rate) for mode, rate in zip(chosen["baseline"].values, chosen.values, strict=True)}
 
 
+def _diverged(result: Result) -> str:
+    """Baselines and rates at which the training did not stay finite."""
+    if "rate_accuracy" not in result:
+        return ""
+    tried = result["rate_accuracy"]
+    return ", ".join(
+        f"{mode} at {rate:g}"
+        for mode, row in zip(tried["baseline"].values, tried.values, strict=True)
+        for rate, accuracy in zip(tried["rate"].values, row, strict=True)
+        if np.isnan(accuracy)
+    )
+
+
 def _views(result: Result) -> tuple[View, ...]:
     names = [str(name) for name in result["bits"]["layer"].values]
     some = _spread(names)
@@ -237,8 +271,11 @@ def _views(result: Result) -> tuple[View, ...]:
                       caption="White: +1. The first kernels of the layers.")
         )  # fmt: skip
     if "omega_accuracy" in result:
+        half = 100 * resolution(float(_scores(result, MAIN)[0]), int(result["label"].sizes["sample"]))
         views.append(Line(title="Accuracy against the frequency", y=("omega_accuracy",), x="omega", markers=True, log_x=True,
-                          caption="After stage 2, seed 0."))  # fmt: skip
+                          y_label="accuracy on the report images",
+                          caption=f"After stage 2, seed 0: one training each. The images alone leave each accuracy uncertain "
+                          f"by {half:.1f} points to either side."))  # fmt: skip
     if "rate_accuracy" in result:
         views.append(Line(title="Rates of the baselines", y=("rate_accuracy",), x="rate", by="baseline", markers=True, log_x=True,
                           x_label="learning rate", y_label="accuracy on validation images"))  # fmt: skip
@@ -285,7 +322,8 @@ def _notes(result: Result) -> tuple[str, ...]:
             if "test" in result.inputs
             else ", a share of `data` that was not trained on."
         )
-        + " They are of the last epoch; rates are chosen on other images.",
+        + " They are of the last epoch"
+        + ("; rates are chosen on other images." if _chosen(result) else "."),
         f"{STAGE_ONE} computes with real sine weights. What can be shipped is {MAIN}, or {BINARISED} without stage 2.",
     ]
     if "stage1" in result.inputs:
@@ -293,7 +331,13 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"{STAGE_ONE} was trained by an earlier run, whose parameters are not among those of this one. If images that are "
             "reported on here were trained on there, accuracies are too high: same `data` and seed, or a `test` for both."
         )
-    if params.pad_value == 0:
+    if params.initialization == "given":
+        notes.append(
+            "All trainings began with the weights of the given model: what it was trained on counts too, and none of the images "
+            "reported on may be among it."
+        )
+    convolutions = any(str(shape).count("x") > 1 for shape in result["weight_shape"].values)
+    if params.pad_value == 0 and params.act_bits == 1 and convolutions:
         notes.append(
             "Convolutions pad with zeros, a third level beside -1 and +1 at the borders; pad_value=1 avoids it."
         )
@@ -311,7 +355,9 @@ def _notes(result: Result) -> tuple[str, ...]:
         notes.append(
             f"The chosen rate of {', '.join(dict.fromkeys(at_end))} lies at an end of those tried: try further ones."
         )
-    elif len(params.baseline_rates) < 3 and _chosen(result):
+    if diverged := _diverged(result):
+        notes.append(f"Trainings that diverged, and whose rates were not chosen: {diverged}.")
+    if len(params.baseline_rates) < 3 and _chosen(result):
         notes.append("Baselines were trained with fewer than three learning rates: a gain may be one of the rate.")
     u = result["scale"].values[-1]
     low = [str(name) for name, value in zip(result["bits"]["layer"].values, u, strict=True) if value < 0.3]
