@@ -67,6 +67,12 @@ def client(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
+def far(bench, client):
+    """The bench of the tests, with its runs on workers."""
+    return bench.on(client)
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real data sets beside the project; tests that need it skip where it is absent."""
     if not SHARED.is_dir():

@@ -32,8 +32,8 @@ from workbench.execution.cluster import (
 from workbench.execution.processes import local_cluster
 from workbench.execution.progress import CancelToken
 
+from unit import cluster_cases as runs
 from unit import test_blockwise as blocks
-from unit import test_cluster as runs
 
 distributed = pytest.importorskip("distributed")
 

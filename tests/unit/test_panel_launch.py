@@ -285,7 +285,7 @@ def test_the_kernel_is_free_and_cancel_stops_the_run(bench: workbench.Workbench)
 def test_a_run_on_workers_is_followed_and_cancelled_from_the_panel(
     bench: workbench.Workbench, client: Any, tmp_path: Path
 ):
-    from unit.test_cluster import Patient
+    from unit.cluster_cases import Patient
 
     panel = bench.on(client).launch(Patient, folder=str(tmp_path))
     assert panel.widget
