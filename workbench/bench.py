@@ -8,11 +8,13 @@ run.report()
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workbench.host import Host, PluginStatus
-from workbench.method import Method, MethodReference
+from workbench.dispatch import WAIT, ask, point_runner, progress_bar, send
+from workbench.host import Host
+from workbench.listings import Methods, Plugins
+from workbench.method import Method
 from workbench.runs import Run, Runs, Studies, panel_module
 from workbench.store import Store, StoredRun
 
@@ -25,16 +27,12 @@ if TYPE_CHECKING:
     from workbench.compared import Comparison
     from workbench.execution.cluster import Cluster
     from workbench.execution.handle import Handle
-    from workbench.execution.points import Each, Point
+    from workbench.execution.points import Each
     from workbench.execution.progress import CancelToken, Progress
-    from workbench.execution.request import Request
-    from workbench.execution.shipping import Packed
     from workbench.execution.sources import StoreSources
     from workbench.execution.sweep import Sweep
     from workbench.panels.browse import BrowsePanel
     from workbench.panels.launch import LaunchPanel
-    from workbench.panels.plugins import PluginsPanel
-    from workbench.record import RunRecord
     from workbench.render.method_page import MethodPage
     from workbench.study import Study, StudyResult
 
@@ -42,8 +40,6 @@ __all__ = ["Methods", "Plugins", "Workbench", "open"]
 
 T = TypeVar("T")
 DEFAULT_STORE = "store"
-WAIT = 24 * 3600.0
-"""Seconds `run` waits for the same run that somebody else is computing; a run that dies is not waited for."""
 
 
 def open(
@@ -62,49 +58,6 @@ def open(
     """
     bench = Workbench(Store(url or os.environ.get("WORKBENCH_STORE") or DEFAULT_STORE), host or Host())
     return bench if client is None else bench.on(client)
-
-
-class Methods(Mapping[str, "MethodReference | type[Method]"]):
-    """All methods by id; shows itself as a table."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._methods = host.methods
-
-    def __getitem__(self, method_id: str) -> MethodReference | type[Method]:
-        return self._methods[method_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._methods)
-
-    def __len__(self) -> int:
-        return len(self._methods)
-
-    def __repr__(self) -> str:
-        width = max(map(len, self), default=0)
-        return "\n".join(f"{method_id:<{width}}  {item.title}" for method_id, item in self.items())
-
-    def _repr_html_(self) -> str:
-        from workbench.render import methods_html
-
-        return methods_html({method_id: item.title for method_id, item in self.items()})
-
-
-class Plugins(list[PluginStatus]):
-    """What became of every plugin. Shows itself as a table; called, it opens the panel of families, methods and papers."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host.plugins)
-        self._host = host
-
-    def __call__(self) -> PluginsPanel:
-        """Families, methods, versions and papers, and why something is not available: `bench.plugins()`."""
-        return panel_module("plugins").PluginsPanel(self._host)  # type: ignore[no-any-return]
-
-    def _repr_html_(self) -> str:
-        from workbench.render.plugins import plugins_html
-
-        return plugins_html(self)
 
 
 class Workbench:
@@ -216,10 +169,10 @@ class Workbench:
         """
         from workbench.execution.request import fulfil, prepare
 
-        request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
-        shown = _bar(request.method.id) if progress is True else (progress or None)
+        request = ask(self, method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        shown = progress_bar(request.method.id) if progress is True else (progress or None)
         if self.cluster is not None:
-            return self._send(request).attend(shown, cancel)
+            return send(self, request).attend(shown, cancel)
         job = prepare(request, self)
         stored, served = fulfil(request, job, self.store, self.host, progress=shown, cancel=cancel)
         return Run(self, stored, served=served)
@@ -260,9 +213,9 @@ class Workbench:
         """
         from workbench.execution.background import submit
 
-        request = self._ask(method, inputs_and_parameters, seed, device, precision, force, wait, study)
+        request = ask(self, method, inputs_and_parameters, seed, device, precision, force, wait, study)
         if self.cluster is not None:
-            return self._send(request)
+            return send(self, request)
         return submit(request, self, self.store, self.host, lambda stored, served: Run(self, stored, served=served))
 
     def sweep(
@@ -321,7 +274,7 @@ class Workbench:
         every = Points(classes, inputs_and_parameters, seed, points)
         sweep: Sweep[Run] = Sweep(
             every,
-            self._point_runner(device, precision, force, study),
+            point_runner(self, device, precision, force, study),
             lambda run: (run.id, run.served, run.metrics),
             lambda ids: Runs(self[run_id] for run_id in ids),
             in_flight=pace(in_flight, 1 if self.cluster is None else self.cluster.threads),
@@ -329,7 +282,7 @@ class Workbench:
             dashboard="" if self.cluster is None else self.cluster.dashboard,
         )
         if block:
-            sweep.attend(_bar(study or "sweep") if progress is True else (progress or None))
+            sweep.attend(progress_bar(study or "sweep") if progress is True else (progress or None))
         return sweep
 
     def study(
@@ -364,66 +317,6 @@ class Workbench:
         from workbench.study import run_study
 
         return run_study(self, study, subjects=subjects, device=device, precision=precision, progress=progress)
-
-    def _point_runner(
-        self, device: str | torch.device | None, precision: str, force: bool, study: str | None
-    ) -> Callable[[Point], Handle[Run]]:
-        """What begins a point of a sweep; the points share what they load or pack."""
-        from workbench.execution.background import submit
-        from workbench.execution.request import SharedSubjects
-        from workbench.execution.shipping import Packed
-
-        shared, packed = SharedSubjects(), Packed()
-
-        def begin(point: Point) -> Handle[Run]:
-            request = self._ask(
-                point.method, point.arguments, point.seed, device, precision, force, WAIT, study, registered=True
-            )
-            if self.cluster is not None:
-                return self._send(request, packed)
-            roles = {name: item if isinstance(item, str) else id(item) for name, item in request.roles.items()}
-            return submit(
-                request,
-                self,
-                self.store,
-                self.host,
-                lambda stored, served: Run(self, stored, served=served),
-                shared=(shared, (point.method, *sorted(roles.items()))),
-            )
-
-        return begin
-
-    def _send(self, request: Request, packed: Packed | None = None) -> Handle[Run]:
-        """Give a request to the cluster."""
-        from workbench.execution.shipping import make_order
-
-        assert self.cluster is not None
-        order, blobs = make_order(request, self, self.store, self.host, packed)
-
-        def arrived(record: RunRecord, served: bool) -> Run:
-            return Run(self, StoredRun(self.store.backend, record, request.params), served=served)
-
-        return self.cluster.submit(order, blobs, arrived)
-
-    def _ask(
-        self,
-        method: str | type[Method],
-        arguments: Mapping[str, Any],
-        seed: int,
-        device: str | torch.device | None,
-        precision: str,
-        force: bool,
-        wait: float,
-        study: str | None,
-        *,
-        registered: bool = False,
-    ) -> Request:
-        from workbench.execution.request import ask
-
-        cls = self.host.method(method) if isinstance(method, str) else method
-        if isinstance(method, type) and not registered:
-            self.register(method)
-        return ask(cls, arguments, seed=seed, device=device, precision=precision, force=force, wait=wait, study=study)
 
     def browse(
         self,
@@ -574,14 +467,3 @@ class Workbench:
         from workbench.execution.sources import StoreSources
 
         return StoreSources(self.store, self.host)
-
-
-def _bar(title: str) -> Progress:
-    """In a notebook what the panels show, in a terminal a line."""
-    import sys
-
-    if getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)().__class__.__name__ == "ZMQInteractiveShell":
-        return panel_module("progress").NotebookProgress(title)  # type: ignore[no-any-return]
-    from workbench.execution.progress import ProgressBar
-
-    return ProgressBar(title)

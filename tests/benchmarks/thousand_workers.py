@@ -53,6 +53,7 @@ def measure() -> Costs:
     """Costs on this machine, from a store of 300 small runs and a month's folder of 20,000 entries."""
     import workbench
     from sweeps import Products, opened
+    from workbench.dispatch import ask
     from workbench.execution.points import Points
     from workbench.execution.shipping import Packed, make_order
 
@@ -79,8 +80,8 @@ def measure() -> Costs:
         point = Points([Products], {}, 0)[0]
         started = time.perf_counter()
         for seed in range(500):
-            request = bench._ask(
-                point.method, point.arguments, seed, None, "float32", False, 0.0, None, registered=True
+            request = ask(
+                bench, point.method, point.arguments, seed, None, "float32", False, 0.0, None, registered=True
             )
             make_order(request, bench, bench.store, bench.host, packed)
         order = (time.perf_counter() - started) / 500
