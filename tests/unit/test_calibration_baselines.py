@@ -30,6 +30,7 @@ from workbench_calibration.matrix_scaling import (
     DirichletCalibration,
     MatrixScaling,
     canonical,
+    clearly_above,
     fit_matrix,
     scores,
 )
@@ -95,10 +96,20 @@ def test_cross_validation_takes_the_penalty_with_the_lowest_held_out_likelihood_
     fitted = fit_matrix(Samples.of(logit, label), kind="matrix", off_diagonal=None, intercept=None, seed=0)
     assert fitted.off_diagonal == PENALTIES[int(np.nanargmin(fitted.search[0]))]
     assert fitted.intercept == PENALTIES[int(np.nanargmin(fitted.search[1]))]
+    assert np.isfinite(fitted.search).sum() < fitted.search.size  # the search ends where weaker penalties are worse
     given = fit_matrix(Samples.of(logit, label), kind="matrix", off_diagonal=0.3, intercept=None, seed=0)
     assert given.off_diagonal == 0.3
     assert np.isnan(given.search[0]).all()
     assert np.isfinite(given.search[1]).sum() >= 3
+
+
+def test_a_candidate_is_clearly_worse_beyond_two_standard_errors_of_paired_samples():
+    noise = np.random.default_rng(0).standard_normal(10_000)  # of the difference: its standard error is 0.01
+    samples = 5 * np.random.default_rng(1).standard_normal(10_000)  # what both share
+    centred = noise - noise.mean()
+    assert not clearly_above(samples + centred + 0.019, samples)
+    assert clearly_above(samples + centred + 0.021, samples)
+    assert not clearly_above(samples, samples)
 
 
 def test_dirichlet_calibration_sees_log_probabilities_only_and_prints_its_canonical_form():
@@ -130,6 +141,7 @@ def test_an_unpenalised_matrix_overfits_a_hundred_classes_and_odir_repairs_it():
     assert likelihood(free, logit, label) > 1.5 * likelihood(temperature, logit, label)
     assert likelihood(free, fit_logit, fit_label) < 0.3 * likelihood(free, logit, label)
     assert likelihood(held, logit, label) < likelihood(temperature, logit, label)
+    assert PENALTIES[-1] < held.off_diagonal < PENALTIES[0]  # the best lies within the range that is searched
 
 
 # ------------------------------------------------------------------------------------------------- isotonic regression
