@@ -263,6 +263,10 @@ def _notes(result: Result, scores: Scores, main: str) -> list[str]:
     if samples / bins < 50:
         notes.append(f"Only {samples / bins:.0f} samples per bin: calibration errors are dominated by chance; read them "
                      "beside the column `by chance alone`.")
+    present = np.flatnonzero(result["class_count"].values)
+    if len(present) == 1:
+        notes.append(f"Every report sample is of class {present[0]}: this says nothing about the other classes, and a map "
+                     "fitted on samples of one class learns little but how common it is.")
     if int(result["raised"]) >= 0:
         notes.append(f"Probabilities were given: their logarithm serves as logit; {int(result['raised'])} of them were "
                      f"raised to {PROBABILITY_FLOOR:g}.")

@@ -268,19 +268,29 @@ def read_samples(
 ) -> tuple[Scores, Tensor, np.ndarray]:
     """Checked logits and int64 labels (sample,) of a role, and with `hashed` a hash int64 of each row and its label."""
     scores = Scores(role, dataset, device)
-    label = to_tensor(dataset["label"], device=device, dtype=torch.int64)
-    if label.min() < 0 or label.max() >= scores.classes:
-        raise InputError(
-            f"{role}['label']",
-            expected=f"classes 0 to {scores.classes - 1}",
-            got=f"{int(label.min())} to {int(label.max())}",
-        )
+    label = class_labels(role, dataset, scores.classes, device)
     hashes = np.empty(len(label) if hashed else 0, dtype=np.int64)
     for rows, logit in scores.scan():
         if hashed:
             table = torch.cat([logit.double(), label[rows, None].double()], dim=1).cpu().numpy()
             hashes[rows] = [hash(row.tobytes()) for row in table]
     return scores, label, hashes
+
+
+def class_labels(role: str, dataset: Any, classes: int, device: torch.device) -> Tensor:
+    """The labels of a role as int64 (sample,): whole numbers from 0 to classes - 1, or an error that says what was found."""
+    given = to_tensor(dataset["label"], device=device)
+    label = given.to(torch.int64)
+    fractional = given.is_floating_point() and not bool((given == label).all())
+    if fractional or label.min() < 0 or label.max() >= classes:
+        found = "NaN" if given.isnan().any() else f"{given.min().item():g} to {given.max().item():g}"
+        raise InputError(
+            f"{role}['label']",
+            expected=f"whole numbers of classes, 0 to {classes - 1}",
+            got=f"fractions among {found}" if fractional and found != "NaN" else found,
+            hint="A single column of scores is that of class 1 of two." if classes == 2 else "",
+        )
+    return label
 
 
 def row_blocks(samples: int, classes: int) -> Iterator[slice]:

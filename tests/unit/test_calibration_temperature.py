@@ -200,7 +200,10 @@ def test_the_output_of_a_run_is_the_input_of_the_next():
     ("change", "message"),
     [
         (lambda d: d.drop_vars("logit"), "logit"),
-        (lambda d: d.assign(label=d.label + 1), "label"),
+        (lambda d: d.assign(label=d.label + 1), r"data\['label'\]: expected whole numbers of classes, 0 to 4, got 1 to 5"),
+        (lambda d: d.assign(label=d.label + 0.5), "got fractions among 0.5 to 4.5"),
+        (lambda d: d.assign(label=d.label.where(d.label > 0)), r"data\['label'\]: .*, got NaN"),
+        (lambda d: d.isel({"class": [0]}), "got 0 to 4. A single column of scores is that of class 1 of two"),
         (lambda d: d.isel(sample=slice(3)), "at least 4 samples"),
         (lambda d: d.assign(logit=d.logit * np.inf), "finite"),
         (lambda d: d.rename(logit="probability"), "probability"),
@@ -209,6 +212,12 @@ def test_the_output_of_a_run_is_the_input_of_the_next():
 def test_bad_input_is_named_before_anything_is_written(change, message):
     with pytest.raises(InputError, match=message):
         record(TemperatureScaling, {"data": change(dataset(*overconfident(40)))}, **FEW)
+
+
+def test_samples_of_a_single_class_are_judged_and_the_report_says_how_little_that_tells():
+    data = dataset(*overconfident(60))
+    _, result = record(TemperatureScaling, {"data": data.assign(label=0 * data.label)}, **FEW)
+    assert any(note.startswith("Every report sample is of class 0") for note in check_report(TemperatureScaling, result).notes)
 
 
 @pytest.mark.parametrize("name", ["logit", "probability"])
