@@ -203,7 +203,7 @@ class Hawq(Method):
 
     id = "quantization.hawq"
     title = "Which layers may go to 4 or 2 bits, judged by the curvature of the loss"
-    version = "3"
+    version = "4"
     paper = Paper(
         title="HAWQ: Hessian AWare Quantization of Neural Networks with Mixed-Precision",
         authors="Dong, Yao, Gholami, Mahoney and Keutzer",

@@ -7,7 +7,7 @@ from workbench import Metric, Report, Result
 
 from workbench_quantization.hawq_facts import Facts
 from workbench_quantization.hawq_views import further_tables, layer_table, solution_table, views
-from workbench_quantization.report_parts import accuracy_metric
+from workbench_quantization.report_parts import accuracy_metric, resolution
 
 NOISY = 0.15
 """Relative standard error of a trace from which on it is called noisy."""
@@ -158,6 +158,9 @@ def _low_width_note(facts: Facts) -> list[str]:
         f"{mixture} give {chosen:.1%} at {facts.average[0]:.2f} bits per weight, {facts.names[facts.uniform]} gives "
         f"{uniform:.1%} at {facts.average[facts.uniform]:.2f}"
     )
+    unsure = resolution(max(chosen, uniform), facts.samples)
+    if abs(chosen - uniform) < unsure:
+        figures += f" (a difference within the sampling error of {unsure:.1%})"
     if chosen >= uniform:
         return [f"Mixing widths against one width, without fine-tuning: {figures}."]
     text = f"Without fine-tuning, mixing in {lowest}-bit layers does not pay here: {figures}."

@@ -211,7 +211,7 @@ def test_many_classes_are_drawn_for() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, MOST_CLASSES + 30)).double().eval()
     blocks = [Block(key, (key,), (model[int(key)],)) for key in ("0", "2")]
-    batches = [(torch.randn(20, 6).double(), torch.randint(90, (20,)))]
+    batches = [(torch.randn(20, 6).double(), torch.randint(MOST_CLASSES + 30, (20,)))]
     probes = torch.stack(list(gauss_newton_probes(model, blocks, batches, 30, generator())))
     expected = np.array([dense_gauss_newton_trace(model, block, batches) for block in blocks])
     error = probes.std(0).numpy() / np.sqrt(len(probes))
