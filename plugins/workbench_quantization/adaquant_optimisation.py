@@ -229,7 +229,7 @@ def solve_several(
         at_once: layers at a time.
         params: of the run.
         report: called by this thread with steps done and the number of layers; what it raises ends the work.
-        threads: torch's threads per layer; None: an equal share of what torch has now.
+        threads: torch's threads per layer, and of `pose`; None: an equal share of what torch has now.
     """
     before = torch.get_num_threads()
     each = threads or max(1, before // at_once)
@@ -255,6 +255,8 @@ def solve_several(
             report(sum(steps.values()), len(places))
 
     try:
+        # This thread collects inputs beside the layers: with more threads than cores, torch's wait for each other, spinning.
+        torch.set_num_threads(each)
         with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             try:
                 for place in places:

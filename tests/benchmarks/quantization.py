@@ -1,6 +1,7 @@
 """Quantization: traces of the Hessian against PyHessian layer by layer, the bit allocator, AdaQuant's layers at the same time.
 
-    python tests/benchmarks/quantization.py [--part traces|allocator|adaquant] [--images 32] [--pilot 6] [--weights FILE]
+    python tests/benchmarks/quantization.py [--part traces|allocator|adaquant] [--images 32] [--pilot 6]
+        [--weights FILE] [--steps 20]
 
 `traces`: the Hessian trace of every convolution and linear layer of ResNet-20 (random weights unless `--weights`; random images),
 once as HAWQ has them (`gauss_newton_probes` until the standard errors are small, three probes at least), and once by calling
@@ -12,8 +13,9 @@ installed, a loop with the same semantics stands in and is named so.
 `allocator`: 200 layers and 6 widths, the integer program and the greedy walk, against scipy's `milp` called with the same
 problem as it stands (without scaling), whose objective the product must reach.
 
-`adaquant`: the layers of ResNet-20 at 4 bits, 50 images, 5 steps, one after the other with all of torch's threads, and as
-many at a time as there are threads.
+`adaquant`: the layers of ResNet-20 at 4 bits, 50 images, `--steps` steps a layer, one after the other with all of torch's
+threads, and as many at a time as there are threads. Both include what a layer starts with (its inputs and outputs), which is
+collected before its first step and does not grow with their number.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ def traces(images: int, pilot: int, weights: str | None) -> None:
     assert max(gaps) < limit, f"the two do not estimate the same traces (limit {limit:.1f})"
 
 
-def adaquant(rounds: int = 3) -> None:
+def adaquant(steps: int, rounds: int = 3) -> None:
     torch.manual_seed(0)
     model = resnet20().eval()
     image = torch.rand(50, 3, 32, 32)
@@ -145,9 +147,12 @@ def adaquant(rounds: int = 3) -> None:
     fold(model, units, image)
     # Inputs are collected from a copy: the layers of the student are computed with meanwhile.
     teacher, student = Student(*copied(model, units)), Student(model, units)
-    params = Params(iterations=5)
+    params = Params(iterations=steps)
     calibration = Calibration([image], [image[:10]], image, torch.zeros(50, dtype=torch.int64), [image])
     at_once = concurrent_layers(teacher, calibration)
+    if at_once == 1:
+        print("\nAdaQuant: one thread, so there is nothing to do at the same time (OMP_NUM_THREADS=2 or more)")
+        return
 
     def pose(place: int) -> Problem:
         inputs, target = teacher.collect(place, [image])
@@ -164,7 +169,9 @@ def adaquant(rounds: int = 3) -> None:
         warmup=1,
     )
     print_table(
-        f"AdaQuant of {len(blocks)} layers, {torch.get_num_threads()} threads", seconds, reference="one after the other"
+        f"AdaQuant of {len(blocks)} layers, {steps} steps each, {torch.get_num_threads()} threads",
+        seconds,
+        reference="one after the other",
     )
 
 
@@ -214,9 +221,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--pilot", type=int, default=6)
     parser.add_argument("--weights")
+    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     if options.part in (None, "adaquant"):
-        adaquant()
+        adaquant(options.steps)
     torch.set_num_threads(1)
     if options.part in (None, "allocator"):
         allocator()
