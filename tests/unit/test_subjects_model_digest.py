@@ -2,16 +2,18 @@
 
 import copy
 import importlib
+import importlib.metadata
 import os
 import subprocess
 import sys
 import textwrap
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from workbench.subjects import Model
+from workbench.subjects import Model, code_digest
 from workbench.subjects.model_digest import model_digest
 from workbench.subjects.networks import SmallCNN
 
@@ -359,3 +361,12 @@ def test_cycles_end():
     model.owner = [model]
     assert model_digest(model) is not None
     assert model_digest(model) == model_digest(copy.deepcopy(model))
+
+
+def test_the_release_of_a_package_is_looked_up_once(monkeypatch):
+    """The look goes through the files of every distribution: a second or two for each of a library's modules would be felt."""
+    looks, look = [], importlib.metadata.packages_distributions
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: looks.append(1) or look())
+    code_digest._package_release.cache_clear()
+    releases = {code_digest._release(name) for name in ("numpy", "numpy.linalg", "numpy.fft")}
+    assert (releases, len(looks)) == ({f"numpy {np.__version__}"}, 1)

@@ -191,10 +191,14 @@ def _is_site(path: str) -> bool:
     return bool({"site-packages", "dist-packages"} & set(pathlib.Path(path).parts))
 
 
-@functools.lru_cache(maxsize=256)
 def _release(module_name: str) -> str:
     """`package version` of an installed module."""
-    top = module_name.split(".")[0]
+    return _package_release(module_name.split(".")[0])
+
+
+@functools.cache
+def _package_release(top: str) -> str:
+    """The same of a top-level package. Asked once for each: the answer takes a look at every file of every distribution."""
     for distribution in importlib.metadata.packages_distributions().get(top, []):
         return f"{distribution} {importlib.metadata.version(distribution)}"
     return top
