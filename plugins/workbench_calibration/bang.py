@@ -250,7 +250,8 @@ def _own_models(inputs: Inputs, params: Params, out: Out) -> None:
     logit_layer(model, to_tensor(data["image"][:2]))  # the head that is cooled: without one nothing is trained in vain
     test = 1.0 if given is not None else params.test_fraction
     shares = {"selection": test * params.selection_fraction, "id": test * (1 - params.selection_fraction)}
-    parts = split_indices(label, shares | ({} if given is not None else {"train": 1 - test}), seed=out.seed)
+    shares |= {} if given is not None else {"train": 1 - test}
+    parts = split_indices(label, shares, seed=out.seed, argument="data")
     domains = _domains(data, label, parts, inputs.get("shifted"))
     pre = {key: value.detach().clone() for key, value in model.state_dict().items()}
     train_index = parts.get("train", parts["selection"])

@@ -38,7 +38,7 @@ class MultiColor:
             "selection": test * params.selection_fraction,
             "id": test * (1 - params.selection_fraction),
         }
-        parts = split_indices(label, shares, seed=out.seed)
+        parts = split_indices(label, shares, seed=out.seed, argument="data")
         self.digit, self.label, self.parts = digit, label, parts
         self.frame = draw_frame(out.rng("frame"))
         self.colours: dict[str, np.ndarray] = {}

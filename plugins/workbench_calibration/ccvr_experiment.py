@@ -100,7 +100,8 @@ class Experiment:
         label = inputs["data"]["label"].to_numpy().astype(np.int64)
         image = to_tensor(inputs["data"]["image"])
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        parts = split_indices(label, {"train": 1 - params.test_fraction, "test": params.test_fraction}, seed=out.seed)
+        shares = {"train": 1 - params.test_fraction, "test": params.test_fraction}
+        parts = split_indices(label, shares, seed=out.seed, argument="data")
         self.index = parts["test"]
         self.image, self.test = (image[parts[name]].to(out.device) for name in ("train", "test"))
         self.label, self.test_label = label[parts["train"]], label[parts["test"]]

@@ -341,7 +341,8 @@ def _images(inputs: Inputs, params: Params, out: Out) -> tuple[nn.Module, Split,
             "model", expected=f"a logit for each of {present.max() + 1} classes", got=f"{tuple(logit.shape)}"
         )
     classes = int(logit.shape[1])
-    parts = split_indices(label, {"train": 1 - params.test_fraction, "test": params.test_fraction}, seed=out.seed)
+    shares = {"train": 1 - params.test_fraction, "test": params.test_fraction}
+    parts = split_indices(label, shares, seed=out.seed, argument="data")
     rng = out.rng("label noise")
     chosen = np.sort(out.rng("train samples").permutation(parts["train"])[: params.train_samples])
     noise_map = np.arange(classes)
@@ -360,6 +361,6 @@ def _images(inputs: Inputs, params: Params, out: Out) -> tuple[nn.Module, Split,
 def _calibration_split(point: Any, label: Any, test: tuple[Any, Any], params: Params, out: Out) -> Split:
     """Split the calibration share off the training set, at random as the paper, and move everything to the device."""
     fractions = {"calibration": params.calibration_fraction, "train": 1 - params.calibration_fraction}
-    parts = split_indices(len(label), fractions, seed=out.seed)
+    parts = split_indices(len(label), fractions, seed=out.seed, argument="data")
     train, calibration = ((point[parts[name]], label[parts[name]]) for name in ("train", "calibration"))
     return Split(*((x.to(out.device), y.to(out.device)) for x, y in (train, calibration, test)))

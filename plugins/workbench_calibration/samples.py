@@ -226,7 +226,8 @@ def read_parts(inputs: Inputs, *, fit_fraction: float, seed: int, device: torch.
     apart = inputs.get("fit") is not None
     scores, label, rows = read_samples("data", inputs["data"], device, hashed=apart)
     if not apart:
-        index = split_indices(label.cpu().numpy(), {"fit": fit_fraction, "report": 1 - fit_fraction}, seed=seed)
+        shares = {"fit": fit_fraction, "report": 1 - fit_fraction}
+        index = split_indices(label.cpu().numpy(), shares, seed=seed, argument="data")
         fit, report = (Samples(scores, label[index[name]], index[name]) for name in ("fit", "report"))
         return Parts(fit, report, scores.raised, 0)
     fit_scores, fit_label, fit_rows = read_samples("fit", inputs["fit"], device, hashed=True)

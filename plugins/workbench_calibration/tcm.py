@@ -341,7 +341,7 @@ def _split(label: np.ndarray, params: Params, seed: int) -> tuple[np.ndarray, np
     """Rows to train on and to judge by. Open: the first classes in order of their labels, as is the custom of CUB and Cars."""
     if params.split == "closed":
         fractions = {"train": 1 - params.test_fraction, "test": params.test_fraction}
-        parts = split_indices(label, fractions, seed=seed)
+        parts = split_indices(label, fractions, seed=seed, argument="data")
         return parts["train"], parts["test"]
     names = np.unique(label)
     count = round(len(names) * (1 - params.test_fraction))

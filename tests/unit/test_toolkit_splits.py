@@ -98,6 +98,11 @@ def test_bad_shares_are_refused(shares, n, message):
         split_indices(n, shares)
 
 
+def test_too_few_samples_are_reported_of_the_argument_that_the_caller_names():
+    with pytest.raises(InputError, match="data: expected at least one sample in every part, got none in 'b' of 2 samples"):
+        split_indices(2, {"a": 0.9, "b": 0.1}, argument="data")
+
+
 def test_labels_that_cannot_be_stratified_by_are_refused():
     with pytest.raises(InputError, match="stratify=False"):
         split_indices(np.linspace(0, 1, 10))

@@ -27,6 +27,8 @@ def split_indices(
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
     stratify: bool = True,
+    *,
+    argument: str = "fractions",
 ) -> dict[str, np.ndarray]:
     """Cut the samples 0..n-1 into named parts, by default 50 % to fit on, 20 % to select by, 30 % to report on.
 
@@ -36,6 +38,7 @@ def split_indices(
             each class as well, so that a class keeps its share in every part to within a sample or two.
         seed: of the draw; the same seed gives the same split everywhere.
         stratify: keep class shares alike in all parts.
+        argument: what the error names when there are too few samples for every part to have one.
 
     Returns:
         Per part a sorted int64 index array; the parts are disjoint and together hold every sample.
@@ -52,7 +55,7 @@ def split_indices(
     for name, size in zip(shares, sizes, strict=True):
         if not size:
             raise InputError(
-                "fractions", expected="at least one sample in every part", got=f"none in {name!r} of {count} samples"
+                argument, expected="at least one sample in every part", got=f"none in {name!r} of {count} samples"
             )
     parts: dict[str, np.ndarray] = {}
     for name, size in zip(shares, sizes, strict=True):
