@@ -125,6 +125,7 @@ def views(facts: Facts) -> tuple[View, ...]:
             y="accuracy",
             color="solution_kind",
             label="solution",
+            x_label="MB of quantised weights",
             caption="Before fine-tuning. Right and low is worse.",
         ),
         Scatter(
@@ -135,6 +136,8 @@ def views(facts: Facts) -> tuple[View, ...]:
             label="solution",
             highlight="pareto",
             log_y=True,
+            x_label="MB of quantised weights",
+            y_label="Omega",
             caption="Large points are on the Pareto front.",
         ),
         Scatter(
@@ -144,6 +147,7 @@ def views(facts: Facts) -> tuple[View, ...]:
             color="solution_kind",
             label="solution",
             log_x=True,
+            x_label="Omega",
         ),
         Bar(
             title="Average trace by depth",
@@ -160,7 +164,8 @@ def views(facts: Facts) -> tuple[View, ...]:
             x="iteration",
             by="layer",
             select={"layer": ends},
-            caption="The sharpest and the flattest layer.",
+            y_label="Rayleigh quotient",
+            caption="The sharpest and the flattest layer for their size.",
         ),
         HeatMap(title="Measured loss increase of single layers", z="loss_increase", x="bit", y="layer"),
         HeatMap(title="Widths of every solution", z="solution_bits", x="layer", y="solution"),
