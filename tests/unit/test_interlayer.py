@@ -195,6 +195,59 @@ def test_images_must_be_left_to_search_with(digits: dict[str, Any], model: Model
         record(Interlayer, {"model": model, **few})
 
 
+class Smooth(nn.Module):
+    """Eight layers without kinks, whose loss has second derivatives everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = [1, 8, 8, 16, 16, 16]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1, stride=2 if place in (1, 3) else 1)
+            for place, (before, after) in enumerate(itertools.pairwise(channels))
+        )
+        self.linears = nn.ModuleList([nn.Linear(64, 32), nn.Linear(32, 32)])
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            image = nn.functional.silu(conv(image))
+        hidden = image.flatten(1)
+        for linear in self.linears:
+            hidden = nn.functional.silu(linear(hidden))
+        return self.head(hidden)
+
+
+def test_differences_and_products_agree_where_rounding_is_fine_and_part_where_it_is_coarse(
+    digits: dict[str, Any],
+) -> None:
+    """Rank correlation and slope over the 28 pairs: 1 at 8 bits, none left at 2, where the loss is no longer quadratic."""
+    torch.manual_seed(0)
+    network, generator = Smooth(), torch.Generator().manual_seed(0)
+    image, label = (torch.from_numpy(digits["data"][name].values) for name in ("image", "label"))
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(8):
+        for rows in torch.randperm(len(image), generator=generator).split(32):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network(image[rows]), label[rows]).backward()
+            optimiser.step()
+    inputs = {"model": network.double().eval(), "data": digits["data"].isel(sample=slice(0, 180)),
+              "test": digits["test"].isel(sample=slice(0, 100))}  # fmt: skip
+    _, run = record(
+        Interlayer, inputs, widths=(16, 8, 2), granularity="layer", act_bits=32, estimator="differences",
+        calibration_samples=128, search_samples=50, probes=2, random_orders=1, subsets=4,
+    )  # fmt: skip
+    assert float(run["search_accuracy_full_precision"]) > 0.8
+    pairs = np.triu_indices(run["bits"].size, 1)
+    found = {}
+    for column, width in enumerate(run["interaction"]["bit"].values.tolist()):
+        measured, curved = (run[name].values[..., column][pairs] for name in ("interaction", "interaction_products"))
+        found[width] = float(spearmanr(measured, curved).statistic), float(np.polyfit(curved, measured, 1)[0])
+    assert found[8][0] > 0.95
+    assert found[8][1] == pytest.approx(1, abs=0.1)
+    assert found[2][0] < 0.8
+    assert abs(found[2][1] - 1) > 0.3
+
+
 @pytest.mark.slow
 def test_pairs_predict_the_damage_of_random_subsets_better_on_cifar10(shared_data: Path) -> None:
     """Pretrained ResNet-20, weights at 8 and 4 bit with one range a layer, 200 images, 40 random subsets."""
@@ -221,7 +274,8 @@ def test_pairs_predict_the_damage_of_random_subsets_better_on_cifar10(shared_dat
     print(found, correlation, slope, report.summary, report.tables[0].rows, sep="\n")
     assert found["with pairs"][0] > found["single layers"][0]
     assert found["with pairs"][1] < found["single layers"][1]
-    # Measured: Spearman .69 and slope .96 at 8 bit, .41 at 4 bit, where the loss is no longer quadratic. Most of the 190
-    # interactions are near zero at 8 bit, and their ranks are noise; the large ones agree, as the slope says.
+    # Measured: Spearman .69 and slope .96 at 8 bit, .41 at 4 bit, where the loss is no longer quadratic. The large ones of
+    # the 190 interactions agree at 8 bit, as the slope says; the ranks of the many near zero do not, and not for want of
+    # digits (32 images in double precision: .45 and 1.02). Without ReLUs they do: see the test on a smooth network above.
     assert correlation[8] > max(0.6, correlation[4])
     assert abs(slope - 1) < 0.3
