@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from workbench import InputError, Out
 from workbench.toolkit import (
     Recipe,
+    Stages,
     expected_calibration_error,
     find_layer,
     fit,
@@ -130,8 +131,7 @@ class Study:
     settings: StudySettings
     n_classes: int
     out: Out
-    restored: Mapping[str, Any]
-    """Checkpoint of an interrupted run, or empty. Read once: reading it again would put logged series back."""
+    stages: Stages
 
     def logits(self, model: nn.Module, image: Tensor) -> Tensor:
         """(sample, class) float32 on the CPU."""
@@ -140,30 +140,27 @@ class Study:
 
 
 class TrainingOut:
-    """The part of `Out` that `fit` uses, for training number `number` of a study.
+    """The part of `Out` that `fit` uses, for one training of a study.
 
-    Progress is that of the whole study. A checkpoint holds the finished trainings, the point that the present one has
-    reached, its curve so far and its count of batches, so that a killed study goes on in the middle of a training.
+    A checkpoint holds, beside what `Stages` keeps, the curve so far and the count of batches, so that a killed study goes
+    on in the middle of a training.
 
     `curve` maps a number of epochs to (test accuracy, train accuracy, train NLL), measured without augmentation.
     """
 
-    def __init__(
-        self, study: Study, name: str, number: int, finished: Mapping[str, Any], model: nn.Module, transform: MixTransform
-    ) -> None:
-        self._study, self._name, self._number, self._finished = study, name, number, finished
+    def __init__(self, study: Study, name: str, model: nn.Module, transform: MixTransform) -> None:
+        self._study, self._stage = study, study.stages.begin(name, series=("loss",))
         self._model, self._transform = model, transform
         self._restored = 0
         self.curve: dict[int, list[float]] = {}
 
     def progress(self, done: float, total: float, message: str = "") -> None:
         """Progress of the study, a training counting as 1."""
-        settings = self._study.settings
-        self._study.out.progress(self._number + done / total, len(settings.modes) * settings.seeds, message)
+        self._stage.progress(done, total, message)
 
     def log(self, step: int, **values: float) -> None:
-        """Keep the training loss as `loss_<mode>_<seed>`, and measure: `fit` logs an epoch before its checkpoint."""
-        self._study.out.log(step, **{f"loss_{self._name}": values[f"{self._name}_loss"]})
+        """Keep the training loss as `<mode>_<seed>_loss`, and measure: `fit` logs an epoch before its checkpoint."""
+        self._stage.log(step, **values)
         if step <= self._restored or step not in self._study.settings.epochs_measured:
             return
         study = self._study
@@ -173,20 +170,13 @@ class TrainingOut:
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Keep the study."""
-        self._study.out.checkpoint(
-            {
-                "finished": dict(self._finished),
-                "name": self._name,
-                "training": dict(state),
-                "curve": {str(epoch): point for epoch, point in self.curve.items()},
-                "batches": self._transform.count,
-            }
-        )
+        curve = {str(epoch): point for epoch, point in self.curve.items()}
+        self._stage.checkpoint({"training": dict(state), "curve": curve, "batches": self._transform.count})
 
     def restore(self) -> dict[str, Any] | None:
         """The present training's own checkpoint, if the study was stopped in it."""
-        state = self._study.restored
-        if state.get("name") != self._name:
+        state = self._stage.restore()
+        if state is None:
             return None
         self.curve = {int(epoch): [float(value) for value in point] for epoch, point in state["curve"].items()}
         self._transform.count, self._restored = int(state["batches"]), int(state["training"]["epoch"])
@@ -194,7 +184,7 @@ class TrainingOut:
         return training
 
 
-def train_once(study: Study, mode: Mode, seed: int, number: int, finished: Mapping[str, Any]) -> dict[str, Any]:
+def train_once(study: Study, mode: Mode, seed: int) -> dict[str, Any]:
     """Train a copy of the model with one mode from the initial weights of this seed, and measure it.
 
     Returns:
@@ -206,7 +196,7 @@ def train_once(study: Study, mode: Mode, seed: int, number: int, finished: Mappi
     reinitialise(model, int(torch.randint(2**31, (), generator=out.generator(f"initial weights {seed}"))))
     before = crop_and_flip(settings.crop_padding, settings.flip)
     transform = MixTransform(mode, settings.mix, study.n_classes, before)
-    own = TrainingOut(study, name, number, finished, model, transform)
+    own = TrainingOut(study, name, model, transform)
     fit(
         model,
         study.train.image,
@@ -240,8 +230,9 @@ def run_study(model: nn.Module, train: Samples, test: Samples, settings: StudySe
 
     The models of the first seed are stored under the names of their modes.
     """
-    study = Study(model, train, test, settings, check_model(model, train), out, out.restore() or {})
     modes, seeds, epochs = settings.modes, range(settings.seeds), settings.epochs_measured
+    stages = Stages(out, len(modes) * len(seeds), checkpoint_seconds=CHECKPOINT_SECONDS)
+    study = Study(model, train, test, settings, check_model(model, train), out, stages)
     out.coordinate("seed", list(seeds))
     out.coordinate("epoch", list(epochs))
     out.coordinate("severity", list(settings.noise_strengths))
@@ -255,12 +246,11 @@ def run_study(model: nn.Module, train: Samples, test: Samples, settings: StudySe
     cam = out.array("grad_cam", (len(modes), len(explained), *explained.image.shape[2:])) if explained else None
     if explained:
         out.write("explained_image", explained.image)
-    finished: dict[str, Any] = dict(study.restored.get("finished", {}))
-    for number, (seed, row) in enumerate((seed, row) for seed in seeds for row in range(len(modes))):
+    for seed, row in ((seed, row) for seed in seeds for row in range(len(modes))):
         name = f"{modes[row]}_{seed}"
-        if name not in finished:
-            finished[name] = train_once(study, modes[row], seed, number, finished)
-        result = finished[name]
+        if stages.result(name) is None:
+            stages.finish(name, train_once(study, modes[row], seed))
+        result = stages.results[name]
         _, nll, ece = scores(torch.as_tensor(np.asarray(result["logit"])), test.label)
         for key, value in (result | {"nll": nll, "ece": ece}).items():
             if key in arrays:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from workbench import Out
-from workbench.toolkit import Recipe, Transform, fit, mixup_batch, numpy_generator, reinitialise, soft_labels
+from workbench.toolkit import Recipe, Stages, Transform, fit, mixup_batch, numpy_generator, reinitialise, soft_labels
 
 from workbench_calibration.multicolor import Frame, paint
-from workbench_calibration.overlap_training import CHECKPOINT_SECONDS, TrainingOut
+from workbench_calibration.overlap_training import CHECKPOINT_SECONDS
 
 FinetuningLoss = Literal["ce", "ls", "mixup", "mixup_ls"]
 
@@ -61,9 +60,7 @@ class Trainings:
     """All trainings of a run by name: each is done once, and a stopped run goes on where it was."""
 
     def __init__(self, out: Out, total: int) -> None:
-        self.out, self.total, self.number = out, total, 0
-        self.restored: Mapping[str, Any] = out.restore() or {}
-        self.finished: dict[str, Any] = dict(self.restored.get("finished", {}))
+        self.out, self.stages = out, Stages(out, total, checkpoint_seconds=CHECKPOINT_SECONDS)
 
     def train(
         self,
@@ -86,8 +83,8 @@ class Trainings:
             transform: of a batch.
             order: name of the random numbers: trainings with the same see the same batches if they draw alike.
         """
-        if name in self.finished:
-            model.load_state_dict({key: torch.as_tensor(value) for key, value in self.finished[name].items()})
+        if (state := self.stages.result(name)) is not None:
+            model.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
         else:
             fit(
                 model,
@@ -96,13 +93,12 @@ class Trainings:
                 recipe,
                 generator=self.out.generator(order),
                 transform=transform,
-                out=TrainingOut(self.out, name, self.number, self.total, self.finished, self.restored),  # type: ignore[arg-type]
+                out=self.stages.begin(name, series=("loss",)),
                 amp=self.out.dtype == torch.bfloat16,
                 name=name,
                 checkpoint_seconds=CHECKPOINT_SECONDS,
             )
-            self.finished[name] = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-        self.number += 1
+            self.stages.finish(name, {key: value.detach().cpu() for key, value in model.state_dict().items()})
         return model.eval()
 
     def train_new(

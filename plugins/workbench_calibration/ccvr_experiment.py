@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
 from workbench.toolkit import (
     Recipe,
+    Stages,
     find_layer,
     last_linear,
     layer_names,
@@ -117,7 +118,7 @@ class Experiment:
             for a in params.concentrations
             for seed in range(params.seeds)
         }
-        self.restored: Mapping[str, Any] = out.restore() or {}
+        self.stages = Stages(out, len(self.owner), checkpoint_seconds=CHECKPOINT_SECONDS)
         self.saved = time.monotonic()
 
     def _check(self) -> int:
@@ -137,10 +138,10 @@ class Experiment:
     def run(self) -> None:
         """Everything, written at the end; checkpoints keep what is finished."""
         params, out = self.params, self.out
-        finished: dict[str, Any] = dict(self.restored.get("finished", {}))
-        for number, (a, seed) in enumerate(self.owner):
-            if f"{a}_{seed}" not in finished:
-                finished[f"{a}_{seed}"] = self.one(a, seed, number, finished)
+        for a, seed in self.owner:
+            if self.stages.result(f"{a}_{seed}") is None:
+                self.stages.finish(f"{a}_{seed}", self.one(a, seed))
+        finished = self.stages.results
         detail = finished[f"{params.concentrations[-1]}_0"]
         stages = list(detail["heads"])
         out.coordinate("concentration", list(params.concentrations))
@@ -157,10 +158,10 @@ class Experiment:
         out.write("sample_index", self.index)
         self.write_detail(detail, stages)
 
-    def one(self, a: float, seed: int, number: int, finished: Mapping[str, Any]) -> dict[str, Any]:
+    def one(self, a: float, seed: int) -> dict[str, Any]:
         """Train one federation and calibrate it."""
         name, owner = f"{a}_{seed}", self.owner[a, seed]
-        state, clients, curve = self.federate(name, owner, seed, number, finished)
+        state, clients, curve = self.federate(name, owner, seed)
         model = self.loaded(state)
         feature, test = self.features(model, self.image), self.features(model, self.test)
         layer = find_layer(model, self.head)
@@ -187,7 +188,7 @@ class Experiment:
         return result
 
     def federate(
-        self, name: str, owner: np.ndarray, seed: int, number: int, finished: Mapping[str, Any]
+        self, name: str, owner: np.ndarray, seed: int
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[float]]:
         """The global state, the last local states and the test accuracy after each round."""
         params, out = self.params, self.out
@@ -197,36 +198,41 @@ class Experiment:
         state, velocity = {key: value.clone() for key, value in model.state_dict().items()}, {}
         curve: list[float] = []
         previous: list[dict[str, Tensor]] = []
-        if self.restored.get("name") == name:
+        stage = self.stages.begin(name)
+        if (restored := stage.restore()) is not None:
             state, velocity = (
-                {k: torch.as_tensor(v).to(out.device) for k, v in self.restored[key].items()}
+                {k: torch.as_tensor(v).to(out.device) for k, v in restored[key].items()}
                 for key in ("state", "velocity")
             )
-            curve = [float(value) for value in self.restored["curve"]]
-            previous = [{k: torch.as_tensor(v).to(out.device) for k, v in one.items()} for one in self.restored["clients"]]
+            curve = [float(value) for value in restored["curve"]]
+            previous = [{k: torch.as_tensor(v).to(out.device) for k, v in one.items()} for one in restored["clients"]]
         share = np.bincount(owner, minlength=params.clients) / len(owner)
-        total = len(self.owner) * params.rounds * params.clients
+        total = params.rounds * params.clients
         for turn in range(len(curve), params.rounds):
             clients = []
             for client in range(params.clients):
-                done = (number * params.rounds + turn) * params.clients + client
-                out.progress(done, total, f"{name}: round {turn + 1} of {params.rounds}")
+                stage.progress(turn * params.clients + client, total, f"{name}: round {turn + 1} of {params.rounds}")
                 mine = torch.from_numpy(np.flatnonzero(owner == client))
                 image, label = self.image[mine.to(self.image.device)], torch.from_numpy(self.label)[mine]
                 generator = out.generator(f"round {turn} client {client} of {name}")
                 clients.append(
-                    train_locally(model, state, image, label.to(image.device), self.settings, self.head, generator,
-                                  previous[client] if previous else None)
+                    train_locally(
+                        model,
+                        state,
+                        image,
+                        label.to(image.device),
+                        self.settings,
+                        self.head,
+                        generator,
+                        previous[client] if previous else None,
+                    )
                 )
             previous = clients if params.base == "moon" else []
             state, velocity = serve(state, average(clients, share), velocity, self.settings)
             logit, _ = predict_all(self.loaded(state), self.test, keep_on="cpu")
             curve.append(float((logit.argmax(1).numpy() == self.test_label).mean()))
             if turn + 1 < params.rounds and time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
-                out.checkpoint(
-                    {"finished": dict(finished), "name": name, "state": state, "velocity": velocity, "curve": curve,
-                     "clients": previous}
-                )
+                stage.checkpoint({"state": state, "velocity": velocity, "curve": curve, "clients": previous})
                 self.saved = time.monotonic()
         return state, clients, curve
 

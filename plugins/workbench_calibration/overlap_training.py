@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench import Out
 from workbench.toolkit import (
     Recipe,
+    Stages,
     Transform,
     fit,
     mix_points,
@@ -110,35 +111,6 @@ def logit_gap(
     return np.array(gaps)
 
 
-class TrainingOut:
-    """The part of `Out` that `fit` uses, for training number `number` of `total`: progress and checkpoints of them all."""
-
-    def __init__(
-        self, out: Out, name: str, number: int, total: int, finished: Mapping[str, Any], restored: Mapping[str, Any]
-    ) -> None:
-        self._out, self._name, self._number, self._total = out, name, number, total
-        self._finished, self._restored = finished, restored
-
-    def progress(self, done: float, total: float, message: str = "") -> None:
-        """Progress of all trainings, one counting as 1."""
-        self._out.progress(self._number + done / total, self._total, message)
-
-    def log(self, step: int, **values: float) -> None:
-        """Keep the training loss as `loss_<name>`."""
-        self._out.log(step, **{f"loss_{self._name}": values[f"{self._name}_loss"]})
-
-    def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Keep what is finished, and the state of the present training."""
-        self._out.checkpoint({"finished": dict(self._finished), "name": self._name, "training": dict(state)})
-
-    def restore(self) -> dict[str, Any] | None:
-        """The present training's own checkpoint, if the run was stopped in it."""
-        if self._restored.get("name") != self._name:
-            return None
-        training: dict[str, Any] = self._restored["training"]
-        return training
-
-
 def train_every_mode(
     network: nn.Module,
     split: Split,
@@ -165,12 +137,10 @@ def train_every_mode(
     Returns:
         By `<mode>_<seed>`: `logit`, `calibration_logit`, `train_logit` (sample, class) arrays and `state` of the network.
     """
-    restored = out.restore() or {}
-    finished: dict[str, dict[str, Any]] = dict(restored.get("finished", {}))
-    total = len(mix_sizes) * seeds
-    for number, (seed, (mode, size)) in enumerate((s, m) for s in range(seeds) for m in mix_sizes.items()):
+    stages = Stages(out, len(mix_sizes) * seeds, checkpoint_seconds=CHECKPOINT_SECONDS)
+    for seed, (mode, size) in ((s, m) for s in range(seeds) for m in mix_sizes.items()):
         name = f"{mode}_{seed}"
-        if name in finished:
+        if stages.result(name) is not None:
             continue
         model = copy.deepcopy(network).to(out.device)
         reinitialise(model, int(torch.randint(2**31, (), generator=out.generator(f"initial weights {seed}"))))
@@ -180,12 +150,14 @@ def train_every_mode(
             recipe,
             generator=out.generator(f"training {seed}"),
             transform=mixup_points(size, alpha, classes),
-            out=TrainingOut(out, name, number, total, finished, restored),  # type: ignore[arg-type]
+            out=stages.begin(name, series=("loss",)),
             amp=out.dtype == torch.bfloat16,
             name=name,
             checkpoint_seconds=CHECKPOINT_SECONDS,
         )
         parts = {"logit": split.test, "calibration_logit": split.calibration, "train_logit": split.train}
-        finished[name] = {key: predict_all(model, part[0], keep_on="cpu")[0].numpy() for key, part in parts.items()}
-        finished[name]["state"] = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    return finished
+        logits = {key: predict_all(model, part[0], keep_on="cpu")[0].numpy() for key, part in parts.items()}
+        stages.finish(
+            name, logits | {"state": {key: value.detach().cpu() for key, value in model.state_dict().items()}}
+        )
+    return dict(stages.results)

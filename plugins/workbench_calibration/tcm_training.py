@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from workbench import InputError, Out
-from workbench.toolkit import Recipe, Transform, find_layer, fit, last_linear, predict_all, reinitialise
+from workbench.toolkit import Recipe, Stages, Transform, find_layer, fit, last_linear, predict_all, reinitialise
 
-from workbench_calibration.overlap_training import CHECKPOINT_SECONDS, TrainingOut
+from workbench_calibration.overlap_training import CHECKPOINT_SECONDS
 from workbench_calibration.tcm_losses import bases, tcm_loss
 
 if TYPE_CHECKING:
@@ -150,8 +150,6 @@ def train_every_mode(
     Returns:
         By `<mode>_<seed>`: `embedding` (sample, feature) of the test images, `history` (term, epoch), and for seed 0 `state`.
     """
-    restored = out.restore() or {}
-    finished: dict[str, dict[str, Any]] = dict(restored.get("finished", {}))
     classes = int(train[1].max()) + 1
     known = bases(classes)
     modes = training_modes(params)
@@ -161,9 +159,10 @@ def train_every_mode(
     batches -= (
         batches > 1 and len(train[0]) % params.batch_size == 1
     )  # `fit` joins a last batch of one to the one before
-    for number, (seed, mode) in enumerate((s, m) for s in range(params.seeds) for m in modes):
+    stages = Stages(out, len(modes) * params.seeds, checkpoint_seconds=CHECKPOINT_SECONDS)
+    for seed, mode in ((s, m) for s in range(params.seeds) for m in modes):
         name = f"{mode.name}_{seed}"
-        if name in finished:
+        if stages.result(name) is not None:
             continue
         base, generator = known[mode.loss], out.generator(f"initial weights {seed}")
         backbone = copy.deepcopy(network)
@@ -184,18 +183,19 @@ def train_every_mode(
             generator=out.generator(f"training {seed}"),
             transform=balanced_batches(*train, params.batch_size, params.samples_per_class),
             loss=objective,
-            out=TrainingOut(out, name, number, len(modes) * params.seeds, finished, restored),  # type: ignore[arg-type]
+            out=stages.begin(name, series=("loss",)),
             amp=out.dtype == torch.bfloat16,
             name=name,
             checkpoint_seconds=CHECKPOINT_SECONDS,
         )
-        finished[name] = {
+        result: dict[str, Any] = {
             "embedding": embed(backbone, test_image).numpy(),
             "history": (model.history / batches).cpu().numpy(),
         }
         if seed == 0:
-            finished[name]["state"] = {key: value.detach().cpu() for key, value in backbone.state_dict().items()}
-    return finished
+            result["state"] = {key: value.detach().cpu() for key, value in backbone.state_dict().items()}
+        stages.finish(name, result)
+    return dict(stages.results)
 
 
 def _draw(generator: torch.Generator) -> int:

@@ -273,7 +273,7 @@ class MSSSIM(Method):
                     image_loss(params, name), start, subject, params, trainings,
                     name if seed == 0 else f"{name}_seed_{seed}", f"training/{seed}", out.device,
                 )  # fmt: skip
-                trainings.position = per_loss * (seed * len(params.losses) + index + 1)
+                trainings.stages.done = per_loss * (seed * len(params.losses) + index + 1)
                 study.judge(index, seed, trained, calibrated)
         study.finish()
 

@@ -10,12 +10,12 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from workbench import InputError, Out
-from workbench.toolkit import Recipe, fit, image_batches
+from workbench.toolkit import Recipe, Stages, fit, image_batches
 
 from workbench_restoration import metrics
 from workbench_restoration.networks import SRCNN, Autoencoder, ExpectedLossVAE, gaussian_divergence
@@ -118,73 +118,33 @@ class Trained:
 class Trainings:
     """The trainings of one run, one after another: one progress bar, and after a kill none is done twice.
 
-    A checkpoint holds the networks finished so far and the state of the one in progress. It is read once, because
-    reading it also puts the run's time series back to where they were.
-
     Args:
         out: the run's `Out`.
-        count: number of trainings the run will do at most, for progress.
+        count: number of trainings the run will do at most, for progress; judging counts as one more.
     """
 
     def __init__(self, out: Out, count: int) -> None:
-        self.out, self.count = out, count
-        self.position = 0
-        """Trainings done or passed over; set it where fewer were needed than planned."""
-        state = out.restore() or {}
-        self._finished: dict[str, dict[str, Any]] = dict(state.get("finished", {}))
-        self._current: dict[str, Any] | None = state.get("current")
+        self.out, self.stages = out, Stages(out, count + 1)
 
     def fit(self, name: str, objective: Objective, **options: Any) -> Mapping[str, Sequence[float]]:
         """`toolkit.fit` on the objective, or what an interrupted run made of it; returns the history."""
-        if name in self._finished:
-            objective.load_state_dict(self._finished[name]["state"])
-            history = self._finished[name]["history"]
-            self.out.progress(self.position + 1, self.count + 1, f"{name}: done before")
-        else:
-            nothing = torch.zeros(len(options["image"]), 1, 1)  # `fit` wants targets; the objective has its own
-            history = fit(
-                objective,
-                label=nothing,
-                loss=lambda value, _: value.mean(),
-                out=cast(Out, _Share(self)),
-                name=name,
-                checkpoint_seconds=CHECKPOINT_SECONDS,
-                **options,
-            ).history
-            state = {key: value.detach().cpu().clone() for key, value in objective.state_dict().items()}
-            self._finished[name] = {"state": state, "history": {key: list(row) for key, row in history.items()}}
-            self._current = None
-            self.save(None)
-        self.position += 1
+        if (kept := self.stages.result(name)) is not None:
+            objective.load_state_dict(kept["state"])
+            history: Mapping[str, Sequence[float]] = kept["history"]
+            return history
+        nothing = torch.zeros(len(options["image"]), 1, 1)  # `fit` wants targets; the objective has its own
+        history = fit(
+            objective,
+            label=nothing,
+            loss=lambda value, _: value.mean(),
+            out=self.stages.begin(name),
+            name=name,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+            **options,
+        ).history
+        state = {key: value.detach().cpu().clone() for key, value in objective.state_dict().items()}
+        self.stages.finish(name, {"state": state, "history": {key: list(row) for key, row in history.items()}})
         return history
-
-    def current(self) -> dict[str, Any] | None:
-        """State of the training that was in progress when the run was interrupted."""
-        return self._current
-
-    def save(self, current: Mapping[str, Any] | None) -> None:
-        """Take a checkpoint."""
-        self.out.checkpoint({"finished": self._finished, "current": None if current is None else dict(current)})
-
-
-class _Share:
-    """What `fit` sees of the run: its progress is one part of the whole, its checkpoint one entry of the run's."""
-
-    def __init__(self, trainings: Trainings) -> None:
-        self._trainings = trainings
-
-    def progress(self, done: float, total: float, message: str = "") -> None:
-        whole = self._trainings
-        whole.out.progress(whole.position + done / total, whole.count + 1, message)
-
-    def log(self, step: int, **values: float) -> None:
-        self._trainings.out.log(step, **values)
-
-    def checkpoint(self, state: Mapping[str, Any]) -> None:
-        self._trainings.save(state)
-
-    def restore(self) -> dict[str, Any] | None:
-        return self._trainings.current()
 
 
 def train_at_best_rate(
@@ -241,7 +201,7 @@ def train_at_best_rate(
             if error.argument != "recipe.learning_rate":
                 raise
             candidates.append(math.inf)
-            trainings.position += 1
+            trainings.stages.done += 1
             continue
         candidates.append(history["validation_loss"][-1])
         if best is None or candidates[-1] < best[2]["validation_loss"][-1]:

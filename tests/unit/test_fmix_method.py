@@ -201,8 +201,10 @@ def test_the_alternation_keeps_its_place_over_an_interruption(monkeypatch):
     whole = RecordingOut(FMix)
     record(FMix, inputs, out=whole, **params)
     assert -(-40 // 16) % 2 == 1  # an odd number of batches an epoch: the place changes from epoch to epoch
-    first = next(point for point in whole.checkpoints if point["training"]["epoch"] == 1)
-    assert first["batches"] == 3
+    first = next(
+        point for point in whole.checkpoints if point["current"] and point["current"]["training"]["epoch"] == 1
+    )
+    assert first["current"]["batches"] == 3
     resumed, _ = record(FMix, inputs, out=RecordingOut(FMix, restored=first), **params)
     assert np.array_equal(resumed.arrays["logit"], whole.arrays["logit"])
 
@@ -288,7 +290,11 @@ class OwnParameter(nn.Module):
         ({"data": data(shape=(8,))}, {"modes": ("random_erase",)}, "modes"),
         ({"data": data(), "model": OwnParameter()}, {}, "model"),
         ({"data": data(), "model": network(1)}, {}, "model"),
-        ({"data": data(), "model": network()}, {"schedule": "step", "epochs": 20, "milestones": ()}, "recipe.milestones"),
+        (
+            {"data": data(), "model": network()},
+            {"schedule": "step", "epochs": 20, "milestones": ()},
+            "recipe.milestones",
+        ),
         ({}, {"shape": (2, 2)}, "shape"),
     ],
 )
@@ -300,7 +306,9 @@ def test_bad_inputs_are_named_before_any_work(inputs, params, argument):
     assert not out.arrays
 
 
-@pytest.mark.parametrize("params", [{"alpha": 0}, {"max_soft": 0.5}, {"modes": ()}, {"modes": ("fmx",)}, {"decays": ()}])
+@pytest.mark.parametrize(
+    "params", [{"alpha": 0}, {"max_soft": 0.5}, {"modes": ()}, {"modes": ("fmx",)}, {"decays": ()}]
+)
 def test_parameters_out_of_range_are_refused(params):
     with pytest.raises(ValueError, match=next(iter(params))):
         FMix.Params(**params)
