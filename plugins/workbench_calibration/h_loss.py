@@ -77,11 +77,28 @@ def sorted_events(probability: Tensor, label: Tensor) -> tuple[Tensor, Tensor, T
         p - o (event,), where o is 1 for the label's class and 0 otherwise. All detached.
     """
     flat = probability.detach().reshape(-1)
-    order = torch.argsort(torch.log(flat + 1e-20), stable=True)
+    order = stable_order(torch.log(flat + 1e-20))
     occurred = torch.arange(len(label), device=flat.device) * probability.shape[1] + label
     excess = flat.clone()
     excess[occurred] -= 1
     return order, flat[order], excess[order]
+
+
+def stable_order(key: Tensor) -> Tensor:
+    """Positions in ascending order of numbers (event,), equal ones in the order in which they stand.
+
+    On the CPU by numpy's vectorised sort, which is not stable but several times faster than a stable one.
+    """
+    if key.device.type != "cpu":
+        return torch.argsort(key, stable=True)
+    number = key.numpy()
+    order = np.argsort(number)
+    tied = np.diff(number[order]) == 0
+    if tied.any():
+        inside = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
+        group = np.append(0, np.cumsum(~tied))[inside]
+        order[inside] = order[inside][np.lexsort((order[inside], group))]
+    return torch.as_tensor(order)
 
 
 def _left_out(probability: Tensor, label: Tensor, order: Tensor, leave_one_class_out: bool) -> list[tuple[Index, int]]:

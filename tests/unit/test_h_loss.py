@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 
 from unit.h_cases import overconfident
 from workbench_calibration.h_clusters import NOTHING, cluster_centres, kmeans_1d, kmeans_without
-from workbench_calibration.h_loss import event_gap, event_weight, h_calibration_loss, sorted_events
+from workbench_calibration.h_loss import event_gap, event_weight, h_calibration_loss, sorted_events, stable_order
 
 
 def naive_loss(p, label, window, epsilon, clusters, leave_out):
@@ -142,6 +142,12 @@ def test_events_are_all_pairs_in_ascending_order_with_their_outcomes():
     _, value, excess = sorted_events(p, torch.tensor([0, 1]))
     assert value.tolist() == [0.1, 0.3, 0.7, 0.9]
     assert excess.tolist() == pytest.approx([0.1, 0.3, -0.3, -0.1])
+
+
+@pytest.mark.parametrize("distinct", [1, 7, 5000])
+def test_equal_probabilities_keep_their_order(distinct):
+    key = torch.as_tensor(np.random.default_rng(0).integers(distinct, size=2000) / 7.0)
+    assert stable_order(key).tolist() == np.argsort(key.numpy(), kind="stable").tolist()
 
 
 def test_the_loss_vanishes_as_samples_grow_for_true_probabilities_and_not_for_sharpened_ones():
