@@ -130,7 +130,6 @@ class RunOut:
         """Whether a checkpoint was written."""
         self._written: set[str] = set()
         self._coordinates: set[str] = set()
-        self._lengths: dict[str, int] = {}
         self._lock = threading.Lock()
 
     # --- random numbers ---------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ from workbench.method import Method, ModelRole
 
 __all__ = ["Checked", "Field", "as_code", "check", "fields", "spell"]
 
-RUN_FIELDS = ("seed", "device", "precision", "study", "force")
-
 
 @dataclass(frozen=True)
 class Field:
