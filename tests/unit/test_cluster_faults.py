@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from workbench import Workbench
 from workbench.errors import CancelledError, ClusterLostError, StoreError
-from workbench.execution import worker
+from workbench.execution import messages, worker
 from workbench.execution.blockwise import BlockPlace
 from workbench.execution.cluster import (
     KEPT_MESSAGES,
@@ -285,7 +285,7 @@ def test_a_block_that_waited_while_its_run_was_cancelled_computes_nothing(monkey
     order = object.__new__(worker.Order)
     object.__setattr__(order, "token", "cancelled-before")
     monkeypatch.setattr(worker, "_method", lambda *_: pytest.fail("the block began"))
-    worker.cancel([order.token])
+    messages.cancel([order.token])
     with pytest.raises(CancelledError):
         worker.compute_block(worker.sealed(order), {}, BlockPlace(None, "", {}, 0), 0, 0, 1)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from workbench.errors import CancelledError, ClusterError, ClusterLostError
+from workbench.execution import messages
 from workbench.execution import worker as remote
 from workbench.execution.dask_log import quiet_dask
 from workbench.execution.handle import Handle
@@ -73,7 +74,7 @@ class Cluster:
         _forget_messages(client)
         quiet_dask()
         try:
-            client.subscribe_topic(remote.topic(client.id), self._told)
+            client.subscribe_topic(messages.topic(client.id), self._told)
         except Exception as error:
             raise ClusterLostError(f"the cluster cannot be reached: {error}") from error
 
@@ -271,7 +272,7 @@ class Cluster:
         with self._lock:
             tokens, self._unwanted = self._unwanted, []
         try:
-            self.client.run(remote.cancel, tokens, on_error="ignore")
+            self.client.run(messages.cancel, tokens, on_error="ignore")
         except Exception:
             return  # the scheduler is gone, and with it what there was to cancel
 

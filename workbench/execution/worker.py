@@ -10,7 +10,6 @@ import functools
 import queue
 import socket
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from workbench._version import __version__
 from workbench.errors import PluginError, UnknownMethodError, WorkbenchError
 from workbench.execution import inputs as preparation
+from workbench.execution import messages
 from workbench.execution.blockwise import BlockPlace, run_block
 from workbench.execution.code import method_code
 from workbench.execution.device import precision_dtype, resolve_device
@@ -35,15 +35,13 @@ from workbench.method import BlockwiseMethod, Inputs, Method
 from workbench.record import RunRecord
 from workbench.store import Store
 
-__all__ = ["SMALL", "Outcome", "cancel", "compute_block", "perform", "perform_packed", "sealed", "topic"]
+__all__ = ["SMALL", "Outcome", "compute_block", "perform", "perform_packed", "sealed"]
 
 SMALL = 64 * 1024
 """Bytes of packed subjects that travel with their order; larger ones are given to every worker once."""
 KEPT_INPUTS = 2
 LOOK = 0.1
 """Seconds between two looks whether a run that waits for its blocks was cancelled."""
-INTERVAL = 0.25
-"""Least seconds between two reports of progress of one run."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,6 @@ class Outcome:
     served: bool = False
     error: BaseException | None = None
     worker: str = ""
-
-
-def topic(client: str) -> str:
-    """The dask topic on which workers tell a client about its runs."""
-    return f"workbench-{client}"
 
 
 def sealed(order: Order) -> bytes:
@@ -100,9 +93,9 @@ def perform(
     Errors are part of the outcome: a task that raises would be noise in everybody's log.
     """
     _settle()
-    token = _tokens.begin(order.token)
+    token = messages.TOKENS.begin(order.token)
     where = _address()
-    tell = _Teller(order.token, client)
+    tell = messages.Teller(order.token, client)
     try:
         token.check()
         method = _method(order, where)
@@ -127,7 +120,7 @@ def perform(
     except Exception as error:  # a bug, or a foreign library: told as it is, if it can travel
         return Outcome(None, error=_travelling(error), worker=where)
     finally:
-        _tokens.end(order.token)
+        messages.TOKENS.end(order.token)
 
 
 _settle = functools.cache(settle_heap)
@@ -298,7 +291,7 @@ def compute_block(
     """Compute one block of an order (`sealed`) that another worker has begun."""
     _settle()
     order = _opened(packed)
-    token = _tokens.begin(order.token)
+    token = messages.TOKENS.begin(order.token)
     try:
         token.check()  # the run was cancelled while this block waited
         method = _method(order, _address())
@@ -323,7 +316,7 @@ def compute_block(
                 cancel=token,
             )
     finally:
-        _tokens.end(order.token)
+        messages.TOKENS.end(order.token)
 
 
 class DaskBlocks:
@@ -388,92 +381,6 @@ class DaskBlocks:
                 done(samples)
         except BaseException:
             client.cancel([task for _, task in tasks.values()])  # those that wait; the others look at their token
-            client.run(globals()["cancel"], [self._order.token], on_error="ignore")
+            client.run(messages.cancel, [self._order.token], on_error="ignore")
             raise
         return [parts[number] for number in range(len(regions))]
-
-
-# ------------------------------------------------------------------------------------------------ progress and cancelling
-
-
-class _Tokens:
-    """Cancel tokens of the orders on this worker, and of those that were cancelled before they came."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tokens: dict[str, tuple[CancelToken, int]] = {}
-        """With the number of those who use it: a run, and blocks of it."""
-        self._early: OrderedDict[str, None] = OrderedDict()
-
-    def begin(self, name: str) -> CancelToken:
-        with self._lock:
-            token, users = self._tokens.get(name, (CancelToken(), 0))
-            self._tokens[name] = (token, users + 1)
-            if name in self._early:
-                token.cancel()
-            return token
-
-    def end(self, name: str) -> None:
-        with self._lock:
-            token, users = self._tokens.pop(name)
-            if users > 1:
-                self._tokens[name] = (token, users - 1)
-
-    def cancel(self, names: Sequence[str]) -> None:
-        with self._lock:
-            for name in names:
-                if name in self._tokens:
-                    self._tokens[name][0].cancel()
-                self._early[name] = None
-            while len(self._early) > 10_000:
-                self._early.popitem(last=False)
-
-
-_tokens = _Tokens()
-
-
-def cancel(names: Sequence[str]) -> None:
-    """Stop these orders, running or yet to come. Sent to every worker."""
-    _tokens.cancel(names)
-
-
-class _Teller:
-    """Progress that goes to the client through dask's own event stream."""
-
-    def __init__(self, order: str, client: str) -> None:
-        self._order, self._topic = order, topic(client)
-        self._last = 0.0
-        self._state: dict[str, Any] = {}
-
-    def began(self, run_id: str) -> None:
-        """The run has an id."""
-        self._send({"run_id": run_id})
-
-    def show(self, done: float, total: float, message: str) -> None:
-        """See Progress."""
-        self._state |= {"done": done, "total": total, "message": message}
-        self._sometimes()
-
-    def values(self, step: int, values: dict[str, float]) -> None:
-        """See Progress."""
-        self._state |= {"step": step, "values": {**self._state.get("values", {}), **values}}
-        self._sometimes()
-
-    def close(self) -> None:
-        """See Progress."""
-        if self._state:
-            self._send(self._state)
-
-    def _sometimes(self) -> None:
-        moment = time.monotonic()
-        if moment - self._last >= INTERVAL:
-            self._last = moment
-            self._send(self._state)
-
-    def _send(self, state: Mapping[str, Any]) -> None:
-        from distributed import get_worker
-
-        try:
-            get_worker().log_event(self._topic, {"order": self._order, **state})
-        except (ValueError, RuntimeError, OSError):
-            return  # no worker here (a test), or its connection is gone: progress is a courtesy
