@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: workers share the processors, and more threads than those make all of them slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
