@@ -193,7 +193,7 @@ def test_every_base_loss_trains_on_the_generated_world(loss):
     assert (history[1, :, 1] > 0).all()  # the TCM term was there from the start, and only in its mode
     assert not history[[0, 2], :, 1].any()
     assert np.array_equal(history[0, :, 0, :1] > 0, np.ones((2, 1), dtype=bool))
-    total = [out.logged[f"loss_{loss}_tcm_{seed}"][1] for seed in range(2)]
+    total = [out.logged[f"{loss}_tcm_{seed}_loss"][1] for seed in range(2)]
     assert history[1].sum(1)[:, 0] == pytest.approx(total, rel=1e-4)  # terms add up to what was trained on
     # open world: the classes that are judged were not trained on
     assert set(out.arrays["label"]) == {4, 5, 6, 7}
