@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import workbench
 import xarray as xr
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -390,3 +391,28 @@ def test_claim_ccvr_gains_on_top_of_other_federated_training(base):
     assert float(gain.mean()) >= 0.02
     assert float(accuracy.sel(stage="ccvr").mean()) >= float(accuracy.sel(stage="oracle").mean()) - 0.02
     check_report(CCVR, result)
+
+
+@pytest.mark.slow
+def test_claim_ccvr_gains_on_cifar10(shared_data, tmp_path):
+    """Three seeds at concentration 0.1: 5,085 images on 10 clients, 1,017 to judge by, 20 rounds of 2 epochs, batches of 32.
+
+    The sizes and the learning rate were settled on another seed (32.1 % to 38.2 %). Group norm, since skewed clients break
+    batch norm.
+    """
+    with np.load(shared_data / "cifar10" / "original_subset.npz") as stored:
+        image, label = (np.concatenate([stored[f"{name}_train"], stored[f"{name}_test"]]) for name in "xy")
+    data = xr.Dataset({"image": (("sample", "channel", "y", "x"), image), "label": ("sample", label.astype(np.int64))})
+    layers = [nn.Conv2d(3, 32, 4, stride=4), nn.GroupNorm(4, 32), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1),
+              nn.GroupNorm(4, 64), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(),
+              nn.Linear(64, 10)]  # fmt: skip
+    run = workbench.open(tmp_path).run(
+        "calibration.ccvr", data=data, model=nn.Sequential(*layers), seed=1, concentrations=(0.1,), seeds=3, rounds=20,
+        local_epochs=2, batch_size=32, learning_rate=0.02, test_fraction=1017 / 6102,
+    )  # fmt: skip
+    accuracy = run["accuracy"].sel(concentration=0.1).load()
+    print(accuracy.to_pandas().round(4), {name: value for name, value in run.metrics.items() if "gain" in name})
+    before, calibrated, oracle = (accuracy.sel(stage=stage) for stage in ("before", "ccvr", "oracle"))
+    assert float((calibrated - before).mean()) >= 0.02
+    assert (calibrated > before).all()
+    assert float(calibrated.mean()) >= float(oracle.mean()) - 0.05
