@@ -251,14 +251,12 @@ def judge(
     stages = STAGES if params.bias_steps else STAGES[:-1]
     scores = np.zeros((len(solutions), len(stages), 2))
     correct = np.zeros((len(stages), len(held_out.label)), dtype=bool)
-    seen: dict[bytes, int] = {}
+    alike: dict[bytes, int] = {}
+    for place, solution in enumerate(solutions):
+        alike.setdefault(solution.bits.tobytes(), place)
     # The first solution last, so that the student ends up as what is stored.
-    for place in out.track([*range(len(solutions))[::-1]], "judging solutions"):
+    for place in out.track(sorted(alike.values(), reverse=True), "judging solutions"):
         bits = solutions[place].bits
-        if place and bits.tobytes() in seen:
-            scores[place] = scores[seen[bits.tobytes()]]
-            continue
-        seen[bits.tobytes()] = place
 
         def measure(stage: int, row: int = place) -> Tensor:
             logit = predict_all(student.model, held_out.image, device=out.device, keep_on="cpu")[0].float()
@@ -283,6 +281,7 @@ def judge(
                 on_step=lambda step, _loss: out.progress(step, params.bias_steps, "tuning biases"),
             )
             logit = measure(4)
+    scores = scores[[alike[solution.bits.tobytes()] for solution in solutions]]
     out.coordinate("stage", list(stages))
     out.write("accuracy", scores[..., 0])
     out.write("negative_log_likelihood", scores[..., 1])
