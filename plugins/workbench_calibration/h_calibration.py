@@ -9,9 +9,9 @@ Faithful in loss, maps, optimiser, schedule, stopping and selection, with these 
 built from cumulated slopes (the official one is not monotone after training and changes accuracy); the monotone network is
 integrated exactly, not by quadrature; k-means starts from an exact solution instead of random centres, so a run is
 deterministic; everything is float64; a map or an epoch that changes any prediction is not eligible, and that no prediction
-changed is checked at the end. For attribution the selected map is
-also trained with cross-entropy under the same schedule and selector: what differs between `h_calibration` and
-`cross_entropy` is the objective alone, except that the map was chosen by the h-calibration fits.
+changed is checked at the end. For attribution the selected map is also trained with cross-entropy under the same schedule and
+selector: what differs between `h_calibration` and `cross_entropy` is the objective alone, except that the map was chosen by the
+h-calibration fits.
 
 The official code halves the learning rate and stops by the top-label calibration error of the fit samples, not by its own loss
 (`watch="top_error"`, the default). Where that error rests while the loss still falls the map stays unfinished and can be worse
@@ -21,7 +21,9 @@ It takes thousands of fit samples. Where one temperature suffices it is then abo
 hundreds it can be clearly worse (508 samples of a ResNet-56 for CIFAR-10): the report compares both on the same resamples.
 
 Needs the fit samples in memory, in double precision, since training goes over them hundreds of times; the report samples are
-read in blocks. The loss sorts all pairs of sample and class: 5,000 samples of 100 classes are quick, a million are not.
+read in blocks. The loss sorts all pairs of sample and class once a step and goes over them once for every class left out: the
+paper's twelve maps take some six minutes of one core on 5,000 samples of 10 classes. With 100 classes a step without leaving any
+out takes 0.15 s, with it a hundred times the passes: choose few maps, or `leave_one_class_out=False`.
 """
 
 from __future__ import annotations

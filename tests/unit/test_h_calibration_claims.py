@@ -1,7 +1,7 @@
 """h-calibration against temperature scaling on real classifiers: CIFAR-10 ResNets and stored outputs of others.
 
-All with one piecewise-linear map, no class left out, and a schedule that watches the loss: figures are of this configuration,
-not of the paper's twelve maps. Intervals are paired bootstraps over the samples judged.
+With one piecewise-linear map, no class left out, and a schedule that watches the loss, but for one test of the paper's setting.
+Intervals are paired bootstraps over the samples judged.
 """
 
 from __future__ import annotations
@@ -60,6 +60,22 @@ def logits(shared_data, depth, images):
     mean, deviation = (torch.tensor(three)[:, None, None] for three in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
         return torch.cat([network((part.float() / 255 - mean) / deviation) for part in images.split(100)]).numpy()
+
+
+def test_in_the_papers_setting_it_beats_temperature_in_likelihood_on_a_stored_vgg16(shared_data):
+    """Each class left out, the official schedule, up to 2,000 epochs, selection on the fit samples; two of the twelve maps.
+
+    All twelve select the same one, nonlinear-20 (each map has its own seeded start): likelihood lower by 0.0082 (0.0048 to
+    0.0114), ECE 0.0111 against 0.0154, KS error 0.0087 against 0.0099; of the errors the difference is not clear.
+    """
+    with np.load(shared_data / "classifier_outputs" / "vgg16-cifar-10.npz") as stored:
+        p, y = stored["predictions"], stored["ground_truth"].reshape(-1).astype(np.int64)
+    found, errors = compared("probability", p, y, 0, maps=("pwlinear-500", "nonlinear-20"), watch="top_error", epochs=2000,
+                             leave_one_class_out=True)  # fmt: skip
+    shown("VGG-16, the paper's setting", found, errors)
+    assert found["negative_log_likelihood"][2] < 0
+    assert errors["h_calibration"] < errors["temperature"]
+    assert found["ks_error"][1] < 0
 
 
 @pytest.mark.parametrize("depth", [20, 56])
