@@ -13,8 +13,10 @@ from workbench_quantization.biper_theory import LIMIT, quantisation_error, worst
 from workbench_quantization.report_parts import reasons, resolution, share_interval, values
 
 MAIN, BINARISED, STAGE_ONE, FULL = "biper", "biper_binarised", "biper_stage1", "full_precision"
+AS_GIVEN = "as_given"
 SIGNS = ("sign_clipped", "sign_polynomial")
 TOLD = {
+    AS_GIVEN: ("the model as it was given", "32/32"),
     FULL: ("full precision, same architecture and epochs", "32/32"),
     "sign_clipped": ("sign, gradient 1 where |w| <= 1", "1"),
     "sign_polynomial": ("sign, gradient max(2 - 2|w|, 0)", "1"),
@@ -60,6 +62,8 @@ def _summary(result: Result) -> str:
     text += f"{_scores(result, MAIN).mean():.1%}{seeds}"
     if FULL in _modes(result):
         text += f", against {_scores(result, FULL).mean():.1%} in full precision"
+    elif AS_GIVEN in _modes(result):
+        text += f", against {_scores(result, AS_GIVEN)[0]:.1%} of the model as it was given"
     text += f", and takes {size / 1000:,.1f} instead of {full_size / 1000:,.1f} kB."
     text += f" Merely binarised after stage 1 it reaches {_scores(result, BINARISED).mean():.1%}: stage 2 "
     text += f"{_told_gain(result, BINARISED)}."
@@ -101,19 +105,19 @@ def _told_gain(result: Result, over: str) -> str:
 
 def _interval(result: Result, mode: str) -> tuple[float, float]:
     scores, count = _scores(result, mode), int(result["label"].sizes["sample"])
-    if len(scores) > 1:
+    if len(scores) > 1 and mode != AS_GIVEN:  # which no seed changes
         low, high = np.clip(mean_interval(scores).bounds, 0, 1)  # a t interval of few seeds is wide
         return float(low), float(high)
     return share_interval(float(scores[0]), count)
 
 
 def _metrics(result: Result) -> tuple[Metric, ...]:
-    kind = "t interval over seeds" if result.params.seeds > 1 else "Wilson interval"
     full_size, size = (int(value) for value in result["size"].values)
     main = _modes(result).index(MAIN)
 
     def share(name: str, mode: str, description: str) -> Metric:
         value = float(_scores(result, mode).mean())
+        kind = "t interval over seeds" if result.params.seeds > 1 and mode != AS_GIVEN else "Wilson interval"
         return Metric(
             name=name,
             value=value,
@@ -125,6 +129,8 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
     metrics = [share("accuracy", MAIN, "of the binary network after stage 2, on the report images")]
     if FULL in _modes(result):
         metrics.append(share("accuracy_full_precision", FULL, "of the same architecture in full precision"))
+    if AS_GIVEN in _modes(result):
+        metrics.append(share("accuracy_as_given", AS_GIVEN, "of the model before anything was done to it"))
     metrics += [
         share("accuracy_binarised", BINARISED, "of the network of stage 1 when its weights are merely binarised"),
         share("accuracy_stage1", STAGE_ONE, "after stage 1: weights are real, this is not a binary network"),
@@ -167,17 +173,20 @@ def _tables(result: Result) -> tuple[Table, ...]:
                 told,
                 width if "/" in width else f"{width}/{inputs}",
                 round(float(scores.mean()), 4),
-                float(scores.std(ddof=1)) if len(scores) > 1 else None,
+                float(scores.std(ddof=1)) if len(scores) > 1 and mode != AS_GIVEN else None,
                 *(round(bound, 4) for bound in _interval(result, mode)),
                 None if rate is None else round(rate, 5),
             )
         )
+    columns = ("training", "W/A bits", "accuracy", "sd", "95 % from", "to", "chosen rate")
+    told_of = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
     tables = [
         Table(
             title="Trainings",
-            columns=("training", "W/A bits", "accuracy", "sd", "95 % from", "to", "chosen rate"),
-            rows=tuple(rows),
-            caption=f"{params.seeds} training(s) of each, {params.epochs1} + {params.epochs2} epochs; same initial weights, "
+            columns=tuple(columns[place] for place in told_of),
+            rows=tuple(tuple(row[place] for place in told_of) for row in rows),
+            caption=f"{'One training' if params.seeds == 1 else f'{params.seeds} trainings'} of each, "
+            f"{params.epochs1} + {params.epochs2} epochs; same initial weights, "
             "scales and batches for one seed. Intervals are "
             + ("over seeds." if params.seeds > 1 else "of the sample of images, not of the training."),
         ),
@@ -246,7 +255,7 @@ def _views(result: Result) -> tuple[View, ...]:
     names = [str(name) for name in result["bits"]["layer"].values]
     some = _spread(names)
     part = {} if len(some) == len(names) else {"layer": some}
-    curves = [mode for mode in _modes(result) if mode != BINARISED]
+    curves = [mode for mode in _modes(result) if mode not in (BINARISED, AS_GIVEN)]
     views: list[View] = [
         Line(title="Accuracy while training", y=("validation_accuracy",), x="epoch", by="mode",
              select={"seed": 0, "mode": curves}, y_label="accuracy on validation images",
@@ -298,7 +307,7 @@ def _error_figure(result: Result) -> FreeForm:
     curve = result["quantisation_error_curve"]
     axes.plot(curve["u"].values, curve.values, color="0.4", label="Laplace, closed form")
     axes.axhline(LIMIT, color="0.7", linestyle=":", linewidth=1, label="evenly spread phase")
-    axes.plot(*worst_scale(), marker="x", color="0.2", linestyle="none", label="largest")
+    axes.plot(*worst_scale(), marker="x", color="0.2", linestyle="none", label="largest for Laplace")
     u = result["laplace_scale"].values * result.params.omega
     for place, (label, marker) in enumerate((("layers after stage 1", "o"), ("layers after stage 2", "s"))):
         axes.plot(u[:, place], result["quantisation_error"].values[:, place], marker, ms=5, alpha=0.75, label=label)

@@ -16,7 +16,7 @@ from workbench.toolkit import Transform, random_crop, random_flip, split_indices
 from workbench_quantization.biper_layers import binary_layers, packed_network
 from workbench_quantization.biper_selection import PROBED, select_layers
 from workbench_quantization.biper_store import stage_one_model, stored_model, write_layers
-from workbench_quantization.biper_study import BINARISED, HISTORY, MAIN, STAGE_ONE, Study, Trained, train_all
+from workbench_quantization.biper_study import AS_GIVEN, BINARISED, HISTORY, MAIN, STAGE_ONE, Study, Trained, train_all
 from workbench_quantization.biper_training import Training, measured_errors, state_of
 from workbench_quantization.hawq_images import Images, check_labels, split_roles
 
@@ -77,7 +77,8 @@ def _augmentation(kind: str) -> Transform | None:
 
 
 def _write(study: Study, trained: Trained, held_out: Images, params: Params, out: Out) -> None:
-    modes = [*params.baselines, STAGE_ONE, BINARISED, MAIN]
+    given = [AS_GIVEN] if params.initialization == "given" else []
+    modes = [*given, *params.baselines, STAGE_ONE, BINARISED, MAIN]
     out.coordinate("mode", modes)
     out.coordinate("seed", np.arange(params.seeds))
     label = held_out.label

@@ -27,6 +27,8 @@ FULL, ONE_STAGE, STAGE_ONE, BINARISED, MAIN = (
     "biper_binarised",
     "biper",
 )
+AS_GIVEN = "as_given"
+"""The model before anything is done to it; judged where trainings begin with its weights."""
 WEIGHTS: dict[str, WeightMode] = {
     "sign_clipped": "sign_clipped",
     "sign_polynomial": "sign_polynomial",
@@ -202,6 +204,9 @@ def train_all(study: Study, given: nn.Module | None, params: Params, out: Out) -
             results[ONE_STAGE, seed] = train(_name("one_stage", seed), build, seed, recipe_of(params, 0), tau1)
         for mode, result in zip((STAGE_ONE, BINARISED, MAIN), two_stages(seed, params.omega), strict=True):
             results[mode, seed] = result
+    if params.initialization == "given":
+        untouched = {"logit": study.training.logits(study.model)}
+        results |= {(AS_GIVEN, seed): untouched for seed in seeds}
     omega_logit = {omega: two_stages(0, omega)[2]["logit"] for omega in sweep}
     return Trained(results, rate_accuracy, rates, omega_logit)
 

@@ -215,17 +215,25 @@ def test_export_is_as_small_as_it_says_and_computes_the_same(tmp_path: Any) -> N
 
 def test_binary_weights_alone_keep_their_rectifiers() -> None:
     data, test = few_digits()
-    out, result = record(BiPer, {"model": SmallCNN(10, width=8), "data": data, "test": test}, act_bits=32, initialization="given",
+    model = SmallCNN(10, width=8).eval()
+    out, result = record(BiPer, {"model": model, "data": data, "test": test}, act_bits=32, initialization="given",
                          **(FAST | {"epochs1": 1, "epochs2": 1, "baselines": (), "omega_sweep": ()}))  # fmt: skip
     packed = out.modules["model"]
     assert any(isinstance(module, nn.ReLU) for module in packed.modules())
     assert all(layer.inputs == "real" for layer in packed_layers(packed).values())
     assert out.arrays["input_bits"].tolist() == [32, 32, 32]
     # Zeros around real inputs are no third level, no rate was chosen, and the weights came from elsewhere.
-    notes = " ".join(check_report(BiPer, result).notes)
+    report = check_report(BiPer, result)
+    notes = " ".join(report.notes)
     assert "third level" not in notes
     assert "rates are chosen" not in notes
     assert "began with the weights of the given model" in notes
+    # What it cost is said beside the accuracy that the model had.
+    with torch.no_grad():
+        untouched = (model(torch.from_numpy(test["image"].values)).argmax(1).numpy() == test["label"].values).mean()
+    assert f"against {untouched:.1%} of the model as it was given" in report.summary
+    assert report.tables[0].columns == ("training", "W/A bits", "accuracy", "95 % from", "to")
+    assert report.tables[0].rows[0][:3] == ("the model as it was given", "32/32", round(float(untouched), 4))
 
 
 def test_what_stage_two_gains_is_judged_image_by_image(trained: tuple[RecordingOut, RecordedResult]) -> None:
