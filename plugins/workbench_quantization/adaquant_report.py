@@ -302,6 +302,14 @@ def _notes(result: Result) -> tuple[str, ...]:
         hint = "rate_mode='relative' takes smaller steps" if params.rate_mode == "absolute" else "take more images"
         layers = "layer" if worse == 1 else "layers"
         notes.append(f"AdaQuant made the output of {worse} {layers} worse on held-out images; {hint}.")
+    cost, bounds = _gain(result, "adaquant", "adaquant + norms")
+    if bounds and bounds[0] > 0:
+        by_stage = _chosen(result)
+        notes.append(
+            f"AdaQuant's model was better before its norms were re-estimated: {by_stage['adaquant']:.1%} instead of "
+            f"{by_stage['adaquant + norms']:.1%}, {100 * cost:.1f} points (95 % interval {100 * bounds[0]:.1f} to "
+            f"{100 * bounds[1]:.1f})."
+        )
     if params.mode == "parallel" and _lowest(result) < 4:
         notes.append(
             "Layers were optimised without the errors of those before them; below 4 bits mode='sequential' sees them."

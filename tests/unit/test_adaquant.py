@@ -150,6 +150,26 @@ def test_gains_of_stages_are_judged_on_the_same_images(whole_run: tuple[Recordin
     )
 
 
+@pytest.mark.parametrize(("broken", "told"), [(60, True), (2, False)])
+def test_the_report_says_where_reestimated_norms_do_harm(
+    whole_run: tuple[RecordingOut, Any], broken: int, told: bool
+) -> None:
+    """Of as many images as there are: 60 right before and wrong after are no accident, 2 are."""
+    out, result = copy.copy(whole_run[0]), copy.copy(whole_run[1])
+    correct, accuracy = out.arrays["correct"].copy(), out.arrays["accuracy"].copy()
+    stages = out.coordinates["stage"][1].tolist()
+    before, after = stages.index("adaquant"), stages.index("adaquant + norms")
+    correct[before] = True
+    correct[after] = np.arange(correct.shape[1]) >= broken
+    accuracy[0] = correct.mean(1)
+    out.arrays = out.arrays | {"correct": correct, "accuracy": accuracy}
+    result._out = out
+    notes = [note for note in check_report(AdaQuant, result).notes if "better before its norms" in note]
+    assert len(notes) == told
+    if told:
+        assert f"100.0% instead of {correct[after].mean():.1%}" in notes[0]
+
+
 def test_runs_of_before_stages_were_stored_image_by_image_still_have_a_report(
     whole_run: tuple[RecordingOut, Any],
 ) -> None:
