@@ -196,7 +196,7 @@ def event_weight(events: int, starts: Index | None, n_clusters: int | None, devi
         device: of the result.
     """
     if starts is None or n_clusters is None:
-        return torch.full((events,), 1 / events, dtype=torch.float64, device=device)
+        return torch.full((events,), 1 / max(events, 1), dtype=torch.float64, device=device)
     count = np.diff(np.append(starts, events))
     each = torch.as_tensor(1 / (count + 1e-5) / n_clusters, device=device)
     return torch.repeat_interleave(each, torch.as_tensor(count, device=device), output_size=events)

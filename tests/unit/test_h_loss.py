@@ -130,6 +130,18 @@ def test_the_gradient_is_the_slope_of_the_loss():
     assert float(scale.grad) == pytest.approx(float(slope), rel=1e-4)
 
 
+@pytest.mark.parametrize("weighting", ["cluster", "unweighted"])
+def test_a_batch_of_one_class_adds_nothing_where_that_class_is_left_out(weighting):
+    """Nothing is left of the one set, the others hold everything: two thirds of the loss of all events."""
+    p = torch.softmax(torch.as_tensor(overconfident(100, 3)[0]), 1).requires_grad_()
+    y = torch.zeros(100, dtype=torch.int64)
+    whole, left = (
+        h_calibration_loss(p, y, window=20, leave_one_class_out=out, weighting=weighting) for out in (False, True)
+    )
+    assert float(left.detach()) == pytest.approx(2 / 3 * float(whole.detach()))
+    assert torch.isfinite(torch.autograd.grad(left, p)[0]).all()
+
+
 def test_the_gap_is_a_windowed_mean_that_counts_missing_events_as_zero():
     excess = torch.arange(1.0, 8.0, dtype=torch.float64)
     gap = event_gap(excess, window=2, epsilon=0.5)
