@@ -26,6 +26,9 @@ from workbench_quantization.quantizer import FULL_PRECISION
 TABLE_ROLES = ("bits", "table")
 """Roles by which methods take a table of widths that another run found."""
 
+TOLD_OTHERWISE = ("model", "test", *TABLE_ROLES)
+"""Roles that are equal in all runs that are compared, or told by the run that found a table."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -49,7 +52,8 @@ class _Source:
     Attributes:
         method: that ran.
         series, solution: of what it reached.
-        params: of the run, spelled out, without those that only choose what is measured and stored.
+        params: of the run, spelled out, without those that only choose what is measured and stored; what it was given beside the
+            model and the report images (calibration images, say), its precision and the method's version.
         finder: method and params of the run that found a given table of widths.
     """
 
@@ -143,8 +147,15 @@ def _identify(run: Run, item: Reached) -> tuple[_Source, tuple[Any, ...]]:
 
 
 def _spelled(run: Run) -> tuple[tuple[str, str], ...]:
-    untold = MEASURED_AND_STORED.get(run.method, ())
-    return tuple((key, json.dumps(value)) for key, value in sorted(run.record.params.items()) if key not in untold)
+    record, untold = run.record, MEASURED_AND_STORED.get(run.method, ())
+    told = {key: value for key, value in record.params.items() if key not in untold}
+    told |= {
+        role: f"{facts.get('label')} [{str(facts.get('digest'))[:6]}]"  # equal labels need not be equal images
+        for role, facts in record.inputs.items()
+        if role not in TOLD_OTHERWISE
+    }
+    told |= {"precision": record.precision, "version": record.method_version}
+    return tuple((key, json.dumps(value)) for key, value in sorted(told.items()))
 
 
 def _names(sources: Sequence[_Source]) -> dict[_Source, str]:

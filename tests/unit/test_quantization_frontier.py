@@ -144,6 +144,21 @@ def test_parameters_are_told_where_solutions_of_one_name_differ_in_them(bench, r
     assert {"gptq: 3 bit", "gptq (damping 0.01): 4 bit", "gptq (damping 0.1): 4 bit"} <= names
 
 
+def test_runs_on_other_calibration_images_are_no_repetitions(bench, network):
+    """Neither with one seed, where their mean would be a figure that no run has, nor with another."""
+    roles = {
+        "model": Model(network, mean=0.0, std=1.0), "test": digits(slice(1000, 1400)), "widths": (4,),
+        "sharings": ("channel",), "act_bits": 4, "store_width": 4, "progress": False,
+    }  # fmt: skip
+    parts = [(slice(0, 300), 0), (slice(300, 308), 0), (slice(308, 316), 1)]
+    found = [bench.run("quantization.uniform", **roles, data=digits(part), seed=seed) for part, seed in parts]
+    points = collect(found)
+    assert sorted(point.accuracy for point in points) == sorted(float(run["accuracy"][0, 0]) for run in found)
+    assert [point.seeds for point in points] == [1, 1, 1]
+    assert all(point.name.startswith("uniform (data Dataset (sample ") for point in points)
+    assert len({point.name for point in points}) == 3
+
+
 def test_layers_that_one_run_leaves_alone_count_at_full_precision(runs):
     """As BiPer leaves the first and last: a run that names three of five layers has the others at 32 bits."""
 
