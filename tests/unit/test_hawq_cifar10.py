@@ -70,7 +70,7 @@ def subjects() -> tuple[nn.Module, xr.Dataset, xr.Dataset]:
 
 @pytest.fixture(scope="module")
 def measured() -> Iterator[tuple[RecordingOut, RecordedResult]]:
-    """The settings of the card: 64 images, 20 power steps, 20 joint probes, per-channel ranges, seed 0, 3 bits."""
+    """64 images, 20 power steps, 20 joint probes, per-channel ranges, seed 0, 3 bits."""
     model, data, test = subjects()
     return record(
         Hawq,
@@ -94,7 +94,7 @@ def test_full_precision_accuracy_is_that_of_the_checkpoint(measured: tuple[Recor
 def test_curvature_separates_layers_by_more_than_an_order_of_magnitude(
     measured: tuple[RecordingOut, RecordedResult],
 ) -> None:
-    """Claim A: the card measured a factor of 88 and a rank correlation of 0.72 on a JPEG copy of the images."""
+    """Claim A: an earlier measurement on a JPEG copy of the images found a factor of 88 and a rank correlation of 0.72."""
     data = measured[0].data
     sensitivity = data["sensitivity"].values
     assert sensitivity.max() / sensitivity.min() > 10
@@ -113,7 +113,7 @@ def test_the_order_matters_at_three_bits(measured: tuple[RecordingOut, RecordedR
     assert (kinds == "random").sum() == 20
     assert accuracy[0] > np.median(accuracy[kinds == "random"])
     assert accuracy[0] > accuracy[kinds == "reversed"][0] + 0.10
-    # What the card asks to state: 2-bit layers do not pay without fine-tuning, where the numbers say so.
+    # The report states that 2-bit layers do not pay without fine-tuning, where the numbers say so.
     uniform = accuracy[data["solution"].values == "uniform 3 bit"][0]
     notes = " ".join(check_report(Hawq, result).notes)
     assert ("does not pay" in notes) == (accuracy[0] < uniform)
