@@ -39,7 +39,7 @@ def deployed_model(run: QuantisedRun, width: int | None = None) -> nn.Module:
         bench.run("training.evaluation", model=four, data="digits")
 
     Args:
-        run: of `quantization.uniform`, `quantization.adaquant` or `quantization.double_rounding`.
+        run: of any method of this family that stored integers.
         width: of a model that switches; default: the widths in `bits`.
 
     Raises:

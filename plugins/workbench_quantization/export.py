@@ -46,7 +46,7 @@ class ExportedModel:
 
     def __str__(self) -> str:
         widths = sorted(set(self.bits.values()))
-        told = f"{widths[0]} bits" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bits"
+        told = f"{widths[0]} bit" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bit"
         share = self.size / self.full_precision_size
         more = f" and {len(self.kept) - NAMED} more" if len(self.kept) > NAMED else ""
         kept = f"; in full precision: {', '.join(self.kept[:NAMED])}{more}" if self.kept else ""

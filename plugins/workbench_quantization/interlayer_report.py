@@ -250,6 +250,11 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"At {widths} bits curvature does not go along with the damages of single layers (they are no more than noise, "
             "perhaps): it counts nothing in the score there, which rests on interactions alone."
         )
+    if result.params.act_bits != 32:
+        notes.append(
+            "The stored model has quantised weights only; the ranges of its inputs are in `input_range`, and `logit` and "
+            "accuracies were computed with quantised inputs (`workbench_quantization.deployed_model(run)` has both)."
+        )
     single = _values(result, "loss_single")[:, -1]
     if (single < 0).any():
         notes.append(
