@@ -101,6 +101,7 @@ def test_one_stored_resnet20_on_cifar10(bench: Any, cifar: dict[str, Any]) -> No
     print("gradients", gradient, "rates", run["lr_scale"].mean("step").values)
     print("bytes", run["width_bytes"].values, int(run["stored_bytes"]), int(run["full_precision_bytes"]))
     assert right.mean() == pytest.approx(0.9164, abs=0.002)
+    # What is expected of a training as short as this; within 1 point they were in one of two runs only.
     assert max(gaps[bits].value for bits in (8, 6, 4)) < 0.02
     assert gaps[2].upper < 0.2  # rounding alone leaves 16 % of images right
     # 1.2 times those at 8 bits; the paper's text says an order of magnitude, which digits show.
