@@ -144,5 +144,7 @@ class BetaCalibration(Method):
                 ),
                 Bar(title="Intercept of each class", y=("intercept",), x="class", caption="c, in log odds."),
             ),
-            notes=[f"Of {flat} classes a or b lies at its bound 0: the curve is flat at one end."] if flat else [],
+            notes=[f"a or b lies at its bound 0 in {flat} of {len(a)} classes: the curve is flat at one end."]
+            if flat
+            else [],
         )

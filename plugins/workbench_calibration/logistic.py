@@ -35,13 +35,18 @@ SMALLEST_STEP = 1e-10
 SUFFICIENT = 1e-4
 """Armijo's constant: this share of the decrease that the slope promises must come."""
 ROUNDING = 1e-13
+NEAR_ZERO = 1e-3
+"""Largest weight, and largest distance from the optimum, at which a weight that the likelihood wants negative counts as at 0."""
 GRID = np.linspace(0.0, 1.0, 201)
 """Probabilities at which fitted curves are stored."""
 
 
 @dataclass(frozen=True)
 class LogisticMap:
-    """Fitted regressions: `weight` float64 (class, feature); `gradient` is the largest slope left, 0 when converged."""
+    """Fitted regressions: `weight` float64 (class, feature); `gradient` is the largest slope left, 0 when converged.
+
+    Of a weight that is held at its bound 0 the slope that counts is what a step against it would still change.
+    """
 
     weight: Tensor
     features: Features
@@ -119,12 +124,14 @@ def fit_logistic(
     found = moments(samples, features, weight, low, high)
     step = torch.ones_like(frequency)
     for _ in range(MOST_PASSES):
-        held = bounded & (weight <= 0) & (found.slope > 0)
-        slope = found.slope.masked_fill(held, 0)
-        moving = (slope.abs().amax(dim=1) > TOLERANCE) & (step > SMALLEST_STEP)
+        left = remaining_slope(weight, found.slope, bounded)
+        moving = (left > TOLERANCE) & (step > SMALLEST_STEP)
         if not moving.any():
             break
-        direction = newton_direction(slope, found.curvature, held)
+        # Weights near 0 that want to fall step on their own: within a joint step that ends at 0 for them the others would go
+        # astray, and ever shorter steps would end where nothing is optimal (Bertsekas' epsilon).
+        held = bounded & (weight <= left.clamp_max(NEAR_ZERO)[:, None]) & (found.slope > 0)
+        direction = newton_direction(found.slope, found.curvature, held)
         trial = weight + torch.where(moving, step, 0.0)[:, None] * direction
         trial = torch.where(bounded, trial.clamp_min(0), trial)
         at_trial = moments(samples, features, trial, low, high)
@@ -137,8 +144,13 @@ def fit_logistic(
             torch.where(better[:, None, None], at_trial.curvature, found.curvature),
         )
         step = torch.where(better, 1.0, step / 2)
-    held = bounded & (weight <= 0) & (found.slope > 0)
-    return LogisticMap(weight, features, float(found.slope.masked_fill(held, 0).abs().max()))
+    return LogisticMap(weight, features, float(remaining_slope(weight, found.slope, bounded).max()))
+
+
+def remaining_slope(weight: Tensor, slope: Tensor, bounded: Tensor) -> Tensor:
+    """Largest change of a weight of each class, (class,), by a step of -slope that ends at 0 where weights are bounded."""
+    moved = weight - slope
+    return (weight - torch.where(bounded, moved.clamp_min(0), moved)).abs().amax(dim=1)
 
 
 def curve_view(result: Result) -> Line:
@@ -156,7 +168,7 @@ def curve_view(result: Result) -> Line:
 
 
 def newton_direction(slope: Tensor, curvature: Tensor, held: Tensor) -> Tensor:
-    """-H^-1 g of each class, (class, feature), over the weights that are not held at 0.
+    """-H^-1 g of each class, (class, feature), over the weights that are not held at 0, and -g of those.
 
     A relative 1e-12 on the diagonal keeps features that do not vary from making H singular.
     """

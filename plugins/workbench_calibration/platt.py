@@ -106,8 +106,8 @@ class PlattScaling(Method):
                 ),
             ),
             notes=[
-                f"The slope of {falling} classes is negative: a larger probability means a rarer class there. Such classes "
-                "have too few fit samples, or labels that contradict the classifier."
+                f"The slope is negative in {falling} of {len(slope)} classes: a larger probability means a rarer class there. "
+                "These have too few fit samples, or labels that contradict the classifier."
             ]
             if falling
             else [],

@@ -178,6 +178,26 @@ def test_weights_that_would_be_negative_are_the_optimum_under_their_bounds(seed)
     assert objective(fitted) <= best.fun + 1e-9
 
 
+@pytest.mark.parametrize("seed", [18, 35])
+def test_a_weight_that_is_nearly_zero_does_not_hold_the_others_up(seed):
+    """Few samples of ten nearly equal classes: some class comes by a step to where b is 1e-7 and wants to be negative."""
+    rng = np.random.default_rng(seed)
+    logit = torch.as_tensor(0.3 * rng.standard_normal((100, 10)))
+    label = torch.as_tensor((rng.random((100, 1)) > torch.softmax(logit, 1).numpy().cumsum(1)).sum(1).clip(0, 9))
+    fitted = fit_beta(Samples.of(logit, label), variant="abm")
+    assert fitted.gradient <= TOLERANCE
+    log_p, log_rest = (part.numpy() for part in log_odds_parts(logit))
+    for k in range(10):
+        x, occurred = np.column_stack([log_p[:, k], -log_rest[:, k], np.ones(100)]), label.numpy() == k
+
+        def objective(w, x=x, occurred=occurred):
+            return float((np.logaddexp(0, x @ w) - occurred * (x @ w)).mean())
+
+        best = optimize.minimize(objective, [1, 1, 0], bounds=[(0, None), (0, None), (None, None)],
+                                 options={"ftol": 1e-15, "gtol": 1e-10})  # fmt: skip
+        assert objective(fitted.weight[k].numpy()) <= best.fun + 1e-7
+
+
 def test_a_constant_added_to_the_logits_of_a_sample_changes_nothing_and_two_classes_need_no_renormalising():
     logit, label = skewed(300, 2)
     moved = logit + torch.arange(300.0)[:, None]
