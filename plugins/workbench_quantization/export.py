@@ -46,13 +46,14 @@ class ExportedModel:
 
     def __str__(self) -> str:
         widths = sorted(set(self.bits.values()))
-        told = f"{widths[0]} bit" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bit"
+        told = " to ".join(str(width) for width in dict.fromkeys((widths[0], widths[-1]))) if widths else ""
+        layers = f"{len(self.bits)} layers of {told} bit" if told else "no layer is quantised"
         share = self.size / self.full_precision_size
         more = f" and {len(self.kept) - NAMED} more" if len(self.kept) > NAMED else ""
         kept = f"; in full precision: {', '.join(self.kept[:NAMED])}{more}" if self.kept else ""
         return (
             f"{self.path}: {self.size:,} bytes, {share:.1%} of the {self.full_precision_size:,} bytes in full precision; "
-            f"{len(self.bits)} layers of {told}{kept}"
+            f"{layers}{kept}"
         )
 
 

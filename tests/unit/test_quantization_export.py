@@ -145,6 +145,15 @@ def test_language_models_leave_as_integers_alone(bench: Any, model: Model, digit
         export_model(run, tmp_path / "model.onnx")
 
 
+def test_a_table_that_leaves_everything_in_full_precision_is_written_and_says_so(
+    bench: Any, model: Model, digits: xr.Dataset, tmp_path: Path
+) -> None:
+    layers = run_of(bench, model, digits)["bits"]
+    run = run_of(bench, model, digits, bits=xr.full_like(layers, 32))
+    written = export_model(WithModel(run, model), tmp_path / "model.safetensors")
+    assert "; no layer is quantised; in full precision: " in str(written)
+
+
 def test_a_layer_that_is_called_twice_quantises_both_inputs(bench: Any, digits: xr.Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     twice = Model(Twice().eval(), input_shape=digits["image"].shape[1:])
