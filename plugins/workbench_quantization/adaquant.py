@@ -9,8 +9,9 @@ Integer Programming, arXiv:2006.10518. Three parts that can be judged one by one
 - statistics: batch norms, folded before, are put in once more and re-estimated on the quantised model; then the biases
   are tuned on the distance to the full-precision logits.
 
-**Read the column naive + batch norm first.** Re-estimating batch norms alone repairs most of what few bits break; what
-AdaQuant adds is the difference to that column, not to naive quantisation.
+**Read the column naive + batch norm first.** Re-estimating batch norms alone repairs most of what 2 bits break; what
+AdaQuant adds is the difference to that column, not to naive quantisation. Then look whether AdaQuant's model is better
+without re-estimated norms, as it can be at 3 bits; the stored model has them, and the report says so.
 
 What differs from the paper and its code (itayhubara/CalibTIP): zero-points are rounded everywhere (the code rounds them
 only while ranges are trained); biases are not quantised, as accumulators are wide; tuned batch norms are folded into the
