@@ -48,7 +48,7 @@ class Study:
     now: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(layer,) widths the model has at present."""
     damping: dict[nn.Module, float] = field(default_factory=dict)
-    """By matrix: what GPTQ damped its H with when it was last solved."""
+    """By matrix that GPTQ solved for the present widths: what its H was damped with."""
 
     @property
     def count(self) -> int:
@@ -79,6 +79,7 @@ class Study:
             elif width != before:
                 stored[module] = self.rounded(module, int(width))
         if fresh:
+            self.damping.clear()  # a matrix that has its full precision back was damped with nothing
             places = [np.flatnonzero(self.owner == block) for block in range(self.count)]
             stored = solve_in_turn(
                 self.model,

@@ -403,6 +403,17 @@ def test_gptq_predicts_better_than_rounding_where_bits_are_few(bench, saved, kin
         assert str(reasons.sel(parameter="language_model.lm_head.weight").values) == "outside the residual blocks"
 
 
+def test_the_stored_damping_is_of_matrices_that_were_solved(bench, saved):
+    """Not of one that the given table leaves in full precision, though the walk has solved it before."""
+    options = {**INPUTS, **ENDS, "average_bits": 2.0, "backend": "gptq", "model": f"transformers:{saved['llama']}"}
+    walked = bench.run("quantization.layerwise", **options)
+    assert (walked["damping_stored"] >= 0.01).all()
+    table = walked["bits"].copy(data=walked["bits"].values)
+    table[0] = 32
+    damping = bench.run("quantization.layerwise", **options, bits=table)["damping_stored"].values
+    assert np.isnan(damping).tolist() == [True] + [False] * (len(damping) - 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
