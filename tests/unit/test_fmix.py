@@ -60,7 +60,7 @@ def test_softening_is_linear_in_rank_and_keeps_the_mean(lam):
 def test_the_power_of_isotropic_noise_falls_as_the_paper_says(shape, count, decay):
     frequency, power = masks.radial_mean(masks.power_spectrum(greys(shape, decay, count)))
     slope = masks.spectral_slope(frequency, power, 2 / max(shape), 0.35)
-    # In 3-D the widest rings bend the low end, in 1-D a ring is one point: the card's +-0.3 holds for all.
+    # In 3-D the widest rings bend the low end, in 1-D a ring is one point: +-0.3 holds for all.
     assert slope == pytest.approx(-2 * decay, abs=0.3)
 
 
@@ -153,7 +153,7 @@ def test_official_code_has_only_three_horizontal_frequencies():
     isotropic = masks.power_spectrum(greys((32, 32), 3, 300))
     columns = np.abs(np.fft.fftshift(np.fft.fftfreq(32))) < 1.5 / 32
     assert official[:, columns].sum() / official.sum() == pytest.approx(1.0, abs=1e-12)
-    # 0.976 before each image is scaled to [0, 1] (the card's figure), 0.967 after.
+    # 0.976 before each image is scaled to [0, 1], 0.967 after.
     assert 0.95 < isotropic[:, columns].sum() / isotropic.sum() < 0.985
 
 

@@ -52,7 +52,7 @@ def test_fmix_gives_the_labels_the_drawn_lambda_and_not_the_mean_of_the_mask():
 
 
 def test_official_code_draws_in_the_order_of_the_repository():
-    """Written from the card: scipy beta, randn (1, h, w/2 + 1, 2), Python random, permutation; rows 0 and 1 as a complex row."""
+    """Written out: scipy beta, randn (1, h, w/2 + 1, 2), Python random, permutation; rows 0 and 1 as a complex row."""
     height, width, alpha, decay = 12, 10, 0.7, 2.5
     image = torch.rand(5, 3, height, width, dtype=torch.float64)
     for seed in range(30):

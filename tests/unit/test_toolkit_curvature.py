@@ -65,7 +65,7 @@ def test_products_equal_the_dense_hessians(mlp: tuple[nn.Sequential, Tensor, Ten
 def test_top_eigenvalues_of_a_block_equal_those_of_the_dense_block(
     mlp: tuple[nn.Sequential, Tensor, Tensor], name: str
 ) -> None:
-    """Claim C of the card: relative error below 1e-3 at tolerance 1e-6."""
+    """Relative error below 1e-3 at tolerance 1e-6."""
     model, image, label = mlp
     values = torch.linalg.eigvalsh(dense(model, image, label, [name]))
     expected = values[values.abs().argsort(descending=True)]

@@ -50,7 +50,7 @@ def dense_block(model: nn.Module, image: Tensor, label: Tensor, name: str) -> Te
 def test_traces_of_blocks_are_within_three_standard_errors_of_the_dense_ones(
     mlp: tuple[nn.Sequential, Tensor, Tensor], mode: str
 ) -> None:
-    """Claim C of the card."""
+    """In every mode of probing."""
     model, image, label = mlp
     exact = torch.stack([dense_block(model, image, label, name).trace() for name in NAMES])
     blocks = [[model.get_parameter(name)] for name in NAMES]
