@@ -19,7 +19,7 @@ from workbench.report import View
 
 from workbench_quantization.allocator import pareto_front
 from workbench_quantization.frontier_points import Point, collect
-from workbench_quantization.frontier_readers import NEEDED, ROUNDING
+from workbench_quantization.frontier_readers import NEEDED, RANDOM, ROUNDING
 from workbench_quantization.report_parts import resolution
 
 TOLERATED = 0.01
@@ -82,10 +82,10 @@ def _require_one_subject(runs: Sequence[Run]) -> None:
             )
 
 
-def _near(accuracy: np.ndarray, full: float) -> np.ndarray:
-    """(solution,) which are drawn: all, unless at least three are near full precision."""
+def _near(accuracy: np.ndarray, series: np.ndarray, full: float) -> np.ndarray:
+    """(solution,) which are drawn: all, unless at least three are near full precision. Random widths always are."""
     near = accuracy >= full - NEAR
-    return near if near.sum() >= 3 else np.ones(len(accuracy), dtype=bool)
+    return near | (series == RANDOM) if near.sum() >= 3 else np.ones(len(accuracy), dtype=bool)
 
 
 def _dataset(points: Sequence[Point], full: float) -> xr.Dataset:
@@ -98,7 +98,7 @@ def _dataset(points: Sequence[Point], full: float) -> xr.Dataset:
     )
     data["accuracy_lower"], data["accuracy_upper"] = ("solution", column("lower")), ("solution", column("upper"))
     data["seed_count"] = ("solution", column("seeds"))
-    data["near"] = ("solution", _near(column("accuracy"), full))
+    data["near"] = ("solution", _near(column("accuracy"), column("series"), full))
     data["pareto"] = ("solution", pareto_front(column("size_mb"), -column("accuracy")))
     data["pareto_bops"] = ("solution", pareto_front(column("bops"), -column("accuracy")))
     for front, cost in (("pareto", "size_mb"), ("pareto_bops", "bops")):
@@ -251,14 +251,10 @@ def _front(data: xr.Dataset, front: str, cost: str) -> str:
 
 def _notes(runs: Sequence[Run], left_out: Sequence[Run], seeds: int, full: float) -> tuple[str, ...]:
     count = runs[0]["label"].size
-    spread = (
-        f" ({count:,} images know an accuracy of {full:.1%} to {resolution(full, count):.1%})"
-        if np.isfinite(full)
-        else ""
-    )
+    known = f": {full:.1%} is known to ±{100 * resolution(full, count):.1f} points" if np.isfinite(full) else ""
     notes = [
         f"{len(runs)} runs, accuracies of the same {count:,} report images. Intervals cover the choice of calibration images and "
-        f"other chance of a run, not the choice of report images{spread}.",
+        f"other chance of a run, not the choice of report images{known}.",
         "The smallest is a choice among all of these on the report images: judge it on others before you rely on it.",
         "Methods quantise inputs as their parameters say; widths of inputs enter the bit operations, not the size.",
         "Random widths are the mean of a run's random tables.",
