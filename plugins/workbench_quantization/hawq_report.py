@@ -11,6 +11,8 @@ from workbench_quantization.report_parts import accuracy_metric, resolution
 
 NOISY = 0.15
 """Relative standard error of a trace from which on it is called noisy."""
+LARGER = 0.15
+"""Share by which a size is larger than another from which on the two are not compared by accuracy alone."""
 
 
 def report(result: Result) -> Report:
@@ -161,11 +163,13 @@ def _low_width_note(facts: Facts) -> list[str]:
     unsure = resolution(max(chosen, uniform), facts.samples)
     if abs(chosen - uniform) < unsure:
         figures += f" (a difference within the sampling error of {unsure:.1%})"
+    text = f"Mixing widths against one width, without fine-tuning: {figures}."
     if chosen >= uniform:
-        return [f"Mixing widths against one width, without fine-tuning: {figures}."]
-    text = f"Without fine-tuning, mixing in {lowest}-bit layers does not pay here: {figures}."
-    if not count:
-        text = f"Without fine-tuning, mixing widths does not pay here: {figures}."
+        return [text]
+    # Less accurate at a clearly smaller size, or by no more than chance, is no verdict.
+    if abs(chosen - uniform) >= unsure and facts.average[facts.uniform] <= (1 + LARGER) * facts.average[0]:
+        what = f"mixing in {lowest}-bit layers" if count else "mixing widths"
+        text = f"Without fine-tuning, {what} does not pay here: {figures}."
     if "finetuned_accuracy" not in facts.result:
         text += (
             " The paper's gain over uniform widths comes with fine-tuning (`finetune`). Batch norms re-estimated for both can be "

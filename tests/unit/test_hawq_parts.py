@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from workbench_quantization.hawq_curvature import (
     weight_errors,
 )
 from workbench_quantization.hawq_measure import Curvature, measure_rounding
+from workbench_quantization.hawq_report import _low_width_note
 from workbench_quantization.hawq_solutions import Costs, free_budget
 from workbench_quantization.layers import Block, find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import quantise_weight, weight_scale
@@ -190,3 +192,25 @@ def test_program_sees_trace_plus_one_standard_error_and_no_negative_trace(margin
     dw2 = weight_errors(blocks, (2, 4), "channel")
     np.testing.assert_allclose(evidence.objective, expected[:, None] / sizes[:, None] * dw2)
     np.testing.assert_allclose(evidence.trace_objective, evidence.objective)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "average", "verdict"),
+    [
+        ((0.70, 0.80), (3.0, 3.02), True),
+        ((0.79, 0.80), (3.0, 3.02), False),  # 1,000 images know 80 % to 2.5 points
+        ((0.70, 0.80), (2.9, 4.0), False),  # more accurate, and larger by a third
+        ((0.81, 0.80), (3.0, 3.02), False),
+    ],
+)
+def test_mixing_is_said_not_to_pay_where_one_width_is_clearly_better_and_no_larger(
+    accuracy: tuple[float, float], average: tuple[float, float], verdict: bool
+) -> None:
+    facts: Any = SimpleNamespace(
+        read={"solution_bits": np.array([[8, 2, 4, 8], [8, 3, 3, 8]])}.get, free=np.array([False, True, True, False]),
+        accuracy=np.array(accuracy), uniform=1, widths=[2, 3, 4], average=average, names=["chosen", "uniform 3 bit"],
+        samples=1000, result={"finetuned_accuracy": 0.9},
+    )  # fmt: skip
+    (note,) = _low_width_note(facts)
+    assert ("does not pay" in note) == verdict
+    assert f"uniform 3 bit gives {accuracy[1]:.1%} at {average[1]:.2f}" in note
