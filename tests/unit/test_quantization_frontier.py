@@ -18,7 +18,7 @@ from workbench.render.resolve import resolve
 from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit
 
-from workbench_quantization.frontier import NEAR
+from workbench_quantization.frontier import NEAR, _near
 from workbench_quantization.frontier_points import collect
 from workbench_quantization.frontier_readers import GIVEN, RANDOM, ROUNDING, input_widths
 from workbench_quantization.hawq_solutions import Costs
@@ -223,6 +223,16 @@ def test_the_comparison_of_the_family_is_drawn_saved_and_says_what_matters(bench
     assert all(
         f"{number} {name}" in view.caption for number, name in zip(numbered, front["solution"].values, strict=True)
     )
+
+
+def test_where_everything_has_collapsed_everything_is_drawn():
+    """Not random widths alone, of which there is one point for every way to draw them."""
+    accuracy, series = np.array([0.3, 0.2, 0.25, 0.28]), np.array(["interlayer", RANDOM, RANDOM, RANDOM])
+    assert _near(accuracy, series, 0.9).all()
+    assert _near(accuracy, series, 0.3).all()
+    assert _near(np.array([0.9, 0.9, 0.9, 0.3, 0.3]), np.array(["hawq"] * 4 + [RANDOM]), 0.9).tolist() == [True] * 3 + [
+        False, True
+    ]  # fmt: skip
 
 
 def test_runs_that_cannot_be_compared_are_refused(bench, network, runs):
