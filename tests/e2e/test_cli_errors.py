@@ -30,6 +30,7 @@ def refused(outcome, code: int, *parts: str) -> None:
         pytest.param(["run", "sample.mean_image", "-d", DIGITS, "scale=11"], ["scale", "10", "11"], id="range"),
         pytest.param(["run", "sample.mean_image", "-d", DIGITS, "scale=two"], ["scale", "number", "two"], id="type"),
         pytest.param(["run", "sample.mean_image", "-d", DIGITS, "mode=mode"], ["mode", "mean", "median"], id="choice"),
+        pytest.param(["run", "sample.echo", "widths=4"], ["widths", "got 4", "command line widths=4,"], id="list of one"),
         pytest.param(["run", "sample.mean_image"], ["data", "image"], id="role missing"),
         pytest.param(["run", "sample.scores", "-d", DIGITS], ["model"], id="model missing"),
         pytest.param(["run", "sample.mean_image", "-d", "digts"], ["digts", "Did you mean 'digits'"], id="data"),

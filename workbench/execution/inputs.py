@@ -144,7 +144,15 @@ def validate_params(method: type[Method], params: Mapping[str, Any]) -> Any:
             name,
             expected=_expected(method, name, first["msg"]),
             got=got if len(got) <= 200 else got[:200] + "...",
+            hint=_hint(name, first),
         ) from None
+
+
+def _hint(name: str, error: Mapping[str, Any]) -> str:
+    """What to write instead of a single value where a list is wanted."""
+    if error["type"] not in ("tuple_type", "list_type") or not isinstance(error["input"], bool | int | float | str):
+        return ""
+    return f"a list of one value is {name}=({error['input']!r},), on the command line {name}={error['input']},"
 
 
 def _is_union_tag(part: Any) -> bool:
