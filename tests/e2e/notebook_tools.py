@@ -1,7 +1,7 @@
 """Notebooks executed as a reader would: a copy in an empty folder, a fresh kernel, the store beside it.
 
-`python tests/e2e/notebook_tools.py` executes every notebook of `notebooks/` and saves it with its outputs, free of what
-belongs to the machine that made them.
+`python tests/e2e/notebook_tools.py [NAME.ipynb ...]` executes these (else all) notebooks of `notebooks/` and saves them with
+their outputs, free of what belongs to the machine that made them.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ def refresh(notebook: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    chosen = [NOTEBOOKS / Path(name).name for name in sys.argv[1:]]
+    for path in chosen or sorted(NOTEBOOKS.glob("*.ipynb")):
         print(path.name)
         refresh(path)

@@ -279,7 +279,9 @@ def test_arguments_are_literals_or_words(spec, expected):
     assert split_arguments(spec, "data") == expected
 
 
-@pytest.mark.parametrize("spec", ["a(x=f())", "a(x=)", "a(x=1, 2)", "a(x=1, **y)", "a(x=__import__('os').name)", "a(x=1;2)"])
+@pytest.mark.parametrize(
+    "spec", ["a(x=f())", "a(x=)", "a(x=1, 2)", "a(x=1, **y)", "a(x=__import__('os').name)", "a(x=1;2)"]
+)
 def test_arguments_are_never_code(spec):
     with pytest.raises(InputError, match="arguments such as"):
         split_arguments(spec, "data")
