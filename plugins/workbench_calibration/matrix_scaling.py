@@ -39,6 +39,9 @@ WORSE_IN_A_ROW = 2
 """The search stops after so many candidates in a row that are worse than the best: weaker penalties fit slowly."""
 CLEARLY = 2.0
 """It stops at once at a candidate that is worse by more than so many standard errors, paired over samples."""
+RESOLVED = 1e-5
+"""Differences in likelihood (nats) below this tell nothing: strong penalties leave nothing to fit, all are alike there, and what
+the search by L-BFGS leaves unfinished would decide."""
 FOLDS = 3
 LOG_FLOOR = 1e-12
 SEARCH_TOLERANCE = 1e-5
@@ -129,7 +132,8 @@ def fit_matrix(
             search[which, index] = held[index].mean()
             progress()
             best = int(np.nanargmin(search[which]))
-            if index - best >= WORSE_IN_A_ROW or clearly_above(held[index], held[best]):
+            resolved = search[which, index] - search[which, best] > RESOLVED
+            if resolved and (index - best >= WORSE_IN_A_ROW or clearly_above(held[index], held[best])):
                 break
         chosen[which], starts = PENALTIES[best], solutions[best]
     first, second = float(chosen[0] or 0), float(chosen[1] or 0)

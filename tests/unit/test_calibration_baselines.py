@@ -103,6 +103,17 @@ def test_cross_validation_takes_the_penalty_with_the_lowest_held_out_likelihood_
     assert np.isfinite(given.search[1]).sum() >= 3
 
 
+def test_the_search_for_penalties_does_not_end_where_they_are_all_alike():
+    """Two classes, one of them too rare: down to 1000 nothing is fitted, so that differences of 1e-6 there say nothing."""
+    rng = np.random.default_rng(25)
+    logit = torch.as_tensor(3 * rng.standard_normal((800, 2)))
+    odds = 0.5 * (logit[:, 1] - logit[:, 0]) - 0.73
+    label = torch.as_tensor(rng.random(800) < torch.sigmoid(odds).numpy()).long()
+    fitted = fit_matrix(Samples.of(logit, label), kind="matrix", off_diagonal=None, intercept=None, seed=0)
+    assert fitted.intercept < 10
+    assert float(fitted.map.bias[1] - fitted.map.bias[0]) == pytest.approx(-0.73, abs=0.25)
+
+
 def test_a_candidate_is_clearly_worse_beyond_two_standard_errors_of_paired_samples():
     noise = np.random.default_rng(0).standard_normal(10_000)  # of the difference: its standard error is 0.01
     samples = 5 * np.random.default_rng(1).standard_normal(10_000)  # what both share
