@@ -112,7 +112,7 @@ class Baselines(Method):
 
     id = "calibration.baselines"
     title = "Compares the standard recalibrators of a classifier on the same samples, ranked and with intervals"
-    version = "3"
+    version = "4"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",
