@@ -345,7 +345,8 @@ def test_what_resampling_keeps_of_a_sample_does_not_grow_with_classes_resamples_
 
     grown = (peak(12_000) - peak(3_000)) / 9_000
     assert 50 < grown < 500  # one row of probabilities alone has 800 bytes, counts would have 600
-    assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 20
+    # counts of the further resamples would add 600; some tens come and go with what the rest of the process does meanwhile
+    assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 200
 
 
 def test_a_block_of_many_samples_of_two_classes_is_not_multiplied_by_the_resamples():
