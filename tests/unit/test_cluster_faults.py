@@ -238,6 +238,28 @@ def test_a_cancelled_sweep_tells_the_workers_few_times(monkeypatch):
     assert sorted(client.told.get(timeout=PATIENCE), key=int) == [str(number) for number in range(200)]
 
 
+def test_a_wish_to_stop_is_told_again_until_the_run_has_ended(monkeypatch):
+    """The first time it got lost with a worker that died; who came instead has not heard it."""
+    monkeypatch.setattr("workbench.execution.cluster.AGAIN", 0.01)
+    client = Client()
+    heard = client.run
+
+    def run(*arguments: Any, **options: Any) -> None:
+        client.run = heard
+        raise OSError("a worker died while it was told")
+
+    client.run = run
+    handle = Cluster(client).submit(order("t"), {}, lambda record, served: None)
+    handle.began("run")
+    handle.cancel()
+    assert [client.told.get(timeout=PATIENCE) for _ in range(2)] == [["t"], ["t"]]
+    handle.ended(error=CancelledError("stopped"))
+    for thread in threading.enumerate():
+        if thread.name == "workbench-cancel":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
 def test_an_order_that_is_cancelled_while_it_is_sent_again_is_taken_back():
     client, taken = Client(), []
     cluster = Cluster(client)

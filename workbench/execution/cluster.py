@@ -7,6 +7,7 @@ to go on: asking again computes only the rest.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -36,6 +37,8 @@ CURRENT = 1.0
 """Seconds for which the list of workers is taken as it is; asking the scheduler costs as much as a small run."""
 GATHER = 0.05
 """Seconds in which wishes to stop are gathered: a sweep that is cancelled tells all workers once, not once for each run."""
+AGAIN = 2.0
+"""Seconds after which workers are told once more of a run that still goes on: one that came meanwhile has not heard it."""
 PATIENCE = 5.0
 """Seconds for which a worker is waited for that was there a moment ago."""
 NO_WORKER = "waiting for a worker, the cluster has none"
@@ -271,10 +274,13 @@ class Cluster:
         time.sleep(GATHER)
         with self._lock:
             tokens, self._unwanted = self._unwanted, []
-        try:
+        with contextlib.suppress(Exception):  # a worker or the scheduler is just dying; whether it is gone shows below
             self.client.run(messages.cancel, tokens, on_error="ignore")
-        except Exception:
-            return  # the scheduler is gone, and with it what there was to cancel
+        time.sleep(AGAIN)
+        for token in tokens:
+            handle = self._handles.get(token)
+            if handle is not None and not handle.done() and self.client.status == "running":
+                self._unwant(token)
 
 
 _CLUSTERS: weakref.WeakValueDictionary[str, Cluster] = weakref.WeakValueDictionary()
