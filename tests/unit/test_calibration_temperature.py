@@ -330,7 +330,7 @@ def test_what_resampling_keeps_of_a_sample_does_not_grow_with_classes_resamples_
     monkeypatch.setattr("workbench_calibration.resampling.SOME_COUNTS", 5_000)
     rng = np.random.default_rng(0)
 
-    def peak(samples, classes=100, resamples=300, draws=64):
+    def once(samples, classes, resamples, draws):
         tracemalloc.start()
         scores = ResampledScores(
             samples, classes, 15, ResampleCounts(samples, resamples, np.random.default_rng(0)), draws, rng
@@ -343,10 +343,12 @@ def test_what_resampling_keeps_of_a_sample_does_not_grow_with_classes_resamples_
         tracemalloc.stop()
         return size
 
+    def peak(samples, classes=100, resamples=300, draws=64):  # what else happens in the process can only add to it
+        return min(once(samples, classes, resamples, draws) for _ in range(2))
+
     grown = (peak(12_000) - peak(3_000)) / 9_000
     assert 50 < grown < 500  # one row of probabilities alone has 800 bytes, counts would have 600
-    # counts of the further resamples would add 600; some tens come and go with what the rest of the process does meanwhile
-    assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 200
+    assert (peak(12_000, resamples=600, draws=64) - peak(3_000, resamples=600, draws=64)) / 9_000 < grown + 20
 
 
 def test_a_block_of_many_samples_of_two_classes_is_not_multiplied_by_the_resamples():
