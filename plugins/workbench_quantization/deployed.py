@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from workbench_quantization.export_binary import is_binary
 from workbench_quantization.stored_layers import InputGrid, QuantisedRun, model_at, stored_layers
 
 
@@ -39,13 +40,15 @@ def deployed_model(run: QuantisedRun, width: int | None = None) -> nn.Module:
         bench.run("training.evaluation", model=four, data="digits")
 
     Args:
-        run: of any method of this family that stored integers.
+        run: of any method of this family that stored integers, or a binary network.
         width: of a model that switches; default: the widths in `bits`.
 
     Raises:
         InputError: the run stored no integers, or its model does not switch to this width.
     """
     model = model_at(run, width)
+    if is_binary(run):  # whose layers make bits of their inputs themselves
+        return model
     for layer in stored_layers(run, model, width):
         if layer.input is None:
             continue

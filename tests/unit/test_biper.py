@@ -22,7 +22,7 @@ from workbench.toolkit import Recipe, fit, learning_rate
 
 from unit.biper_cases import ALL_FACTORIES, digit_model, few_digits, noise
 from unit.recording_out import RecordedResult, RecordingOut, check_report, record
-from workbench_quantization import export_model
+from workbench_quantization import deployed_model, export_model
 from workbench_quantization.biper import BiPer, Params
 from workbench_quantization.biper_layers import binarise, binary_layers, packed_layers, set_weights
 from workbench_quantization.biper_networks import binary_digits
@@ -205,6 +205,9 @@ def test_export_is_as_small_as_it_says_and_computes_the_same(tmp_path: Any) -> N
     image = torch.from_numpy(test["image"].values[:20])
     np.testing.assert_allclose(empty.eval()(image).detach().numpy(), run["logit"].values[:20], atol=2e-4)
     assert facts["binary"]["features.3"]["shape"] == [32, 16, 3, 3]
+    np.testing.assert_allclose(deployed_model(run)(image).detach().numpy(), run["logit"].values[:20], atol=2e-4)
+    with pytest.raises(InputError, match="width"):
+        deployed_model(run, 4)
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     told = export_model(run, tmp_path / "model.onnx")
