@@ -10,6 +10,7 @@ from scipy.special import softmax
 from workbench.errors import InputError
 from workbench.toolkit import (
     binned_calibration_error,
+    canonical_calibration_error,
     consistency_test,
     density_calibration_error,
     expected_calibration_error,
@@ -84,9 +85,14 @@ def test_the_sweep_uses_the_most_bins_before_rates_first_fall():
     assert sweep_calibration_error(score, outcome) == pytest.approx(
         binned_calibration_error(score, outcome, n_bins=bins, binning="mass")
     )
+    assert sweep_calibration_error(score, outcome, norm=2) == pytest.approx(
+        binned_calibration_error(score, outcome, n_bins=bins, binning="mass", norm=2)
+    )
     assert sweep_calibration_error([0.1, 0.9], [0, 1]) == pytest.approx(0.1)  # every number of bins rises
     assert sweep_calibration_error([0.8, 0.5, 0.9], [1, 1, 1]) == pytest.approx(0.8 / 3)
-    confidence = np.random.default_rng(0).uniform(0.5, 1, 100_000)  # all right: trying every number of bins takes a minute
+    confidence = np.random.default_rng(0).uniform(
+        0.5, 1, 100_000
+    )  # all right: trying every number of bins takes a minute
     assert sweep_calibration_error(confidence, np.ones(100_000)) == pytest.approx(1 - confidence.mean())
 
 
@@ -94,7 +100,9 @@ def test_the_kernel_error_of_distributions_is_the_mean_over_pairs(monkeypatch):
     p, label = classified(60, 0, sharpness=2)
     onehot = np.eye(4)[label]
     terms = [
-        np.exp(-np.linalg.norm(p[i] - p[j])) * (onehot[i] - p[i]) @ (onehot[j] - p[j]) for i in range(60) for j in range(i)
+        np.exp(-np.linalg.norm(p[i] - p[j])) * (onehot[i] - p[i]) @ (onehot[j] - p[j])
+        for i in range(60)
+        for j in range(i)
     ]
     assert kernel_calibration_error(p, label) == pytest.approx(np.mean(terms))
     monkeypatch.setattr("workbench.toolkit.kernels._BLOCK_PAIRS", 200)
@@ -105,6 +113,35 @@ def test_the_kernel_error_of_distributions_is_unbiased():
     values = np.array([kernel_calibration_error(*classified(100, seed)) for seed in range(200)])
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(200)
     assert (values < 0).any()
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("bandwidth", [0.05, 1.0])
+def test_the_canonical_error_compares_with_neighbours_weighed_by_dirichlet_densities(norm, bandwidth, monkeypatch):
+    """Scipy's Dirichlet density is the oracle; zeros stand in the probabilities as float32 softmax gives them."""
+    p, label = classified(60, 0, sharpness=2)
+    p[5] = [1, 0, 0, 0]
+    onehot, errors = np.eye(4)[label], []
+    for j in range(60):
+        inside = np.maximum(p[j], 1e-25)
+        others = [i for i in range(60) if i != j]
+        weight = np.array([stats.dirichlet.logpdf(inside / inside.sum(), p[i] / bandwidth + 1) for i in others])
+        weight = np.exp(weight - weight.max())
+        errors.append((np.abs(weight @ onehot[others] / weight.sum() - p[j]) ** norm).sum())
+    found = canonical_calibration_error(p, label, norm=norm, bandwidth=bandwidth)
+    assert found == pytest.approx(np.mean(errors), rel=1e-9)
+    monkeypatch.setattr("workbench.toolkit.kernels._BLOCK_PAIRS", 200)
+    assert canonical_calibration_error(p, label, norm=norm, bandwidth=bandwidth) == pytest.approx(found)
+
+
+def test_the_canonical_error_approaches_the_true_error_as_its_kernel_narrows():
+    """Of two classes the true error is known: |p - P(class | p)|, once for each of them."""
+    p, label = classified(4000, 0, sharpness=2, classes=2)
+    truth = softmax(np.log(p) / 2, axis=1)
+    expected = np.abs(p - truth).sum(axis=1).mean()
+    assert canonical_calibration_error(p, label, norm=1, bandwidth=0.005) == pytest.approx(expected, rel=0.1)
+    calibrated = canonical_calibration_error(*classified(4000, 0, classes=2), norm=1, bandwidth=0.005)
+    assert calibrated < 0.25 * expected
 
 
 def test_the_kernel_test_holds_its_level_and_finds_sharpened_probabilities_in_many_samples():
@@ -131,7 +168,8 @@ def test_the_consistency_test_has_uniform_p_values_under_calibration_and_small_o
 def test_the_consistency_test_with_the_kernel_error_needs_few_samples():
     rng = np.random.default_rng(0)
     sharp, true = (
-        consistency_test(*classified(400, 0, sharpness=s), kernel_calibration_error, rng=rng, draws=50).p_value for s in (2, 1)
+        consistency_test(*classified(400, 0, sharpness=s), kernel_calibration_error, rng=rng, draws=50).p_value
+        for s in (2, 1)
     )
     assert sharp < 0.05 < true
 
@@ -142,6 +180,9 @@ def test_the_consistency_test_with_the_kernel_error_needs_few_samples():
         (lambda: maximum_mean_calibration_error([0.5], [1], width=0), "width"),
         (lambda: density_calibration_error([0.5], [1], norm=3), "norm"),
         (lambda: kernel_calibration_error([[0.5, 0.5]], [0]), "2 samples"),
+        (lambda: canonical_calibration_error([[0.5, 0.5]], [0]), "2 samples"),
+        (lambda: canonical_calibration_error([[0.5, 0.5]] * 3, [0, 1, 1], norm=3), "norm"),
+        (lambda: canonical_calibration_error([[0.5, 0.5]] * 3, [0, 1, 1], bandwidth=0), "bandwidth"),
         (lambda: kernel_calibration_test([[0.5, 0.5]] * 3, [0, 1, 1]), "4 samples"),
     ],
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from workbench.toolkit.initialise import reinitialise
     from workbench.toolkit.kernels import (
         CalibrationTest,
+        canonical_calibration_error,
         consistency_test,
         kernel_calibration_error,
         kernel_calibration_test,
@@ -111,6 +112,7 @@ _HOME = {
     "initialise": ("reinitialise",),
     "kernels": (
         "CalibrationTest",
+        "canonical_calibration_error",
         "consistency_test",
         "kernel_calibration_error",
         "kernel_calibration_test",
@@ -224,6 +226,7 @@ __all__ = [
     "brier_parts",
     "brier_score",
     "calibration_metrics",
+    "canonical_calibration_error",
     "capture",
     "classwise_calibration_error",
     "clipped_probability_count",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import signal
 
 from workbench.errors import InputError
-from workbench.toolkit.reliability import binned_calibration_error, check_events
+from workbench.toolkit.reliability import Norm, binned_calibration_error, check_events
 
 __all__ = ["density_calibration_error", "maximum_mean_calibration_error", "sweep_calibration_error"]
 
@@ -73,10 +73,11 @@ def density_calibration_error(score: ArrayLike, outcome: ArrayLike, *, norm: int
     return float((gap * density).sum() / density.sum())
 
 
-def sweep_calibration_error(score: ArrayLike, outcome: ArrayLike) -> float:
-    """Equal-mass calibration error with the most bins whose outcome rates still rise (Roelofs et al. 2022), norm 1.
+def sweep_calibration_error(score: ArrayLike, outcome: ArrayLike, *, norm: Norm = 1) -> float:
+    """Equal-mass calibration error with the most bins whose outcome rates still rise (Roelofs et al. 2022).
 
-    The number of bins grows from 1 until the rates of consecutive bins first fall; the last number before is used.
+    The number of bins grows from 1 until the rates of consecutive bins first fall; the last number before is used. Norms as in
+    `binned_calibration_error`; the paper has 1 and 2.
     """
     p, hit = check_events(score, outcome)
     ordered = hit[np.argsort(p, kind="stable")]
@@ -89,7 +90,7 @@ def sweep_calibration_error(score: ArrayLike, outcome: ArrayLike) -> float:
         if (np.diff(np.diff(found[edges]) / np.diff(edges)) < -1e-12).any():
             break
         bins += 1
-    return binned_calibration_error(p, hit, n_bins=bins, binning="mass")
+    return binned_calibration_error(p, hit, n_bins=bins, binning="mass", norm=norm)
 
 
 def _mirrored_density(p: Float, weight: Float, grid: Float, kernel: Float) -> Float:
