@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -12,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
+import torch
 
 import torchvision_operators  # noqa: F401 -- torchvision is imported, whatever build it is
 
@@ -22,6 +25,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before any fixture: what a test draws from global generators does not depend on the tests before it in its process."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path_factory.getbasetemp() / "cache"
@@ -29,6 +40,8 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     for name in ("WORKBENCH_STORE", "WORKBENCH_BLOCK", "WORKBENCH_ALLOW", "WORKBENCH_USER", "WORKBENCH_DATA"):
         monkeypatch.delenv(name, raising=False)
+    # On a busy machine every import is slow; that one is told is tested in test_host.py.
+    monkeypatch.setattr("workbench.host.SLOW_IMPORT", math.inf)
 
 
 @pytest.fixture
@@ -53,7 +66,7 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory):
+def two_workers(tmp_path_factory: pytest.TempPathFactory):
     """A dask client of two worker processes of one thread each, for all tests of this process: they take long to start."""
     import distributed
     from workbench.execution.processes import local_cluster
@@ -69,6 +82,13 @@ def client(tmp_path_factory: pytest.TempPathFactory):
         distributed.Client(cluster, set_as_default=False) as connected,
     ):
         yield connected
+
+
+@pytest.fixture
+def client(two_workers):
+    """The client of two workers, both there: the test before may have killed one, and another takes seconds to come."""
+    two_workers.wait_for_workers(2, timeout=300)
+    return two_workers
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,23 +17,16 @@ import workbench
 import xarray as xr
 import zarr
 from workbench.errors import IntegrityError, OutputError, RunNotFoundError, StoreError
-from workbench.record import STALE_AFTER, RunRecord, new_run_id, now, run_key
+from workbench.record import STALE_AFTER, new_run_id, run_key
 from workbench.store import Store
+from workbench.store import backend as backend_module
 from workbench.store import layout as layout_module
 from workbench.store.backend import LocalBackend
 from workbench.store.layout import ArrayLayout, array_document, chunk_files, chunks_of_shard, dump, encode_chunk, plan
 
+from unit.store_cases import record
+
 DTYPES = ["float32", "float64", "float16", "int64", "int8", "uint8", "bool"]
-
-
-def record(**changes) -> RunRecord:
-    moment = now()
-    values = {
-        "id": new_run_id("sample.test"), "key": "k" * 8, "method": "sample.test", "method_title": "", "method_version": "1",
-        "method_code": None, "params": {}, "inputs": {}, "seed": 0, "precision": "float32", "status": "running",
-        "user": "ada", "host": "elsewhere", "pid": 1, "started": moment, "heartbeat": moment, "device": "cpu",
-    }  # fmt: skip
-    return RunRecord(**values | changes)
 
 
 def stored(tmp_path: Path, **arrays: np.ndarray) -> tuple[Store, str]:
@@ -321,13 +314,15 @@ def test_only_the_file_systems_own_clock_and_ours_decide_who_is_alive(tmp_path, 
     moment = document.stat().st_mtime - STALE_AFTER - 5
     os.utime(document, (moment, moment))
     assert store.run(silent.id).status == "interrupted"
-    # A reader whose own clock jumps by a year does not change its mind.
-    monkeypatch.setattr(time, "time", lambda: 4e9)
+    # A reader whose own clock jumps by a year does not change its mind. (Its alone: threads of other tests have timers.)
+    readers = SimpleNamespace(time=lambda: 4e9, time_ns=lambda: 4 * 10**18, monotonic=time.monotonic)
+    for module in (liveness, backend_module):
+        monkeypatch.setattr(module, "time", readers)
     assert store.run(run.id).status == "running"
     # Watched for longer than STALE_AFTER without a change: interrupted, whatever the file's stamp says.
     start = time.monotonic()
-    monkeypatch.setattr(liveness.time, "monotonic", lambda: start + STALE_AFTER + 1)
-    future = time.time() + 1e6
+    readers.monotonic = lambda: start + STALE_AFTER + 1
+    future = 4e9 + 1e6
     assert store.run(run.id).status == "interrupted"
     document = Path(store.url, "runs", run.month, run.id, "zarr.json")
     os.utime(document, (future, future))  # it wrote again
@@ -348,29 +343,42 @@ def test_a_run_whose_process_is_gone_is_interrupted_at_once(tmp_path):
 
 
 CHILD = """
-import sys, time
+import sys
 sys.path[:0] = {paths!r}
+import numpy as np
 import workbench
 from workbench.host import Host
 from unit.sample_methods import Filling
+
+
+class Halting(Filling):
+    id = "sample.halting"
+
+    def run(self, inputs, params, out):
+        stored = out.array("value", (params.rows, 262_144))
+        for row in range(params.rows):
+            if row == 200:
+                print("half way", flush=True)
+                sys.stdin.readline()
+            stored[row] = np.full(262_144, row, np.float32)
+
+
 host = Host(found=[])
-host.register(Filling)
-bench = workbench.open({store!r}, host=host)
-print("go", flush=True)
-bench.run("sample.filling", rows=400, progress=False)
+host.register(Halting)
+workbench.open({store!r}, host=host).run("sample.halting", rows=400, progress=False)
 """
 
 
 def test_kill_9_leaves_an_interrupted_run_and_never_a_wrong_one(tmp_path):
-    code = CHILD.format(paths=[str(Path(__file__).parents[1])], store=str(tmp_path / "store"))
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    """Half of a large array is written, some of it to files; the child waits there, so that it cannot be done too soon."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.format(paths=[str(Path(__file__).parents[1])], store=str(tmp_path / "store")))
+    child = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    assert child.stdout.readline() == "go\n"
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "store").glob("runs/*/*/value/c/*/*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert child.stdout.readline() == "half way\n"
+    assert list((tmp_path / "store").glob("runs/*/*/value/c/*/*"))
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.communicate()
     bench = workbench.open(tmp_path / "store")
     (run,) = bench.runs()
     assert run.status == "interrupted"
