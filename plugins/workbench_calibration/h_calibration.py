@@ -11,7 +11,7 @@ integrated exactly, not by quadrature; k-means starts from an exact solution ins
 deterministic; everything is float64; a map or an epoch that changes any prediction is not eligible, and that no prediction
 changed is checked at the end. For attribution the selected map is also trained with cross-entropy under the same schedule and
 selector: what differs between `h_calibration` and `cross_entropy` is the objective alone, except that the map was chosen by the
-h-calibration fits.
+h-calibration fits. The standard recalibrators named in `baselines` are fitted on the same samples and judged beside it.
 
 The official code halves the learning rate and stops by the top-label calibration error of the fit samples, not by its own loss
 (`watch="top_error"`, the default). Where that error rests while the loss still falls the map stays unfinished and can be worse
@@ -38,6 +38,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from workbench import InputError, Inputs, Method, Out, Output, Paper, Report, Result
 
+from workbench_calibration.baselines import recalibrators
 from workbench_calibration.evaluation import (
     OUTPUTS,
     UNCALIBRATED,
@@ -45,6 +46,7 @@ from workbench_calibration.evaluation import (
     EvaluationParams,
     evaluate,
 )
+from workbench_calibration.h_errors import FURTHER, further_errors
 from workbench_calibration.h_loss import Weighting, event_gap, h_calibration_loss, sorted_events
 from workbench_calibration.h_maps import CANDIDATES, make_map
 from workbench_calibration.h_report import BASELINE, MAIN, TEMPERATURE, h_report
@@ -63,7 +65,7 @@ class HCalibration(Method):
 
     id = "calibration.h_calibration"
     title = "Calibrates every class's probability, at unchanged accuracy, with an error-bounded objective"
-    version = "5"
+    version = "6"
     paper = Paper(
         title="h-Calibration: Rethinking Classifier Recalibration with Probabilistic Error-Bounded Objective",
         authors="Huang et al.",
@@ -86,7 +88,9 @@ class HCalibration(Method):
         Output("difference", ("recalibrator", "ranked_metric"), "float64", "metric of h_calibration less that of another method"),
         Output("difference_lower", ("recalibrator", "ranked_metric"), "float64", "lower end of its paired 95 % interval"),
         Output("difference_upper", ("recalibrator", "ranked_metric"), "float64", "upper end of it"),
-        Output("log_odds_curve", ("recalibrator", "log_odds"), "float64", "log-odds of two classes after, by log-odds before"),
+        Output("further_error", ("recalibrator", "further_metric"), "float64", "errors of other norms and of distributions"),
+        Output("log_odds_curve", ("recalibrator", "log_odds"), "float64", "log-odds of two classes after, by log-odds before; "
+               "NaN: a map of these very classes"),
         Output("map_curve", ("log_probability",), "float64", "the selected map, if it is one curve", optional=True),
         Output("map_state", ("parameter",), "float64", "parameters of the selected map; coordinate: their names"),
         Output("fit_h_loss", ("recalibrator",), "float64", "h-calibration loss of every method on the fit samples"),
@@ -101,6 +105,10 @@ class HCalibration(Method):
 
         maps: tuple[str, ...] = Field(
             CANDIDATES, min_length=1, description="Candidates, family-size: linear, pwlinear, nonlinear"
+        )
+        baselines: tuple[str, ...] = Field(
+            ("vector_scaling", "dirichlet", "isotonic_one_vs_rest", "histogram_binning", "spline"),
+            description="Standard recalibrators to compare with, beside temperature; dirichlet takes minutes for many classes",
         )
         goal: Goal = Field("top", description="What to select by: top label, classwise, or proper score (NLL)")
         window: int = Field(200, ge=2, le=100_000, multiple_of=2, description="M; a neighbourhood holds M + 1 events")
@@ -126,6 +134,9 @@ class HCalibration(Method):
         """Fit all candidates and temperature on the fit rows, select there, and judge on the report rows."""
         if len(set(params.maps)) != len(params.maps):
             raise InputError("maps", expected="distinct names", got=str(params.maps))
+        known = {name: fit for name, fit in recalibrators(out.seed).items() if name != TEMPERATURE}
+        if set(params.baselines) - set(known) or len(set(params.baselines)) != len(params.baselines):
+            raise InputError("baselines", expected=f"distinct names out of {tuple(known)}", got=str(params.baselines))
         parts = read_parts(inputs, fit_fraction=params.fit_fraction, seed=out.seed, device=out.device)
         leave_out = leaves_classes_out(params.leave_one_class_out, parts.fit.logit.shape[1])
         if leave_out:
@@ -154,12 +165,14 @@ class HCalibration(Method):
         best = min(eligible, key=lambda name: traces[name].selector)
         start = (len(params.maps) * params.epochs, (len(params.maps) + 1) * params.epochs)
         reference = fit_one(best, parts.fit, torch.nn.functional.nll_loss, params, out, *start)
-        calibrators: dict[str, Calibrator] = {
+        order_preserving: dict[str, Calibrator] = {
             TEMPERATURE: fit_temperature(parts.fit),
             BASELINE: reference,
             MAIN: traces[best],
             **_best_of_other_families(traces, eligible, best),
         }
+        others = {name: known[name](parts.fit) for name in out.track(params.baselines, "fitting baselines")}
+        calibrators = order_preserving | others
         evaluated = evaluate(out, parts, calibrators, main=MAIN, params=params, keep_all=True)
         evaluated.require_kept_predictions(MAIN)
         out.coordinate("ranked_metric", list(RANKED))
@@ -168,8 +181,10 @@ class HCalibration(Method):
         out.write("selected_map", best)
         _write_traces(out, {**traces, f"{best} ({BASELINE})": reference}, [*changed.values(),
                       _changes(reference, parts.report)])
-        _write_map(out, traces[best].map, calibrators)
+        _write_map(out, traces[best].map, order_preserving, len(others))
         fitted = {UNCALIBRATED: lambda logit: torch.softmax(logit, 1), **calibrators}
+        out.coordinate("further_metric", list(FURTHER))
+        out.write("further_error", further_errors(parts.report, fitted, params.n_bins))
         out.write("fit_h_loss", np.array([
             float(h_loss(calibrate(parts.fit.logit).log(), parts.fit.label)) for calibrate in fitted.values()
         ]))
@@ -286,13 +301,15 @@ def _write_traces(out: Out, traces: Mapping[str, FitTrace], changed: list[int]) 
     out.write("changed_by_candidate", np.array(changed))
 
 
-def _write_map(out: Out, map_: nn.Module, calibrators: Mapping[str, Calibrator]) -> None:
+def _write_map(out: Out, map_: nn.Module, calibrators: Mapping[str, Calibrator], others: int) -> None:
+    """Curves of maps that take any number of classes, and NaN for as many `others` after them."""
     odds = torch.as_tensor(LOG_ODDS, device=out.device)
     pair = torch.nn.functional.logsigmoid(torch.stack([-odds, odds], dim=1))
     curves = [LOG_ODDS]
     for calibrate in calibrators.values():
         p = calibrate(pair).cpu().numpy()
         curves.append(np.log(np.maximum(p[:, 1], 1e-300)) - np.log(np.maximum(p[:, 0], 1e-300)))
+    curves += [np.full(len(LOG_ODDS), np.nan)] * others
     out.coordinate("log_odds", LOG_ODDS)
     out.write("log_odds_curve", np.stack(curves))
     if hasattr(map_, "curve"):

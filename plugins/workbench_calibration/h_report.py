@@ -7,6 +7,7 @@ from workbench import Line, Metric, Report, Result, Scatter, Table
 
 from workbench_calibration.evaluation import UNCALIBRATED
 from workbench_calibration.evaluation_report import Scores, evaluation_report, rank_table
+from workbench_calibration.h_errors import FURTHER, QUADRATIC_SAMPLES
 from workbench_calibration.h_loss import LOSS_SCALE
 from workbench_calibration.h_training import SELECTORS
 from workbench_calibration.ranking import RANKED
@@ -37,12 +38,14 @@ def h_report(result: Result) -> Report:
                description=f"h-calibration loss of the fit samples, times {LOSS_SCALE:g}"),
         *_compared(scores),
     ]
+    curves = result["log_odds_curve"]
+    drawn = [str(name) for name in curves["recalibrator"].values[np.isfinite(curves.values).all(axis=1)]]
     views = [
         Line(title="Selector during fitting", y=("selector_history",), x="epoch", by="candidate",
              y_label=SELECTORS[goal], caption="On the fit samples; the best epoch of the best map is used."),
         Line(title=f"Loss of {best}", y=("loss_history",), x="epoch", select=candidate,
              y_label=f"h-calibration loss (x {LOSS_SCALE:g})", log_y=True),
-        Line(title="Learned maps", y=("log_odds_curve",), x="log_odds", by="recalibrator",
+        Line(title="Learned maps", y=("log_odds_curve",), x="log_odds", by="recalibrator", select={"recalibrator": drawn},
              x_label="log-odds of two classes before", y_label="after",
              caption="The uncalibrated line is the identity; a smaller slope lowers confidence."),
         Scatter(title="Gap before calibration", x="event_probability_before", y="event_gap_before", log_x=True,
@@ -63,8 +66,9 @@ def h_report(result: Result) -> Report:
             f"{_versus(result, BASELINE, 'that of the same map trained with cross-entropy')}."
         ),
         metrics=metrics,
-        tables=(_difference_table(result), rank_table(scores), _candidate_table(result)),
+        tables=(_difference_table(result), rank_table(scores), _further_table(result), _candidate_table(result)),
         views=views,
+        shown=drawn,
         notes=notes,
     )
 
@@ -109,6 +113,21 @@ def _difference_table(result: Result) -> Table:
         rows=tuple((other, *(cell(other, metric) for metric in RANKED)) for other in others),
         caption="Report samples; negative: h_calibration is better. In brackets 95 % intervals of the difference by paired "
         "bootstrap, the fitted maps fixed: where they hold 0 nothing is shown.",
+    )
+
+
+def _further_table(result: Result) -> Table:
+    """Errors that only this method's evaluation asks for, as they are."""
+    samples = min(result["label"].size, QUADRATIC_SAMPLES)
+    return Table(
+        title="Further errors",
+        columns=("method", *FURTHER),
+        rows=tuple(
+            (str(name), *(float(f"{value:.4g}") for value in row.values))
+            for name, row in zip(result["further_error"]["recalibrator"].values, result["further_error"], strict=True)
+        ),
+        caption=f"Report samples; lower is better, the kernel error may be negative. "
+        f"{'; '.join(f'{name}: {text}' for name, text in FURTHER.items())}. Those of whole distributions see {samples} samples.",
     )
 
 

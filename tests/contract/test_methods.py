@@ -65,7 +65,9 @@ CASES: Mapping[str, Case] = {
         },
         inputs=lambda: {"statistics": None},
     ),
-    "calibration.h_calibration": Case({**CALIBRATION, "maps": ("pwlinear-10", "linear-16"), "epochs": 5, "window": 10}),
+    "calibration.h_calibration": Case(
+        {**CALIBRATION, "maps": ("pwlinear-10", "linear-16"), "epochs": 5, "window": 10, "baselines": ("vector_scaling",)}
+    ),
     "calibration.overlap_mixup": Case(
         {
             "epochs": 2,

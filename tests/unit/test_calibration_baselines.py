@@ -140,7 +140,7 @@ def test_every_recalibrator_fits_blocks_that_are_read_anew_as_it_fits_samples_in
         (BetaCalibration, {}),
         (PlattScaling, {}),
         (Baselines, {"methods": ("temperature", "isotonic_multi_class")}),
-        (HCalibration, {"maps": ("linear-2", "pwlinear-10"), "epochs": 3, "window": 20}),
+        (HCalibration, {"maps": ("linear-2", "pwlinear-10"), "epochs": 3, "window": 20, "baselines": ("platt", "bbq")}),
     ],
 )
 def test_no_method_fits_or_selects_by_the_labels_it_is_judged_on(method, params):

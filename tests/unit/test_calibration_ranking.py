@@ -61,7 +61,7 @@ def everyone(folder, file):
     """
     inputs = parts(folder, file)
     out, compared = record(Baselines, inputs, methods=tuple(recalibrators(0)))
-    own, _ = record(HCalibration, inputs, maps=("pwlinear-100",), watch="loss", leave_one_class_out=False,
+    own, _ = record(HCalibration, inputs, maps=("pwlinear-100",), watch="loss", leave_one_class_out=False, baselines=(),
                     epochs=600 if "cifar-10." in f"{file}." else 200, chance_draws=20, resamples=100)  # fmt: skip
     names = [str(name) for name in compared["value"]["recalibrator"].values]
     p = {name: one.astype(np.float64) for name, one in zip(names, out.arrays["method_probability"], strict=True)}

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import nn
 from workbench import CancelledError, InputError
+from workbench.toolkit import canonical_calibration_error, sweep_calibration_error
 
 from unit.h_cases import dataset, overconfident
 from unit.recording_out import RecordedResult, RecordingOut, check_report, record
@@ -16,6 +17,8 @@ from workbench_calibration.h_calibration import HCalibration
 from workbench_calibration.h_training import fit_map
 from workbench_calibration.samples import Samples
 
+PARAMS = {"maps": ("pwlinear-10", "linear-16"), "epochs": 30, "lr": 0.05, "resamples": 100, "chance_draws": 20, "window": 100}
+BASELINES = ("vector_scaling", "platt", "spline")
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "classifier_outputs"
 
 
@@ -61,8 +64,7 @@ def test_fitting_stops_when_the_calibration_error_no_longer_falls():
 @pytest.fixture(scope="module")
 def run():
     logit, label = overconfident(900, 6)
-    return record(HCalibration, {"data": dataset(logit, label)}, maps=("pwlinear-10", "linear-16"), epochs=30, lr=0.05,
-                  resamples=100, chance_draws=20, window=100)
+    return record(HCalibration, {"data": dataset(logit, label)}, baselines=BASELINES, **PARAMS)
 
 
 def test_it_calibrates_an_overconfident_classifier_without_touching_a_prediction(run):
@@ -71,9 +73,10 @@ def test_it_calibrates_an_overconfident_classifier_without_touching_a_prediction
     for metric in ("ece_width_l1", "ks_error", "negative_log_likelihood", "brier_score"):
         before, after = (float(value.sel(recalibrator=name, metric=metric)) for name in ("uncalibrated", "h_calibration"))
         assert after < (0.5 if metric == "ks_error" else 1) * before
-    accuracy = value.sel(metric="accuracy").values
+    kept = [name for name in value["recalibrator"].values if name not in BASELINES]
+    accuracy = value.sel(metric="accuracy", recalibrator=kept).values
     assert (accuracy == accuracy[0]).all()
-    assert (result["changed_predictions"].values == 0).all()
+    assert (result["changed_predictions"].sel(recalibrator=kept).values == 0).all()
     fit, report = set(out.arrays["fit_index"]), set(out.arrays["sample_index"])
     assert not fit & report
     assert len(fit | report) == 900
@@ -90,6 +93,52 @@ def test_the_report_says_which_map_and_compares_the_objective_with_cross_entropy
     assert rows[best] == min(rows.values())
     ranks = next(table for table in report.tables if table.title == "Average rank")
     assert {row[0] for row in ranks.rows} >= {"uncalibrated", "temperature", "cross_entropy", "h_calibration"}
+
+
+def test_the_standard_recalibrators_are_those_of_their_own_methods(run):
+    """Fitted on the same samples, beside it in every table; only order-preserving maps have a curve of their own."""
+    from workbench_calibration.vector_scaling import VectorScaling
+
+    out, result = run
+    own, _ = record(VectorScaling, {"data": dataset(*overconfident(900, 6))}, resamples=100, chance_draws=20)
+    row = list(result["value"]["recalibrator"].values).index("vector_scaling")
+    assert np.array_equal(out.arrays["sample_index"], own.arrays["sample_index"])
+    assert out.arrays["method_probability"][row] == pytest.approx(own.arrays["probability"])
+    assert out.arrays["value"][row] == pytest.approx(own.arrays["value"][-1])
+    report = check_report(HCalibration, result)
+    for title in ("h_calibration less the others", "Average rank", "Further errors"):
+        assert {row[0] for row in next(table for table in report.tables if table.title == title).rows} >= set(BASELINES)
+    drawn = np.isfinite(result["log_odds_curve"].values).all(axis=1)
+    assert [str(name) for name in result["value"]["recalibrator"].values[~drawn]] == list(BASELINES)
+    with pytest.raises(InputError, match="baselines"):
+        record(HCalibration, {"data": dataset(*overconfident(60, 3))}, baselines=("temperature",))
+
+
+def test_further_errors_are_the_toolkits_on_the_stored_probabilities(run, monkeypatch):
+    """Those of whole distributions see evenly spaced samples where there are too many."""
+    from workbench.toolkit import classwise_calibration_error, kernel_calibration_error
+
+    from workbench_calibration.h_errors import further_errors
+
+    out, result = run
+    label = out.arrays["label"]
+    found = dict(zip(result["value"]["recalibrator"].values, out.arrays["further_error"], strict=True))
+    for name, p in zip(found, out.arrays["method_probability"].astype(np.float64), strict=True):
+        confidence, hit = p.max(axis=1), p.argmax(axis=1) == label
+        expected = [
+            sweep_calibration_error(confidence, hit, norm=2),
+            classwise_calibration_error(p, label, norm=2, reduction="none").mean(),
+            kernel_calibration_error(p, label),
+            *(canonical_calibration_error(p, label, bandwidth=h) for h in (1.0, 0.1)),
+        ]
+        assert found[name] == pytest.approx(expected, abs=1e-5), name
+    monkeypatch.setattr("workbench_calibration.h_errors.QUADRATIC_SAMPLES", 90)
+    logit = torch.log(torch.as_tensor(out.arrays["method_probability"][0].astype(np.float64)))
+    few = further_errors(Samples.of(logit, torch.as_tensor(label)), {"as it is": lambda z: torch.softmax(z, 1)}, 15)[0]
+    rows = np.linspace(0, 449, 90).astype(int)
+    p = torch.softmax(logit, 1).numpy()
+    assert few[2] == pytest.approx(kernel_calibration_error(p[rows], label[rows]))
+    assert few[0] == pytest.approx(found["uncalibrated"][0], abs=1e-5)  # the others see all
 
 
 def test_differences_from_the_others_are_paired(run):
@@ -152,10 +201,8 @@ def test_a_likelihood_clearly_above_that_of_temperature_is_said(run, least, said
 def test_the_same_seed_gives_the_same_run_and_a_checkpoint_resumes_to_it(run):
     out, _ = run
     inputs = {"data": dataset(*overconfident(900, 6))}
-    params = {"maps": ("pwlinear-10", "linear-16"), "epochs": 30, "lr": 0.05, "resamples": 100, "chance_draws": 20,
-              "window": 100}
     resumed = RecordingOut(HCalibration, restored=out.checkpoints[0])
-    again, _ = record(HCalibration, inputs, out=resumed, **params)
+    again, _ = record(HCalibration, inputs, out=resumed, baselines=BASELINES, **PARAMS)
     assert len(again.checkpoints) == 1  # the first map was not fitted again
     assert np.array_equal(again.arrays["probability"], out.arrays["probability"])
     assert np.array_equal(again.arrays["loss_history"], out.arrays["loss_history"], equal_nan=True)
@@ -178,11 +225,11 @@ def test_samples_of_one_class_are_refused_where_each_class_is_left_out(apart):
     data = dataset(logit, np.full(400, 2))
     inputs = {"data": data.isel(sample=slice(100)), "fit": data.isel(sample=slice(100, 400))} if apart else {"data": data}
     with pytest.raises(InputError) as caught:
-        record(HCalibration, inputs, maps=("linear-2",), epochs=1, window=20)
+        record(HCalibration, inputs, maps=("linear-2",), baselines=(), epochs=1, window=20)
     assert caught.value.argument == ("fit" if apart else "data")
     assert "at least two classes" in str(caught.value)
     assert f"got {300 if apart else 200} samples, all of class 2" in str(caught.value)
-    record(HCalibration, inputs, maps=("linear-2",), epochs=1, window=20, leave_one_class_out=False)
+    record(HCalibration, inputs, maps=("linear-2",), baselines=(), epochs=1, window=20, leave_one_class_out=False)
 
 
 def test_whether_a_batch_holds_all_samples_or_more_than_all_does_not_matter_and_smaller_ones_are_shuffled():
@@ -239,8 +286,8 @@ def test_on_vgg16_the_official_schedule_loses_to_temperature_and_one_that_watche
     )
     found = {}
     for watch in ("top_error", "loss"):
-        _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), epochs=1000, watch=watch,
-                           leave_one_class_out=False, resamples=100, chance_draws=20)  # fmt: skip
+        _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), baselines=(), epochs=1000,
+                           watch=watch, leave_one_class_out=False, resamples=100, chance_draws=20)  # fmt: skip
         table = result["value"]
         for metric in ("ece_width_l1", "negative_log_likelihood"):
             found[watch, metric] = float(table.sel(recalibrator="h_calibration", metric=metric))
@@ -261,7 +308,7 @@ def test_on_a_stored_classifier_it_beats_temperature_and_the_same_map_trained_wi
         xr.Dataset({"probability": (("sample", "class"), p[part]), "label": ("sample", y[part])})
         for part in (rows[:5000], rows[5000:])
     )
-    _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), epochs=240,
+    _, result = record(HCalibration, {"data": report, "fit": fit}, maps=("pwlinear-100",), baselines=(), epochs=240,
                        leave_one_class_out=False, resamples=1000, chance_draws=20)
     # of the KS error nothing is shown
     for metric in ("ece_width_l1", "ece_mass_l1"):

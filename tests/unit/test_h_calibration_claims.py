@@ -34,7 +34,7 @@ def compared(name, values, label, seed, **params):
         role: xr.Dataset({name: (("sample", "class"), values[some]), "label": ("sample", label[some])})
         for role, some in (("fit", rows[:half]), ("data", rows[half:]))
     }
-    params = {"maps": ("pwlinear-100",), "epochs": 600, "watch": "loss", "leave_one_class_out": False} | params
+    params = {"maps": ("pwlinear-100",), "epochs": 600, "watch": "loss", "leave_one_class_out": False, "baselines": ()} | params
     _, result = record(HCalibration, parts, chance_draws=20, **params)
     assert (result["changed_predictions"].values == 0).all()
     errors = result["value"].sel(metric="ece_width_l1").to_series().to_dict()

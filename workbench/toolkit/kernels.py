@@ -71,11 +71,14 @@ def canonical_calibration_error(
     by the Dirichlet density with parameters `p_i / bandwidth + 1` at p_j. For norm 2 no root is taken, as in the official code.
     Its time is quadratic in samples.
 
+    A wide kernel blurs: with bandwidth 1, 4 classes and 3,000 samples true probabilities have 0.093, more than when they are
+    sharpened by a factor of 2 (0.087); with 0.1 it is 0.005 and 0.014. A narrow one leaves few neighbours, which costs as much.
+
     Args:
         probability: shape (sample, class).
         label: shape (sample,).
         norm: exponent, 1 or 2.
-        bandwidth: of the kernel; methods are compared at the same one.
+        bandwidth: of the kernel; methods are compared at the same one. Papers have 1, which see above.
     """
     checked, y = check_probability(probability, label)
     if norm not in (1, 2):
