@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from workbench import DataRole, Method, Output, Params, Report
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 class Patient(Method):

@@ -23,7 +23,7 @@ from workbench.store.layout import LARGEST_SHARD, layout_of, plan_blocks
 from unit.recording_out import record
 from unit.store_cases import record as new_record
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 class Sums(BlockwiseMethod):

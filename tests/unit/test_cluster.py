@@ -243,7 +243,7 @@ def test_progress_that_arrives_while_a_subject_is_spread_blocks_nobody():
                 target=self.handler, args=((0.0, {"order": "another", "run_id": "r"}),), daemon=True
             )
             event.start()
-            event.join(5.0)
+            event.join(60.0)
             self.told = not event.is_alive()
             return blob
 

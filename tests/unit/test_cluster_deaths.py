@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_a_method_that_kills_every_worker_is_given_up_with_advice(far, client, t
             far.run(Deadly, folder=str(tmp_path), progress=False)
     finally:
         client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 3))
-    client.wait_for_workers(2)
+    client.wait_for_workers(2, timeout=PATIENCE)
     assert {run.status for run in far.runs()} == {"interrupted"}
 
 
@@ -105,7 +106,8 @@ def test_a_sweep_goes_on_after_scheduler_and_client_died(bench, tmp_path, tmp_pa
         (note, *_) = begun(tmp_path)
         client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.loop.add_callback(dask_scheduler.close))
         assert sweep.wait(PATIENCE)
-        os.kill(process_of(note), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # if dask has not ended it already
+            os.kill(process_of(note), signal.SIGKILL)
         # When it closes, dask tries for half a minute to reach the scheduler that is no more.
         monkeypatch.setitem(dask.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
     assert "scheduler" in sweep.stopped

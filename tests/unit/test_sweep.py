@@ -19,7 +19,7 @@ from workbench.execution.sweep import pace
 
 from unit.sample_methods import Failing, MeanImage, RandomNumbers
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class Picky(workbench.Method):

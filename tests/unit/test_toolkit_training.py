@@ -1,5 +1,7 @@
 """One seeded training loop: equal to plain torch, equal to itself when seeded alike, and equal when killed and resumed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -170,7 +172,7 @@ def test_checkpoints_are_kept_by_time_and_never_for_more_than_a_tenth_of_it(monk
     from workbench.toolkit import training
 
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))  # its alone: others have timers
 
     class Slow(RecordingOut):
         def checkpoint(self, state):
