@@ -102,12 +102,13 @@ class Costs:
 def latency_table(
     latency: Mapping[str, Sequence[float]], names: Sequence[str], free: Sequence[int], widths: Sequence[int]
 ) -> np.ndarray:
-    """(block, width) from a mapping of names, zero for fixed blocks.
+    """(block, width) from a mapping of names, zero for fixed blocks. Times of a row are in the order of `widths`.
 
     Raises:
-        InputError: a free block is missing, a row has the wrong length, or a wider width is faster.
+        InputError: a free block is missing, a row has the wrong length or no times in it, or a wider width is faster.
     """
     table = np.zeros((len(names), len(widths)))
+    ascending = np.argsort(widths).tolist()
     for position in free:
         row = latency.get(names[position])
         if row is None or len(row) != len(widths):
@@ -116,7 +117,9 @@ def latency_table(
                 expected=f"{len(widths)} numbers for {names[position]!r}, one per width in {tuple(widths)}",
                 got="none" if row is None else str(len(row)),
             )
-        if any(later < earlier for earlier, later in itertools.pairwise(row)):
+        if min(row) < 0:
+            raise InputError("latency", expected="times of 0 or more", got=f"{tuple(row)} for {names[position]!r}")
+        if any(row[wider] < row[narrower] for narrower, wider in itertools.pairwise(ascending)):
             raise InputError(
                 "latency",
                 expected="times that do not fall with the width",

@@ -13,12 +13,16 @@ L(S) the calibration loss with the layers in S at the low width, as in CLADO (ar
 
     s_i = h_i + (lambda / 2) sum_j J_ij,      h_i = Tr(H_ii) / (2 n_i) * ||Q_b(W_i) - W_i||^2,
 
-layer i's Shapley value in the damage D(S) = sum_i h_i + sum_{i<j} J_ij. h is put on the scale of the measured single-layer
-damages by least squares, so that both terms add up. Search and orders follow the abstract and the same group's
-arXiv:2302.01382; its tuning of scales is left out. From 16 bits on a layer stays as it is.
+layer i's Shapley value in the damage D(S) = sum_i h_i + sum_{i<j} J_ij. Where the input of a layer goes down with its weights,
+h_i also has half the squared gradient by that input times its squared rounding error; Hessian-vector products see the weights
+alone. h is put on the scale of the measured single-layer damages by least squares, so that both terms add up. Search and orders
+follow the abstract and the same group's arXiv:2302.01382; its tuning of scales is left out, and ranges of inputs are those of
+the full-precision model throughout, where the search as described calibrates anew at each step. From 16 bits on a layer stays
+as it is.
 
-Baselines on the same search: curvature alone, measured single-layer losses, rounding errors, random orders; and the subset of
-least D at the augmented solution's cost by integer programming, which shows what an order costs.
+Baselines on the same search: curvature alone, measured single-layer losses, rounding errors, random orders; the augmented order
+walked one layer at a time instead of halved; and the subset of least D at the augmented solution's cost by integer programming,
+which shows what an order costs.
 """
 
 from __future__ import annotations
@@ -71,12 +75,20 @@ class Params(BaseParams):
         "extremes", description="Ranges of inputs: minimum and maximum, or 0.1 and 99.9 %"
     )
     cost: Literal["latency", "bops", "size"] = Field(
-        "latency", description="What is saved: a roofline's time, bit operations, or bytes of weights"
+        "latency",
+        description="What is saved: time (of `latency`, else of a roofline), bit operations, or bytes of weights",
+    )
+    latency: dict[str, tuple[float, ...]] | None = Field(
+        None, description="Measured time of each layer (by name), one per width in the order of `widths`, in any unit"
     )
     intensity: float = Field(
         100.0,
         gt=0,
         description="Multiply-accumulates at 16 bit that take as long as moving one byte (about 100 on a data-centre GPU)",
+    )
+    first_last: Literal["searched", "highest"] = Field(
+        "searched",
+        description="First and last layer: lowered where their scores allow it, or kept at the highest width",
     )
     random_orders: int = Field(10, ge=1, le=1_000, description="Random orders to compare with")
     subsets: int = Field(40, ge=4, le=10_000, description="Random subsets of layers that test additivity")
@@ -90,6 +102,8 @@ class Params(BaseParams):
             raise ValueError(f"targets: different shares from 0.5 to 1, got {self.targets}")
         if self.act_bits != "weight" and not 2 <= self.act_bits <= 32:
             raise ValueError(f"act_bits: 2 to 32 or 'weight', got {self.act_bits}")
+        if self.latency is not None and self.cost != "latency":
+            raise ValueError(f"latency: a table counts only where cost is 'latency', got cost {self.cost!r}")
         return self
 
 
@@ -102,6 +116,7 @@ class Interlayer(Method):
 
     id = "quantization.interlayer"
     title = "How many layers may go to fewer bits at a guaranteed accuracy, counting how their errors interact"
+    version = "2"
     paper = Paper(
         title="Augmenting Hessians with Inter-Layer Dependencies for Mixed-Precision Post-Training Quantization",
         authors="Schaefer, Lambert-Shirzad, Zhang, Chou, Jablin, Li, Guo, Stanton, Joshi, Wang",
@@ -131,14 +146,25 @@ class Interlayer(Method):
         _array("trace", ("layer",), "float64", "Hutchinson estimate of Tr(H_ii)"),
         _array("trace_standard_error", ("layer",), "float64", "its standard error"),
         _array("weight_error", ("layer", "bit"), "float64", "||Q_b(W_i) - W_i||^2"),
+        _array("input_gradient", ("layer",), "float64", "squared norm of the gradient of an image's loss by the layer's input, "
+               "mean over images", optional=True),
+        _array("input_error", ("layer", "bit"), "float64", "mean squared rounding error of an entry of the input", optional=True),
         _array("hessian_sensitivity", ("layer", "bit"), "float64", "h_i before scaling"),
         _array("hessian_scale", ("bit",), "float64", "least-squares factor from h_i to single-layer damages"),
+        _array("layer_curvature", ("layer", "bit"), "float64", "h_i as it enters the score"),
         _array("loss_single", ("layer", "bit"), "float64", "rise of the loss with this layer alone at the width"),
         _array("curved_single", ("layer", "bit"), "float64", "dW_i' H_ii dW_i / 2"),
         _array("interaction", ("layer", "layer_2", "bit"), "float64", "J_ij of the estimator in use"),
+        _array("interaction_error", ("layer", "layer_2", "bit"), "float64", "standard error of J_ij over images, where it is "
+               "measured by differences", optional=True),
+        _array("pair_products", ("pair", "bit"), "float64", "J of pairs of layers that are lowered, by Hessian-vector products, "
+               "where differences are measured too", optional=True),
+        _array("pair_differences", ("pair", "bit"), "float64", "the same by differences of losses", optional=True),
         _array("interaction_products", ("layer", "layer_2", "bit"), "float64", "J_ij by Hessian-vector products"),
         _array("layer_score", ("layer", "bit"), "float64", "s_i, the Shapley value (or with |J_ij|)"),
         _array("order", ("order_name", "bit", "layer"), "int16", "positions of layers, least sensitive first"),
+        _array("place", ("order_name", "bit", "layer"), "int16", "place of each layer in the order, 1 is lowered first"),
+        _array("damage_all", ("bit",), "float64", "rise of the loss with all layers at the width, but those that stay"),
         _array("subset_layer", ("subset", "layer"), "bool", "random subsets of layers at the lowest width"),
         _array("subset_damage", ("subset",), "float64", "rise of the loss, measured"),
         _array(
@@ -163,7 +189,7 @@ class Interlayer(Method):
         _array("cost", ("solution", "target"), "float64", "over that of all layers at the highest width"),
         _array("accuracy_full_precision", (), "float64", "of the model as it came, on the report images"),
         *STORED,
-    )
+    )  # fmt: skip
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Measure, order, search, judge, store (see `interlayer_run`)."""

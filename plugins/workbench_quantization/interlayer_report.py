@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.stats import spearmanr
-from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
-from workbench.report import View
+from workbench import Metric, Report, Result, Table
 from workbench.toolkit import wilson_interval
 
-from workbench_quantization.report_parts import kept_note
+from workbench_quantization.interlayer_views import estimators, views
+from workbench_quantization.report_parts import kept_note, values
 
 RECONSTRUCTED = (
     "The paper's equations were not accessible: interactions and score are a reconstruction after CLADO "
     "(arXiv:2307.05657), sound in themselves but perhaps not the authors' exact augmentation."
 )
+
+FEW_TOLD = 0.2
+"""Share of interactions that stand out from the noise of the images below which the report warns."""
 
 
 def report(result: Result) -> Report:
@@ -21,14 +24,10 @@ def report(result: Result) -> Report:
     return Report(
         summary=_summary(result),
         metrics=_metrics(result),
-        tables=(_solutions(result), _layers(result)),
-        views=_views(result),
+        tables=(_solutions(result), _layers(result), *_damages(result)),
+        views=views(result),
         notes=_notes(result),
     )
-
-
-def _values(result: Result, name: str) -> np.ndarray:
-    return np.asarray(result[name].values)
 
 
 def _names(result: Result) -> list[str]:
@@ -37,7 +36,7 @@ def _names(result: Result) -> list[str]:
 
 def additivity(result: Result) -> dict[str, tuple[float, float]]:
     """Per damage model: Spearman correlation with the measured damage of random subsets, and the root mean square error."""
-    true, predicted = _values(result, "subset_damage"), _values(result, "subset_prediction")
+    true, predicted = values(result, "subset_damage"), values(result, "subset_prediction")
     names = [str(name) for name in result["subset_prediction"]["damage_model"].values]
     return {
         name: (float(spearmanr(row, true).statistic), float(np.sqrt(np.mean((row - true) ** 2))))
@@ -57,7 +56,7 @@ def _random(result: Result) -> np.ndarray:
 
 def _summary(result: Result) -> str:
     target, names = result.params.targets[0], _names(result)
-    cost, accuracy = _values(result, "cost")[:, 0], _values(result, "accuracy")[:, 0]
+    cost, accuracy = values(result, "cost")[:, 0], values(result, "accuracy")[:, 0]
     hessian, random = names.index("hessian"), _random(result)
     found = additivity(result)
     missed = (
@@ -77,11 +76,12 @@ def _summary(result: Result) -> str:
 
 def _metrics(result: Result) -> tuple[Metric, ...]:
     count = result["label"].sizes["sample"]
-    accuracy, full = float(_values(result, "accuracy")[0, 0]), float(result["accuracy_full_precision"])
-    cost, names, found = _values(result, "cost")[:, 0], _names(result), additivity(result)
-    interaction = _values(result, "interaction")[..., -1]
-    single = _values(result, "loss_single")[:, -1]
+    accuracy, full = float(values(result, "accuracy")[0, 0]), float(result["accuracy_full_precision"])
+    cost, names, found = values(result, "cost")[:, 0], _names(result), additivity(result)
+    interaction = values(result, "interaction")[..., -1]
+    single = values(result, "loss_single")[:, -1]
     pairs = np.abs(interaction[np.triu_indices(len(interaction), 1)])
+    told = told_pairs(result)
 
     def share(name: str, value: float, description: str) -> Metric:
         low, high = wilson_interval(round(value * count), count)
@@ -104,7 +104,7 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
         ),
         Metric(
             name="evaluations",
-            value=float(_values(result, "evaluations")[0, 0]),
+            value=float(values(result, "evaluations")[0, 0]),
             direction="lower",
             description="accuracies measured by the augmented order's search",
         ),
@@ -115,13 +115,25 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             value=float(pairs.mean() / max(np.abs(single).mean(), 1e-12)),
             description="mean |J_ij| over mean |single-layer damage|, at the lowest width",
         ),
+        *(
+            ()
+            if told is None
+            else (
+                Metric(
+                    name="interactions_told",
+                    value=told,
+                    direction="higher",
+                    description="share of J_ij beyond two standard errors of the calibration images, at the lowest width",
+                ),
+            )
+        ),
     )
 
 
 def _solutions(result: Result) -> Table:
     names, targets = _names(result), result.params.targets
-    cost, accuracy = _values(result, "cost"), _values(result, "accuracy")
-    spent = _values(result, "evaluations")
+    cost, accuracy = values(result, "cost"), values(result, "accuracy")
+    spent = values(result, "evaluations")
     random = _random(result)
     rows: list[tuple[str | float | int | None, ...]] = []
     for column, target in enumerate(targets):
@@ -144,13 +156,13 @@ def _solutions(result: Result) -> Table:
 
 def _layers(result: Result) -> Table:
     names = [str(name) for name in result["bits"]["layer"].values]
-    bits, score = _values(result, "solution_bits")[0, 0], _values(result, "layer_score")[:, -1]
-    scaled = _values(result, "hessian_sensitivity")[:, -1]
+    bits, score = values(result, "solution_bits")[0, 0], values(result, "layer_score")[:, -1]
+    scaled = values(result, "hessian_sensitivity")[:, -1]
     if result.params.fit_scale:
-        scaled = scaled * _values(result, "hessian_scale")[-1]
-    single = _values(result, "loss_single")[:, -1]
+        scaled = scaled * values(result, "hessian_scale")[-1]
+    single = values(result, "loss_single")[:, -1]
     # Not the ranks of the scores: `sequential` orders layers otherwise.
-    ranks = np.argsort(_values(result, "order")[0, -1]), np.argsort(np.argsort(scaled, kind="stable"))
+    ranks = np.argsort(values(result, "order")[0, -1]), np.argsort(np.argsort(scaled, kind="stable"))
     return Table(
         title=f"Layers at {result.params.widths[-1]} bits",
         columns=("layer", "bits", "h", "score", "measured alone", "place in the order", "place by h"),
@@ -163,64 +175,53 @@ def _layers(result: Result) -> Table:
     )  # fmt: skip
 
 
-def _views(result: Result) -> tuple[View, ...]:
-    lowest = result.params.widths[-1]
-    views: list[View] = [
-        HeatMap(
-            title=f"How rounding errors of two layers at {lowest} bits interact (J)",
-            z="interaction",
-            x="layer",
-            y="layer_2",
-            diverging=True,
-            select={"bit": lowest},
-            z_label="rise of the loss",
-            caption="Red: the two together cost more than the sum of both alone; blue: less.",
+def told_pairs(result: Result) -> float | None:
+    """Share of the interactions at the lowest width that are beyond two standard errors; None where errors are not known."""
+    if "interaction_error" not in result:
+        return None
+    interaction, error = values(result, "interaction")[..., -1], values(result, "interaction_error")[..., -1]
+    upper = np.triu(np.isfinite(error) & (error > 0), 1)
+    return float((np.abs(interaction) > 2 * error)[upper].mean()) if upper.any() else None
+
+
+def _damages(result: Result) -> tuple[Table, ...]:
+    """All layers at once: what the models of damage say, and what was measured; none in runs of before it was."""
+    if "damage_all" not in result:
+        return ()
+    single, score = values(result, "loss_single"), values(result, "layer_score")
+    interaction = values(result, "interaction")
+    lowered = _lowered(result)
+    rows = []
+    for column, width in enumerate(result.params.widths[1:]):
+        alone = float(single[lowered, column].sum())
+        pairs = float(interaction[..., column].sum() / 2)
+        agreed = estimators(result)[column]
+        rows.append(
+            (width, *(_digits(value) for value in (
+                float(values(result, "damage_all")[column]), alone, alone + pairs, float(score[lowered, column].sum()))),
+             None if agreed is None else round(agreed[0], 2), None if agreed is None else round(agreed[1], 2))
+        )  # fmt: skip
+    return (
+        Table(
+            title="All layers at one width: rise of the loss, measured and as sums",
+            columns=("bits", "measured", "single layers", "with pairs", "scores", "J: rank correlation", "J: slope"),
+            rows=tuple(rows),
+            caption="Where a sum with pairs is far off, more than two layers at a time interact. J: differences of losses "
+            "against Hessian-vector products, pair by pair; 1 and 1 where the loss is quadratic and weights alone are rounded.",
         ),
-        Scatter(
-            title="Damage of random subsets: single layers added up",
-            x="subset_prediction",
-            y="subset_damage",
-            select={"damage_model": "single layers"},
-            identity=True,
-            x_label="predicted rise of the loss",
-            y_label="measured",
-        ),
-        Scatter(
-            title="The same with pairs",
-            x="subset_prediction",
-            y="subset_damage",
-            select={"damage_model": "with pairs"},
-            identity=True,
-            x_label="predicted rise of the loss",
-            y_label="measured",
-        ),
-        Bar(
-            title=f"Score and single-layer damage at {lowest} bits",
-            y=("layer_score", "loss_single"),
-            x="layer",
-            select={"bit": lowest},
-            y_label="rise of the loss",
-        ),
-        Bar(title="Widths of the stored model", y=("bits",), x="layer", y_label="bits"),
-        Line(
-            title="Search: accuracy of everything tried",
-            y=("step_accuracy",),
-            x="step",
-            markers=True,
-            y_label="accuracy on the search images",
-            caption="All orders and targets one after the other; the dips are what did not pass.",
-        ),
-        Scatter(
-            title="Accuracy against cost",
-            x="cost",
-            y="accuracy",
-            label="solution",
-            select={"target": result.params.targets[0]},
-            x_label=f"relative {result.params.cost}",
-            y_label="accuracy on the report images",
-        ),
-    ]
-    return tuple(views)
+    )
+
+
+def _lowered(result: Result) -> np.ndarray:
+    """(layer,) bool: which layers may be lowered."""
+    lowered = np.ones(result["bits"].sizes["layer"], dtype=bool)
+    if getattr(result.params, "first_last", "searched") == "highest":
+        lowered[[0, -1]] = False
+    return lowered
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _notes(result: Result) -> tuple[str, ...]:
@@ -243,7 +244,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"{float(result['search_accuracy_highest']):.1%} against {float(result['search_accuracy_full_precision']):.1%} in "
             f"full precision: {', '.join(f'{target:.2%}' for target in missed)} cannot be met, and its solutions do not meet it."
         )
-    flat = _values(result, "hessian_scale") == 0
+    flat = values(result, "hessian_scale") == 0
     if result.params.fit_scale and flat.any():
         widths = " and ".join(str(width) for width, none in zip(result.params.widths[1:], flat, strict=True) if none)
         notes.append(
@@ -255,7 +256,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             "The stored model has quantised weights only; the ranges of its inputs are in `input_range`, and `logit` and "
             "accuracies were computed with quantised inputs (`workbench_quantization.deployed_model(run)` has both)."
         )
-    single = _values(result, "loss_single")[:, -1]
+    single = values(result, "loss_single")[:, -1]
     if (single < 0).any():
         notes.append(
             f"{int((single < 0).sum())} of {len(single)} layers lower the calibration loss when rounded alone; they count as "
@@ -266,7 +267,16 @@ def _notes(result: Result) -> tuple[str, ...]:
             "`exact pairs` is the best subset found within the time limit for at least one target, not proven to be the best; "
             "a faster machine may find a better one."
         )
-    if result.params.cost == "latency":
+    if (told := told_pairs(result)) is not None and told < FEW_TOLD:
+        notes.append(
+            f"Only {told:.0%} of the interactions at {result.params.widths[-1]} bits are beyond two standard errors of the "
+            "calibration images; 5 % would be by chance. More `calibration_samples` tell more."
+        )
+    if getattr(result.params, "first_last", "searched") == "highest":
+        notes.append(f"First and last layer stay at {result.params.widths[0]} bits, outside the search.")
+    if result.params.cost == "latency" and getattr(result.params, "latency", None) is not None:
+        notes.append("Latency is the sum of the times given for the layers; what lies between layers is not in it.")
+    elif result.params.cost == "latency":
         notes.append(
             f"Latency is a roofline (throughput doubles with each halving of the width, {result.params.intensity:g} "
             "multiply-accumulates at 16 bit per byte), not a measurement."

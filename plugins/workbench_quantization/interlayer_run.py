@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from workbench_quantization.interlayer_scores import (
     predicted_damage,
     sequential_order,
     shapley_scores,
+    step_down,
 )
 from workbench_quantization.interlayer_study import Study, prepare
 
@@ -23,30 +25,36 @@ if TYPE_CHECKING:
     from workbench_quantization.interlayer import Params
 
 EXACT_LAYERS = 60
-"""Number of layers up to which the best subset is found by integer programming."""
-AUGMENTED, EXACT = "augmented", "exact pairs"
+"""Number of layers up to which the best subset is found by integer programming, and an order is also walked one by one."""
+AUGMENTED, ONE_BY_ONE, EXACT = "augmented", "augmented, one by one", "exact pairs"
 
 
 def run(inputs: Inputs, params: Params, out: Out) -> None:
     """Do everything and write every output."""
     study = prepare(inputs, params, out)
-    start = study.loss_at(study.all_at(params.widths[0]))
+    start = study.losses_at(study.all_at(params.widths[0]))
     sensitivity = measure(study, start)
     orders = rank(study, sensitivity)
-    write_subsets(study, sensitivity, start)
+    write_subsets(study, sensitivity, float(start.mean()))
     tables = search(study, orders, sensitivity)
-    if study.loss_at(study.all_at(params.widths[0])) != start:
+    if not np.array_equal(study.losses_at(study.all_at(params.widths[0])), start):
         raise RuntimeError("the model is not what it was before the search")
     finish(study, list(orders), tables)
 
 
 def rank(study: Study, found: Sensitivity) -> dict[str, np.ndarray]:
-    """Orders from least to most sensitive, by name: (width, layer) positions. Scores and orders are written."""
+    """Orders from least to most sensitive, by name: (width, layer) positions. Scores and orders are written.
+
+    Layers that are not lowered come last.
+    """
     params, rng = study.params, study.out.rng("random orders")
     columns = range(len(study.lower))
 
+    def lowered_first(order: np.ndarray) -> np.ndarray:
+        return np.concatenate([order[study.free[order]], order[~study.free[order]]])
+
     def by(values: np.ndarray) -> np.ndarray:
-        return np.argsort(values, axis=0, kind="stable").T
+        return np.stack([lowered_first(order) for order in np.argsort(values, axis=0, kind="stable").T])
 
     augmented = np.stack([
         shapley_scores(
@@ -58,28 +66,38 @@ def rank(study: Study, found: Sensitivity) -> dict[str, np.ndarray]:
     orders = {AUGMENTED: by(augmented), "hessian": by(found.curvature), "single losses": by(found.single)}
     if params.pair_mode == "sequential":
         orders[AUGMENTED] = np.stack([
-            sequential_order(found.hessian[:, c], found.interaction[..., c], params.interaction_weight) for c in columns
+            lowered_first(sequential_order(found.hessian[:, c], found.interaction[..., c], params.interaction_weight))
+            for c in columns
         ])  # fmt: skip
     orders["rounding error"] = by(found.weight_error)
+    if study.count <= EXACT_LAYERS:
+        orders[ONE_BY_ONE] = orders[AUGMENTED]
     for draw in range(params.random_orders):
-        orders[f"random {draw + 1}"] = np.stack([rng.permutation(study.count) for _ in columns])
+        orders[f"random {draw + 1}"] = np.stack([lowered_first(rng.permutation(study.count)) for _ in columns])
+    order = np.stack(list(orders.values()))
     study.out.coordinate("order_name", list(orders))
-    study.out.write("order", np.stack(list(orders.values())).astype(np.int16))
+    study.out.write("order", order.astype(np.int16))
+    study.out.write("place", (np.argsort(order, axis=2) + 1).astype(np.int16))
     return orders
 
 
 def write_subsets(study: Study, found: Sensitivity, base: float) -> None:
-    """Are damages additive? Random subsets at the lowest width: measured, and as both models predict them."""
-    rng, count = study.out.rng("subsets"), study.count
-    largest = max(2, round(0.8 * count))
-    member = np.zeros((study.params.subsets, count), dtype=bool)
+    """Are damages additive? Random subsets at the lowest width: measured, and as both models predict them.
+
+    And all layers that are lowered, at every width.
+    """
+    rng, lowered = study.out.rng("subsets"), np.flatnonzero(study.free)
+    largest = max(2, round(0.8 * len(lowered)))
+    member = np.zeros((study.params.subsets, study.count), dtype=bool)
     for row in member:
-        row[rng.permutation(count)[: rng.integers(2, largest + 1)]] = True
+        row[lowered[rng.permutation(len(lowered))[: rng.integers(2, largest + 1)]]] = True
     true = np.array([
         study.loss_at(study.only(np.flatnonzero(row), study.lower[-1])) - base
         for row in study.out.track(list(member), "random subsets of layers")
     ])  # fmt: skip
     single, interaction = found.single[:, -1], found.interaction[..., -1]
+    whole = [study.loss_at(study.only(lowered, width)) - base for width in study.lower]
+    study.out.write("damage_all", np.array(whole))
     study.out.coordinate("damage_model", ["single layers", "with pairs"])
     study.out.write("subset_layer", member)
     study.out.write("subset_damage", true)
@@ -91,6 +109,8 @@ def write_subsets(study: Study, found: Sensitivity, base: float) -> None:
 
 def search(study: Study, orders: dict[str, np.ndarray], found: Sensitivity) -> np.ndarray:
     """Bisection along every order for every target: widths (order, target, layer). The log of all steps is written.
+
+    The augmented order is also walked one layer at a time, where the model is small enough.
 
     The exact subset comes last, where the model is small enough: for the target's augmented solution, the cheapest
     predicted damage at no more than its cost, between the highest and the lowest width.
@@ -104,13 +124,16 @@ def search(study: Study, orders: dict[str, np.ndarray], found: Sensitivity) -> n
     log: list[tuple[int, int, int, Step]] = []
     places = [(row, column) for row in range(len(orders)) for column in range(len(params.targets))]
     for row, column in out.track(places, "searching along orders"):
-        order = list(orders.values())[row]
+        name, order = list(orders.items())[row]
         before = study.evaluations
         study.accuracies.clear()  # so that what an order costs does not depend on those before it
         bits = study.all_at(params.widths[0])
         for step, width in enumerate(study.lower):
-            candidates = [int(layer) for layer in order[step] if bits[layer] == params.widths[step]]
-            bits, steps = _lower(study, bits, candidates, width, params.targets[column] * full)
+            candidates = [
+                int(layer) for layer in order[step] if bits[layer] == params.widths[step] and study.free[layer]
+            ]
+            find = step_down if name == ONE_BY_ONE else bisect
+            bits, steps = _lower(study, bits, candidates, width, params.targets[column] * full, find)
             log += [(row, column, width, taken) for taken in steps]
         tables[row, column] = bits
         spent[row, column] = study.evaluations - before
@@ -128,8 +151,11 @@ def search(study: Study, orders: dict[str, np.ndarray], found: Sensitivity) -> n
     return tables
 
 
+Find = Callable[[Callable[[int], float], int, float], tuple[int, list[Step]]]
+
+
 def _lower(
-    study: Study, bits: np.ndarray, candidates: list[int], width: int, threshold: float
+    study: Study, bits: np.ndarray, candidates: list[int], width: int, threshold: float, find: Find
 ) -> tuple[np.ndarray, list[Step]]:
     """Give `width` to as many of the candidates, in order, as the threshold allows."""
 
@@ -138,7 +164,7 @@ def _lower(
         lowered[candidates[:number]] = width
         return lowered
 
-    number, steps = bisect(lambda tried: study.search_accuracy(table(tried)), len(candidates), threshold)
+    number, steps = find(lambda tried: study.search_accuracy(table(tried)), len(candidates), threshold)
     return table(number), steps
 
 
@@ -148,12 +174,14 @@ def _exact(study: Study, found: Sensitivity, augmented: np.ndarray) -> tuple[np.
     Returns:
         Widths (target, layer), and whether each is proven to be the best (target,).
     """
-    saving = study.cost[:, 0] - study.cost[:, -1]
+    lowered = np.flatnonzero(study.free)
+    saving = (study.cost[:, 0] - study.cost[:, -1])[lowered]
+    diagonal, pairs = found.hessian[lowered, -1], found.interaction[..., -1][np.ix_(lowered, lowered)]
     tables, proven = [], []
     for bits in study.out.track(list(augmented), "solving for the best subset"):
         required = (1 - study.total_cost(bits)) * study.cost[:, 0].sum()
-        chosen, certain = best_subset(found.hessian[:, -1], found.interaction[..., -1], saving, required)
-        tables.append(study.only(np.flatnonzero(chosen), study.lower[-1]))
+        chosen, certain = best_subset(diagonal, pairs, saving, required)
+        tables.append(study.only(lowered[chosen], study.lower[-1]))
         proven.append(certain)
     return np.stack(tables), np.array(proven)
 

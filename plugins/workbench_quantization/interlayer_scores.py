@@ -28,6 +28,12 @@ def pair_interaction(both: np.ndarray, single: np.ndarray, base: float) -> np.nd
     return interaction
 
 
+def interaction_error(both: np.ndarray, first: np.ndarray, second: np.ndarray, base: np.ndarray) -> float:
+    """Standard error of J_ij over images, from the four losses of every image, (image,) each: differences are taken in pairs."""
+    found = both - first - second + base
+    return float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else float("nan")
+
+
 def fit_scale(sensitivity: np.ndarray, damage: np.ndarray) -> float:
     """The c that minimises sum (c h_i - d_i)^2: curvature terms on the scale of measured single-layer damages; >= 0."""
     norm = float(sensitivity @ sensitivity)
@@ -87,6 +93,21 @@ def bisect(measure: Callable[[int], float], count: int, threshold: float) -> tup
         steps.append(Step(low, high, tried, metric, passed))
         low, high = (tried, high) if passed else (low, tried)
     return low, steps
+
+
+def step_down(measure: Callable[[int], float], count: int, threshold: float) -> tuple[int, list[Step]]:
+    """The same one by one: k = 1, 2, ... until measure(k) falls below the threshold (greedy search).
+
+    Takes up to `count` evaluations where halving takes their logarithm. Where the metric does not fall with k, it stops at the
+    first dip, which halving may step over.
+    """
+    steps: list[Step] = []
+    for tried in range(1, count + 1):
+        metric = measure(tried)
+        steps.append(Step(tried - 1, count + 1, tried, metric, metric >= threshold))
+        if not steps[-1].passed:
+            return tried - 1, steps
+    return count, steps
 
 
 def roofline_cost(macs: np.ndarray, sizes: np.ndarray, widths: Sequence[int], intensity: float) -> np.ndarray:

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
 
 from workbench_quantization.bit_table import Subject
-from workbench_quantization.hawq_curvature import Batch, BatchLoss, calibration_loss, mean_loss
+from workbench_quantization.hawq_curvature import Batch, BatchLoss, calibration_loss
 from workbench_quantization.hawq_images import Images, Parts, calibration_batches, check_labels, split_roles
-from workbench_quantization.hawq_solutions import Costs
-from workbench_quantization.interlayer_scores import (
-    roofline_cost,
-)
+from workbench_quantization.hawq_solutions import Costs, latency_table
+from workbench_quantization.interlayer_scores import roofline_cost
 from workbench_quantization.layers import find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import FULL_PRECISION, InputQuantisers, weights_replaced
 
@@ -38,6 +37,8 @@ class Study:
     search: Images
     held_out: Images
     cost: np.ndarray
+    free: np.ndarray
+    """(layer,) bool, which layers may be lowered."""
     params: Params
     out: Out
     rounded: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -82,14 +83,22 @@ class Study:
             chosen[layer] = self.rounded[place, width]
         return chosen
 
-    def loss_at(self, bits: np.ndarray) -> float:
-        """Calibration loss with these widths; ranges of inputs stay as they were observed."""
+    def losses_at(self, bits: np.ndarray) -> np.ndarray:
+        """Loss of every calibration image with these widths, (image,) float64; ranges of inputs stay as they were observed."""
         self.subject.inputs.set_bits(self.subject.costs.input_bits(self.applied(bits)).tolist())
         try:
-            with weights_replaced(self.weights(bits)):
-                return mean_loss(self.loss, self.batches)
+            with weights_replaced(self.weights(bits)), torch.no_grad():
+                parts = [
+                    F.cross_entropy(self.subject.model(image).double(), label, reduction="none")
+                    for image, label in self.batches
+                ]
         finally:
             self.subject.inputs.set_bits([FULL_PRECISION] * self.count)
+        return torch.cat(parts).cpu().numpy()
+
+    def loss_at(self, bits: np.ndarray) -> float:
+        """Their mean, the calibration loss."""
+        return float(self.losses_at(bits).mean())
 
     def search_accuracy(self, bits: np.ndarray) -> float:
         """Accuracy on the search images; every table of widths is measured once."""
@@ -132,8 +141,15 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
     blocks, reasons = find_blocks(model, batches[0][0][:1])
     if len(blocks) < 2:
         out.skip("the model has fewer than two convolutions or linear layers; nothing can interact")
+    free = np.ones(len(blocks), dtype=bool)
+    if params.first_last == "highest":
+        free[[0, -1]] = False
+        if free.sum() < 2:
+            out.skip("fewer than two layers lie between the first and the last; first_last='searched' lets these in")
+    names = [block.name for block in blocks]
     sizes = np.array([block.size for block in blocks], dtype=np.int64)
     macs = multiply_accumulates(model, blocks, parts.calibration.image.shape[1:])
+    cost = layer_costs(names, macs, sizes, params)
     costs = Costs(
         sizes,
         macs,
@@ -143,7 +159,6 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
     )
     half = out.dtype if out.dtype in (torch.float16, torch.bfloat16) else None
     quantisers = InputQuantisers([block.layers[0] for block in blocks], params.activation_range)
-    names = [block.name for block in blocks]
     out.coordinate("layer", names)
     out.coordinate("layer_2", names)
     out.coordinate("bit", np.array(params.widths[1:]))
@@ -158,10 +173,6 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
             for image, _ in batches:
                 model(image)
         out.write("input_range", quantisers.ranges)
-    cost = roofline_cost(macs, sizes, params.widths, params.intensity)
-    if params.cost != "latency":
-        bits = np.array(params.widths, dtype=float)
-        cost = sizes[:, None] * bits if params.cost == "size" else macs[:, None] * bits**2
     out.write("layer_cost", cost / cost[:, 0].sum())
     return Study(
         subject=Subject(model, blocks, quantisers, costs, 2, half),
@@ -170,9 +181,27 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
         search=search,
         held_out=parts.held_out,
         cost=cost,
+        free=free,
         params=params,
         out=out,
     )
+
+
+def layer_costs(names: Sequence[str], macs: np.ndarray, sizes: np.ndarray, params: Params) -> np.ndarray:
+    """(layer, width) of what is saved, in any unit: measured times, a roofline's, bit operations, or bits of weights.
+
+    Raises:
+        InputError: the table of times lacks a layer or a width, or all its times are 0.
+    """
+    if params.latency is not None:
+        times = latency_table(params.latency, names, range(len(names)), params.widths)
+        if not times[:, 0].sum() > 0:
+            raise InputError("latency", expected="times above 0", got="0 for every layer")
+        return times
+    if params.cost == "latency":
+        return roofline_cost(macs, sizes, params.widths, params.intensity)
+    bits = np.array(params.widths, dtype=float)
+    return np.asarray(sizes[:, None] * bits if params.cost == "size" else macs[:, None] * bits**2)
 
 
 def _search_images(parts: Parts, count: int) -> Images:

@@ -76,7 +76,7 @@ def test_products_are_those_of_a_dense_hessian() -> None:
             return items
 
     class Fake:
-        count, lower, out = 3, (4,), Out()
+        count, lower, out, free = 3, (4,), Out(), np.ones(3, dtype=bool)
         loss, batches = staticmethod(calibration_loss(network)), [(image[:8], label[:8]), (image[8:], label[8:])]
         subject = type("Subject", (), {"blocks": [Block(layer) for layer in layers]})
 

@@ -84,7 +84,7 @@ def test_curvature_alone_keeps_its_order_where_damages_are_noise() -> None:
         coordinate = write
 
     params = SimpleNamespace(interaction_weight=1.0, pair_mode="signed", random_orders=1)
-    study = SimpleNamespace(params=params, out=Recorder(), lower=(8,), count=3)
+    study = SimpleNamespace(params=params, out=Recorder(), lower=(8,), count=3, free=np.ones(3, dtype=bool))
     curvature, noise = np.array([[3.0], [1.0], [2.0]]), np.array([[-1e-6], [-1e-6], [0.0]])
     scale = fit_scale(curvature[:, 0], noise[:, 0])
     assert scale == 0
