@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workbench_quantization.deployed import deployed_model
+    from workbench_quantization.export_torchao import torchao_model
 
-__all__ = ["ExportedModel", "deployed_model", "export_model", "workbench_commands", "workbench_methods", "workbench_models"]
+__all__ = [
+    "ExportedModel",
+    "deployed_model",
+    "export_model",
+    "torchao_model",
+    "workbench_commands",
+    "workbench_methods",
+    "workbench_models",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from workbench_quantization.deployed import deployed_model
 
         return deployed_model
+    if name == "torchao_model":
+        from workbench_quantization.export_torchao import torchao_model
+
+        return torchao_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -101,16 +114,16 @@ def _network(name: str) -> "Callable[..., nn.Module]":
     return build
 
 
-def _packed(network: "nn.Module", layers: Sequence[str], inputs: str = "polynomial", pad_value: float = 0.0) -> "nn.Module":
+def _packed(
+    network: "nn.Module", layers: Sequence[str], inputs: str = "polynomial", pad_value: float = 0.0
+) -> "nn.Module":
     """See `biper_store.packed_factory`."""
     from workbench_quantization.biper_store import packed_factory
 
     return packed_factory(network, layers=layers, inputs=inputs, pad_value=pad_value)  # type: ignore[arg-type]
 
 
-def _stage_one(
-    network: "nn.Module", layers: Sequence[str], inputs: str, pad_value: float, omega: float
-) -> "nn.Module":
+def _stage_one(network: "nn.Module", layers: Sequence[str], inputs: str, pad_value: float, omega: float) -> "nn.Module":
     """See `biper_store.stage_one_factory`."""
     from workbench_quantization.biper_store import stage_one_factory
 
