@@ -62,6 +62,9 @@ class LaunchPanel(Panel):
         self.handle: Handle[Run] | None = None
         self.run: Run | None = None
         self._starting = threading.Lock()
+        self._saying = threading.RLock()
+        """Of the form's state: who follows the run and who answers the page both read and replace it."""
+        self._followed = False
 
     def __repr__(self) -> str:
         return f"<form of {self.method.id}>"
@@ -150,18 +153,22 @@ class LaunchPanel(Panel):
             known = {field.name for field in self.fields}
             self.texts |= {name: str(text)[:20_000] for name, text in message["texts"].items() if name in known}
         if kind == "changed":
-            self._form.state = self._state(status=self._form.state["status"]) | {"seq": message.get("seq")}
+            with self._saying:
+                self._form.state = self._state(status=self._form.state["status"]) | {"seq": message.get("seq")}
         elif kind == "run":
             self._launch()
         elif kind == "cancel" and self.handle is not None:
+            with self._saying:
+                if self._followed:  # else it has just ended, and how it did is what the page shows
+                    self._form.state = {**self._form.state, "status": "cancelling"}
             self.handle.cancel()
-            self._form.state = {**self._form.state, "status": "cancelling"}
 
     def _launch(self) -> None:
         """Start it in a thread of its own: loading subjects must not hold the kernel up."""
         if not self._starting.acquire(blocking=False):
             return
-        self._form.state = self._state(status="starting")
+        with self._saying:
+            self._form.state = self._state(status="starting")
         self._ended.children = ()
         self._curves.charts = []
         threading.Thread(target=self._follow, name=f"workbench-launch-{self.method.id}", daemon=True).start()
@@ -170,13 +177,14 @@ class LaunchPanel(Panel):
         course = Course(self.method.id)
         try:
             handle = self.start()
+            self._followed = True
             self._watch(handle, course)
             self._finish(handle, course)
         except (WorkbenchError, OSError, ValueError, TypeError, LookupError) as error:
             argument = getattr(error, "argument", None)
             place = {argument: error_text(error)} if argument in self.texts else None
             self._progress.value = ""
-            self._form.state = self._state(status="idle", errors=place, trouble="" if place else error_text(error))
+            self._over("idle", errors=place, trouble="" if place else error_text(error))
         finally:
             self._starting.release()
 
@@ -187,9 +195,10 @@ class LaunchPanel(Panel):
             course.done, course.total, course.message = progress.done, progress.total, progress.message
             if progress.step is not None:
                 course.log(progress.step, progress.values)
-            if handle.status != status and self._form.state["status"] != "cancelling":
-                status = handle.status
-                self._form.state = {**self._form.state, "status": status}
+            with self._saying:
+                if handle.status != status and self._form.state["status"] != "cancelling":
+                    status = handle.status
+                    self._form.state = {**self._form.state, "status": status}
             if handle.status == "pending":
                 course.started, course.message = time.monotonic(), "waits for its turn"
             self._progress.value = str(progress_html(course, sparks=False))
@@ -203,7 +212,7 @@ class LaunchPanel(Panel):
             self._curves.charts = series_curves({"": self.run.series})
             self._progress.value = ""
             self._ended.children = self._result(self.run)
-            self._form.state = self._state(status="complete")
+            self._over("complete")
             return
         error = handle.error
         # Whoever cancelled knows it; the status says it, too.
@@ -211,7 +220,13 @@ class LaunchPanel(Panel):
         argument = getattr(error, "argument", None)
         errors = {argument: str(error)} if argument in self.texts else None
         self._progress.value = str(progress_html(course, status=handle.status, sparks=False))
-        self._form.state = self._state(status=handle.status, errors=errors, trouble=trouble)
+        self._over(handle.status, errors=errors, trouble=trouble)
+
+    def _over(self, status: str, *, errors: Mapping[str, str] | None = None, trouble: str = "") -> None:
+        """The last word of who followed a run."""
+        with self._saying:
+            self._followed = False
+            self._form.state = self._state(status=status, errors=errors, trouble=trouble)
 
     def _result(self, run: Run) -> tuple[ipywidgets.Widget, ...]:
         import ipywidgets
