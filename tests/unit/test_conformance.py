@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -182,6 +183,29 @@ def test_files_of_the_installation_and_of_the_store_are_no_findings(tmp_path):
     assert seen.files == [f"read {tmp_path / 'other.txt'}"]
     (tmp_path / "unwatched.txt").write_text("x")
     assert len(seen.files) == 1
+
+
+def test_what_other_threads_do_is_no_finding_and_what_new_ones_do_is(tmp_path):
+    begin, done = threading.Event(), threading.Event()
+
+    def write(name: str) -> None:
+        (tmp_path / name).write_text("x")
+
+    def wait_and_write() -> None:
+        begin.wait(300)
+        write("others.txt")
+        done.set()
+
+    before = threading.Thread(target=wait_and_write)
+    before.start()
+    with watching() as seen:
+        begin.set()
+        assert done.wait(300)
+        own = threading.Thread(target=write, args=("own.txt",))
+        own.start()
+        own.join()
+    before.join()
+    assert seen.files == [f"write {tmp_path / 'own.txt'}"]
 
 
 def test_the_contract_fails_in_pytest_with_rule_and_mend(tmp_path):

@@ -49,8 +49,12 @@ def listen(inputs: Any, params: Any, out: Any) -> None:
         client.connect_ex(("127.0.0.1", 9))
 
 
+LEFT = threading.Event()
+"""Ends the threads that a method leaves behind."""
+
+
 def leave_thread(inputs: Any, params: Any, out: Any) -> None:
-    threading.Thread(target=time.sleep, args=(0.2,), name="left behind").start()
+    threading.Thread(target=LEFT.wait, args=(300,), name="left behind").start()
 
 
 def stubborn(self: Any, inputs: Any, params: Any, out: Any) -> None:
@@ -156,7 +160,11 @@ def test_behaviour_that_breaks_a_rule(rule, body, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORKBENCH_TEST", raising=False)
     before = np.geterr(), torch.get_default_dtype()
-    found = problems(broken(**body), rule, tmp_path)
+    LEFT.clear()
+    try:
+        found = problems(broken(**body), rule, tmp_path)
+    finally:
+        LEFT.set()
     assert words in found
     assert bool(found) == bool(words)
     # What a method left behind is put right, so that it is no trouble to the next test.

@@ -151,14 +151,16 @@ class StoreContract:
         versions = [bytes([number]) * (1000 + 50_000 * number) for number in range(3)]
         backend.write("a", versions[0])
         seen: list[bytes] = []
-        stop = threading.Event()
+        first, stop = threading.Event(), threading.Event()
 
         def read() -> None:
             while not stop.is_set():
                 seen.append(backend.read("a"))
+                first.set()
 
         thread = threading.Thread(target=read)
         thread.start()
+        first.wait(60.0)  # else, on a busy machine, all could be written before the first look
         for number in range(30):
             backend.write("a", versions[number % 3])
         stop.set()
@@ -261,7 +263,7 @@ class StoreContract:
             run.complete()
             other.index.expire()
 
-        found = other.wait_for("k" * 64, 30.0, finish)
+        found = other.wait_for("k" * 64, 300.0, finish)
         assert found is not None
         assert found["a"].values.tolist() == [0, 1, 2]
 

@@ -1,8 +1,10 @@
 """Watching a piece of code: which files it opens, what it prints, whether it reaches for the network or leaves a mark.
 
 Files and network are seen through Python's audit events, so a library that opens a file on the method's behalf is seen too;
-what compiled code does behind Python's back is not. A file is no finding if it belongs to the Python installation, to the
-method's own package, to the store of the run, or to the cache of matplotlib or of torch's compiler.
+what compiled code does behind Python's back is not. Neither is what threads do that were there before: a test server or the
+event loop of a dask client in the same process has files and connections of its own. A file is no finding if it belongs to
+the Python installation, to the method's own package, to the store of the run, or to the cache of matplotlib or of torch's
+compiler.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Seen:
     """Folders whose files may be read and written."""
     readable: tuple[str, ...] = ()
     """Folders whose files may be read."""
+    others: frozenset[int] = frozenset()
+    """Threads whose doings are none of the code's business."""
     files: list[str] = field(default_factory=list)
     """`read PATH`, `write PATH`, ... of files that are none of the code's business."""
     network: list[str] = field(default_factory=list)
@@ -43,6 +47,8 @@ class Seen:
 
     def event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take note of an audit event."""
+        if threading.get_ident() in self.others:
+            return
         if event in _NETWORK:
             address = arguments[1] if event in ("socket.connect", "socket.bind") else arguments[0]
             if event == "socket.bind" and isinstance(address, tuple) and address[:2] in (("::1", 0), ("127.0.0.1", 0)):
@@ -103,7 +109,8 @@ def watching(*, own: tuple[Path | str, ...] = (), package: Path | None = None) -
     installation = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
     installation |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
     readable = tuple(sorted(installation)) + ((str(package),) if package is not None else ())
-    seen = Seen(tuple(os.path.abspath(path) for path in own), readable)
+    others = frozenset(sys._current_frames()) - {threading.get_ident()}
+    seen = Seen(tuple(os.path.abspath(path) for path in own), readable, others)
     text = io.StringIO()
     before = _global_state()
     _WATCHERS.append(seen)
