@@ -5,7 +5,8 @@ Integer Programming, arXiv:2006.10518. Three parts that can be judged one by one
 
 - AdaQuant: weights, bias and ranges of each layer are optimised until its quantised output matches the full-precision
   one, all layers for themselves (`parallel`) or each behind the quantised layers before it (`sequential`);
-- the integer program: the width of each layer under a limit of the size, by the loss when that layer alone is narrow;
+- the integer program: the width of each layer under a limit of size or bit operations, by the loss when that layer alone is
+  narrow;
 - statistics: batch norms, folded before, are put in once more and re-estimated on the quantised model; then the biases
   are tuned on the distance to the full-precision logits.
 
@@ -44,10 +45,12 @@ class Params(BaseParams):
     first_last_bits: int | None = Field(
         8, ge=2, le=8, description="Width of first and last layer, outside the program; None lets them in (code)"
     )
+    budget: Literal["size", "bops"] = Field("size", description="What `compression` limits: weights or bit operations")
     compression: tuple[float, ...] | None = Field(
         None,
-        description="Sizes to reach, as a share of 32-bit weights (paper 0.13 to 0.24). None: a quarter, a half and three "
-        "quarters of the way from the smallest to the largest possible size. The smallest is stored, unless there is a `table`",
+        description="Costs to reach, as a share of that of 32-bit weights (paper 0.13 to 0.24; bit operations: with inputs of "
+        "the base width). None: a quarter, a half and three quarters of the way from the smallest to the largest possible. The "
+        "smallest is stored, unless there is a `table`",
     )
     objective: Literal["loss", "accuracy"] = Field(
         "loss", description="What the program keeps small: loss or error rate"
@@ -154,7 +157,9 @@ class AdaQuant(Method):
         _array("solution_kind", ("solution",), "str", "given, program, greedy or uniform"),
         _array("solution_bits", ("solution", "layer"), "int8", "widths of every solution", unit="bit"),
         _array("size_share", ("solution",), "float64", "size of the weights over their size at 32 bits"),
-        _array("target_share", ("solution",), "float64", "size that was asked for; NaN for uniform solutions"),
+        _array("bops", ("solution",), "float64", "bit operations of one sample", optional=True),
+        _array("target_share", ("solution",), "float64", "share that was asked for, of the size or of bit operations; NaN for "
+               "uniform solutions"),
         _array("predicted_increase", ("solution",), "float64", "sum of the program's objective over the layers"),
         _array("accuracy", ("solution", "stage"), "float64", "on the report images"),
         _array("negative_log_likelihood", ("solution", "stage"), "float64", "on the report images"),
@@ -166,6 +171,10 @@ class AdaQuant(Method):
                "standard deviations; NaN without norm"),
         _array("norm_deviation_shift", ("layer",), "float64", "root mean square relative change of the channels' "
                "standard deviations; NaN without norm"),
+        _array("norm_mean_shift_channel", ("layer", "channel"), "float32", "shift of a channel's mean before tuning, in standard "
+               "deviations; NaN without norm and beyond a layer's channels", optional=True),
+        _array("norm_deviation_shift_channel", ("layer", "channel"), "float32", "relative change of its standard deviation",
+               optional=True),
         _array("bits", ("layer",), "int8", "widths of the stored model", unit="bit"),
         _array("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),
         _array("integer_weight", ("weight",), "uint8", "integers of the stored model, layer after layer"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,6 +147,39 @@ def optimise(
     return replace(start, **{name: value.detach() for name, value in values.items()})
 
 
+@dataclass(frozen=True)
+class NormShifts:
+    """How far quantisation had moved the channels of every unit before its norm was tuned; None for units without a norm.
+
+    mean: (channel,) shift of the mean in standard deviations; deviation: relative change of the standard deviation. Both against
+    what the folded norm gave, beta and |gamma|; NaN where |gamma| is next to 0.
+    """
+
+    mean: list[Tensor | None]
+    deviation: list[Tensor | None]
+
+    @property
+    def root_mean_squares(self) -> tuple[list[float], list[float]]:
+        """Over the channels of each unit, NaN where there are none."""
+
+        def of(parts: list[Tensor | None]) -> list[float]:
+            known = [None if part is None else part[torch.isfinite(part)] for part in parts]
+            return [
+                float(part.square().mean().sqrt()) if part is not None and len(part) else float("nan") for part in known
+            ]
+
+        return of(self.mean), of(self.deviation)
+
+    def table(self, parts: list[Tensor | None]) -> np.ndarray:
+        """(unit, channel) float32 of `mean` or `deviation`, NaN beyond a unit's channels."""
+        widest = max([len(part) for part in parts if part is not None], default=1)
+        rows = np.full((len(parts), widest), np.nan, dtype=np.float32)
+        for row, part in zip(rows, parts, strict=True):
+            if part is not None:
+                row[: len(part)] = part.float().cpu().numpy()
+        return rows
+
+
 class Student:
     """A folded model whose units can be quantised and set back. Inputs are quantised by hooks until `close`."""
 
@@ -217,7 +251,7 @@ class Student:
         return torch.cat(received), torch.cat(returned)
 
     @torch.no_grad()
-    def tune_norms(self, batches: Sequence[Tensor], *, passes: int, momentum: float) -> tuple[list[float], list[float]]:
+    def tune_norms(self, batches: Sequence[Tensor], *, passes: int, momentum: float) -> NormShifts:
         """Give every channel back the mean and the standard deviation of its norm, from the quantised model's own data.
 
         After each unit a batch norm of weight sqrt(gamma^2 + eps), bias beta, running mean beta and variance gamma^2
@@ -225,8 +259,7 @@ class Student:
         go into the scales.
 
         Returns:
-            Per unit the root mean square shift of the means in standard deviations, and of the deviations relative to
-            what they were; NaN for units without a norm.
+            How far the channels had moved.
         """
         tuned: dict[int, tuple[Tensor, Tensor]] = {}
         hooks = []
@@ -241,7 +274,8 @@ class Student:
             for _ in range(passes):
                 for batch in batches:
                     self.model(batch)
-        moved, scaled = [float("nan")] * len(self.units), [float("nan")] * len(self.units)
+        moved: list[Tensor | None] = [None] * len(self.units)
+        scaled: list[Tensor | None] = [None] * len(self.units)
         for place, (mean, variance) in tuned.items():
             unit, state = self.units[place], self.states[place]
             assert unit.norm is not None
@@ -250,10 +284,8 @@ class Student:
             epsilon = unit.norm.eps
             factor = torch.sqrt((unit.std.square() + epsilon) / (variance + epsilon))
             bias = (unit.norm.bias - mean) * factor + unit.mean
-            alive = unit.std > 1e-3
-            if alive.any():
-                moved[place] = float(((mean - unit.mean) / unit.std)[alive].square().mean().sqrt())
-                scaled[place] = float((variance.sqrt() / unit.std - 1)[alive].square().mean().sqrt())
+            known = torch.where(unit.std > 1e-3, unit.std, torch.nan)
+            moved[place], scaled[place] = (mean - unit.mean) / known, variance.sqrt() / known - 1
             if state is None:
                 weight = unit.layer.get_parameter("weight")
                 weight.copy_(weight * by_channel(unit, factor))
@@ -268,7 +300,7 @@ class Student:
                 weight_span=state.weight_span * spread,
             )
             self.install(place, new)
-        return moved, scaled
+        return NormShifts(moved, scaled)
 
     @staticmethod
     def _renormalise(unit: Unit, mean: Tensor, variance: Tensor, momentum: float) -> Callable[..., Tensor]:

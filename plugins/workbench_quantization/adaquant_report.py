@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from workbench import Bar, HeatMap, Line, Metric, Report, Result, Scatter, Table
+from workbench import Bar, HeatMap, Histogram, Line, Metric, Report, Result, Scatter, Table
 from workbench.report import View
 from workbench.toolkit import mean_interval
 
@@ -251,6 +251,16 @@ def _views(result: Result) -> tuple[View, ...]:
                 "and standard deviations relative to what they were.",
             )
         )
+    if "norm_mean_shift_channel" in result and values(result, "normalised").any():
+        views.append(
+            Histogram(
+                title="The same channel by channel",
+                values=("norm_mean_shift_channel", "norm_deviation_shift_channel"),
+                x_label="against what the batch norm gave",
+                caption="Means less beta in units of |gamma|, standard deviations over |gamma| less 1, before norms were "
+                "re-estimated; afterwards both are 0 on these images.",
+            )
+        )
     return tuple(views)
 
 
@@ -268,6 +278,22 @@ def _widths_compared(result: Result, stage: str) -> tuple[View, ...]:
             select={"stage": stage},
             x_label="share of the 32-bit size",
             caption=f"After the last stage ({stage}).",
+        ),
+        *(
+            (
+                Scatter(
+                    title="Accuracy against bit operations",
+                    x="bops",
+                    y="accuracy",
+                    color="solution_kind",
+                    label="solution",
+                    select={"stage": stage},
+                    x_label="bit operations of one sample",
+                    caption=f"After the last stage ({stage}).",
+                ),
+            )
+            if getattr(result.params, "budget", "size") == "bops"
+            else ()
         ),
         HeatMap(title="Rise of the calibration loss, one layer at a time", z="loss_increase", x="bit", y="layer"),
     )

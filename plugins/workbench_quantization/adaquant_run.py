@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from workbench_quantization.allocator import allocate_greedy, allocate_program, 
 from workbench_quantization.bit_table import table_of_widths
 from workbench_quantization.folding import Unit, find_units, fold
 from workbench_quantization.hawq_images import Images, check_labels, split_roles
-from workbench_quantization.hawq_solutions import MEGABYTE, Costs, Solution
+from workbench_quantization.hawq_solutions import MEGABYTE, BudgetKind, Costs, Solution
 from workbench_quantization.layers import find_blocks, multiply_accumulates
 from workbench_quantization.quantizer import FULL_PRECISION
 
 if TYPE_CHECKING:
     from workbench_quantization.adaquant import Params
 
+Budget = Literal["size", "bops"]
 STAGES = ("naive", "naive + norms", "adaquant", "adaquant + norms", "adaquant + norms + biases")
 SMALLEST_INCREASE = 1e-6
 """Floor of the program's objective: a layer that was lucky on the calibration images shall not be free more than once."""
@@ -61,7 +62,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     )
     if not len(costs.free):
         out.skip("first and last layer are all there is to quantise; first_last_bits=None lets them in")
-    budgets = size_budgets(costs, params.compression)
+    budgets = budgets_of(costs, params.compression, params.budget)
 
     full = predict_all(model, parts.held_out.image, device=out.device, keep_on="cpu")[0]
     own = predict_all(model, calibration.image, device=out.device)[0]
@@ -84,7 +85,7 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     candidates = optimise_layers(teacher, student, calibration, costs, params, out)
     teacher.close()
     increases = measure_increases(student, candidates, calibration, costs, out)
-    solutions, targets = allocate(increases[params.objective], costs, budgets, given)
+    solutions, targets = allocate(increases[params.objective], costs, budgets, params.budget, given)
     write_solutions(solutions, targets, increases[params.objective], costs, out)
     judge(student, candidates, solutions, own, calibration, parts.held_out, costs, params, out)
 
@@ -137,14 +138,28 @@ def copied(model: nn.Module, units: Sequence[Unit]) -> tuple[nn.Module, list[Uni
     ]
 
 
-def size_budgets(costs: Costs, shares: Sequence[float] | None) -> dict[float, float]:
-    """Per target (share of the size at 32 bits, ascending) what the free layers may take, in MB.
+UNITS: dict[Budget, BudgetKind] = {"size": "size_mb", "bops": "bops"}
+
+
+def whole_cost(costs: Costs, budget: Budget) -> float:
+    """What a share is a share of: MB of 32-bit weights; or bit operations with 32-bit weights and inputs of the base width.
+
+    The official code's total * C * 32 / base is both times the share C of it.
+    """
+    if budget == "size":
+        return float(costs.sizes.sum()) * FULL_PRECISION / 8 / MEGABYTE
+    inputs = int(costs.widths[-1]) if costs.activation_bits is None else costs.activation_bits
+    return float(costs.macs.sum()) * FULL_PRECISION * inputs
+
+
+def budgets_of(costs: Costs, shares: Sequence[float] | None, budget: Budget) -> dict[float, float]:
+    """Per target (share of `whole_cost`, ascending) what the free layers may take, in MB or bit operations.
 
     Raises:
         InputError: a target is smaller than all layers at the lowest width.
     """
-    table, fixed = costs.table("size_mb"), costs.fixed_cost("size_mb")
-    whole = float(costs.sizes.sum()) * 32 / 8 / MEGABYTE
+    table, fixed = costs.table(UNITS[budget]), costs.fixed_cost(UNITS[budget])
+    whole = whole_cost(costs, budget)
     if shares is None:
         limits = [fraction_to_budget(table, fraction) for fraction in (0.25, 0.5, 0.75)]
         return {(limit + fixed) / whole: limit for limit in dict.fromkeys(limits)}
@@ -196,21 +211,21 @@ def program_objective(increase: np.ndarray, costs: Costs) -> np.ndarray:
 
 
 def allocate(
-    increase: np.ndarray, costs: Costs, budgets: dict[float, float], given: np.ndarray | None
+    increase: np.ndarray, costs: Costs, budgets: dict[float, float], budget: Budget, given: np.ndarray | None
 ) -> tuple[list[Solution], list[float]]:
     """A given table of widths first, the program's and the greedy solution of every target, and one width for all.
 
     With the target of each, NaN where there is none.
     """
-    objective, table = program_objective(increase, costs), costs.table("size_mb")
+    objective, table = program_objective(increase, costs), costs.table(UNITS[budget])
     solutions, targets = [], []
     if given is not None:
         solutions.append(Solution("given widths", "given", given))
         targets.append(float("nan"))
-    for share, budget in budgets.items():
+    for share, limit in budgets.items():
         for kind, choice in (
-            ("program", allocate_program(objective, table, budget)),
-            ("greedy", allocate_greedy(objective, table, budget)),
+            ("program", allocate_program(objective, table, limit)),
+            ("greedy", allocate_greedy(objective, table, limit)),
         ):
             solutions.append(Solution(f"{kind} at {share:.3f}", kind, costs.complete(choice)))
             targets.append(share)
@@ -231,6 +246,7 @@ def write_solutions(
     out.write("solution_kind", [solution.kind for solution in solutions])
     out.write("solution_bits", np.stack([solution.bits for solution in solutions]).astype(np.int8))
     out.write("size_share", np.array([costs.average_bits(solution.bits) / 32 for solution in solutions]))
+    out.write("bops", np.array([costs.bops(solution.bits) for solution in solutions]))
     out.write("target_share", np.array(targets))
     columns = [np.searchsorted(costs.widths, solution.bits[free]) for solution in solutions]
     out.write("predicted_increase", np.array([objective[rows, column].sum() for column in columns]))
@@ -286,8 +302,14 @@ def judge(
     out.write("accuracy", scores[..., 0])
     out.write("negative_log_likelihood", scores[..., 1])
     out.write("correct", correct)
-    out.write("norm_mean_shift", np.array(shifts[0]))
-    out.write("norm_deviation_shift", np.array(shifts[1]))
+    for name, whole, parts in zip(
+        ("norm_mean_shift", "norm_deviation_shift"),
+        shifts.root_mean_squares,
+        (shifts.mean, shifts.deviation),
+        strict=True,
+    ):
+        out.write(name, np.array(whole))
+        out.write(f"{name}_channel", shifts.table(parts))
     _store(student, solutions[0].bits, logit, held_out, costs, out)
 
 

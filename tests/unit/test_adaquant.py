@@ -25,7 +25,7 @@ from workbench_quantization.adaquant_layers import (
     initial,
 )
 from workbench_quantization.adaquant_optimisation import Calibration, Problem, concurrent_layers, solve_several
-from workbench_quantization.adaquant_run import size_budgets
+from workbench_quantization.adaquant_run import budgets_of, whole_cost
 from workbench_quantization.allocator import allocate_greedy, allocate_program, fits, total_cost
 from workbench_quantization.folding import Unit, find_units
 from workbench_quantization.hawq_solutions import Costs
@@ -66,11 +66,57 @@ def test_greedy_by_hand() -> None:
 
 def test_size_targets_are_shares_of_the_32_bit_size() -> None:
     costs = Costs(np.array([10, 100, 50]), np.array([1, 1, 1]), np.array([4, 8]), np.array([8, 0, 0]), None)
-    (share, budget), = size_budgets(costs, (0.2,)).items()  # fmt: skip
+    (share, budget), = budgets_of(costs, (0.2,), "size").items()  # fmt: skip
     assert budget + costs.fixed_cost("size_mb") == pytest.approx(share * 160 * 4 / 1e6)
     with pytest.raises(InputError, match=r"at least 0\.132"):
-        size_budgets(costs, (0.13,))  # (10 * 8 + 150 * 4) / (160 * 32) = 0.1328
-    assert len(size_budgets(costs, None)) == 3
+        budgets_of(costs, (0.13,), "size")  # (10 * 8 + 150 * 4) / (160 * 32) = 0.1328
+    assert len(budgets_of(costs, None, "size")) == 3
+
+
+def test_targets_of_bit_operations_are_those_of_the_official_code() -> None:
+    """Saved MACs (base^2 - b^2) >= total (1 - C 32 / base) with total = MACs base^2, solved for what is left."""
+    macs, base, share = np.array([7, 30, 12]), 8, 0.12
+    costs = Costs(np.array([10, 100, 50]), macs, np.array([2, 4, 8]), np.zeros(3, dtype=np.int64), None)
+    ((_, limit),) = budgets_of(costs, (share,), "bops").items()
+    total = float(macs.sum() * base**2)
+    for choice in itertools.product((2, 4, 8), repeat=3):
+        bits = np.array(choice)
+        saved = float((macs * (base**2 - bits**2)).sum())
+        assert (costs.bops(bits) <= limit) == (saved >= total * (1 - share * 32 / base))
+    eight = Costs(np.array([10, 100, 50]), macs, np.array([2, 4, 8]), np.array([8, 0, 0]), 8)
+    assert whole_cost(eight, "bops") == macs.sum() * 32 * 8
+    with pytest.raises(InputError, match=r"at least 0\.0"):
+        budgets_of(eight, (0.01,), "bops")
+
+
+def test_widths_are_chosen_under_a_limit_of_bit_operations(digits: Any) -> None:
+    """The best of all assignments by the stored losses; a limit of the size chooses others."""
+    data, test, model = digits
+    runs = {
+        budget: record(
+            AdaQuant, {"model": copy.deepcopy(model), "data": data, "test": test},
+            **{**FAST, "bits": (2, 4, 8), "budget": budget, "compression": None, "iterations": 2, "bias_steps": 0},
+        )[1]
+        for budget in ("size", "bops")
+    }  # fmt: skip
+    run = runs["bops"]
+    kinds, targets = run["solution_kind"].values, run["target_share"].values
+    macs, bits = run["macs"].values.astype(float), run["solution_bits"].values.astype(float)
+    np.testing.assert_allclose(run["bops"].values, (macs * bits * bits).sum(1))
+    free = np.flatnonzero(~run["fixed"].values)
+    increase = np.maximum(run["loss_increase"].values[free], 1e-6)
+    increase[:, -1] = 0
+    for place in np.flatnonzero(kinds == "program"):
+        limit = targets[place] * macs.sum() * 32 * 8
+        best = np.inf
+        for choice in itertools.product(range(3), repeat=len(free)):
+            table = bits[place].copy()
+            table[free] = np.array([2, 4, 8])[list(choice)]
+            if (macs * table * table).sum() <= limit * (1 + 1e-9):
+                best = min(best, increase[np.arange(len(free)), list(choice)].sum())
+        assert run["predicted_increase"].values[place] == pytest.approx(best, rel=1e-6)
+    assert not np.array_equal(run["solution_bits"].values, runs["size"]["solution_bits"].values)
+    assert "Accuracy against bit operations" in [view.title for view in check_report(AdaQuant, run).views]
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,22 @@ def test_norm_tuning_gives_channels_back_their_mean_and_deviation() -> None:
     unit = student.units[0]
     before = channel_moments(student, 0, image)
     whole = integers(states[0])[0]
-    moved, scaled = student.tune_norms([image], passes=80, momentum=0.1)
+    shifts = student.tune_norms([image], passes=80, momentum=0.1)
+    moved, scaled = shifts.root_mean_squares
     after = channel_moments(student, 0, image)
     assert float((before[0] - unit.mean).abs().max()) > 0.05
     torch.testing.assert_close(after[0], unit.mean, atol=0.02, rtol=0)
     torch.testing.assert_close(after[1], unit.std, atol=0.02, rtol=0.02)
-    assert moved[0] > 0
-    assert scaled[0] > 0
+    # Channel by channel what was seen before; the running averages of 80 passes have forgotten where they began.
+    by_mean, by_deviation = (before[0] - unit.mean) / unit.std, before[1] / unit.std - 1
+    torch.testing.assert_close(shifts.mean[0], by_mean, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(shifts.deviation[0], by_deviation, atol=0.01, rtol=0.01)
+    assert moved[0] == pytest.approx(float(by_mean.square().mean().sqrt()), rel=0.02)
+    assert scaled[0] == pytest.approx(float(by_deviation.square().mean().sqrt()), rel=0.05)
     assert np.isnan(moved[3])
+    table = shifts.table(shifts.mean)
+    np.testing.assert_array_equal(table[0, : len(by_mean)], shifts.mean[0].numpy())
+    assert np.isnan(table[3]).all()
     assert torch.equal(integers(student.states[0])[0], whole)  # factors went into the scales
     torch.testing.assert_close(student.states[0].rounded, unit.layer.weight.detach())
 
