@@ -147,6 +147,7 @@ class BalancedAveraging(Method):
         Output("sample_index", ("sample",), "int64", "row in `data` or `shifted`", optional=True),
         Output("is_shifted", ("dataset",), "bool", "whether it counts in the mean over shifted sets", optional=True),
         Output("confidence", ("predictor", "sample"), "float32", "largest probability (seed 0)", optional=True),
+        Output("shifted_confidence", ("predictor", "shifted_sample"), "float32", "the same on shifted sets", optional=True),
         Output("accuracy", ("predictor", "dataset", "seed"), "float64", "accuracy", optional=True),
         Output("confidence_mean", ("predictor", "dataset", "seed"), "float64", "mean largest probability", optional=True),
         Output("ece", ("predictor", "dataset", "seed"), "float64", "calibration error, equal widths", optional=True),

@@ -158,6 +158,7 @@ def write_judged(
         "outcome_mean": share.mean(1),
     }
     if domains.shifted.any():
+        arrays["shifted_confidence"] = arrays["confidence"][:, domains.shifted[domains.owner]]
         means = [
             curve[..., kept, 0].mean(-1).mean(1)
             for kept in (~domains.shifted & _in_distribution(domains), domains.shifted)

@@ -253,15 +253,18 @@ def _views(result: Result, losses: list[str]) -> list[Any]:
                          "weights does not pay."),
         ]  # fmt: skip
     names = [str(name) for name in result["accuracy"]["dataset"].values]
+    apart = "shifted_confidence" in result  # runs of earlier versions do not have it
     hardest = [name for name, kept in zip(names, result["is_shifted"].values, strict=True) if kept][-1:] or names[:1]
     views += [
         Bar(title=f"Who is right: {hardest[0]}", y=("outcome_mean",), x="outcome_kind", by="loss",
             select={"dataset": hardest[0], "outcome_kind": ["FFT", "TFT", "FTT", "FTF", "TFF", "TTF"]}, y_label="share",
             x_label="pretrained, fine-tuned, average",
             caption="FFT is what only averaging gets right; TTF what only averaging gets wrong. TTT and FFF are left out."),
-        Histogram(title="Confidence", values=("confidence",), by="predictor", bins=25, log_y=True,
+        Histogram(title="Confidence on shifted data" if apart else "Confidence", by="predictor", bins=25, log_y=True,
+                  values=("shifted_confidence" if apart else "confidence",),
                   select={"predictor": ["pre", *dict.fromkeys((f"ft_{losses[0]}", f"ft_{losses[-1]}"))]},
-                  x_label="largest probability", caption="All samples of all data sets, seed 0."),
+                  x_label="largest probability",
+                  caption="All samples of all shifted sets, seed 0." if apart else "All samples, seed 0."),
         Line(title="Is it confidence? The fine-tuned head cooled before averaging", y=("cooled_accuracy",), x="tau", by="space",
              select={"loss": losses[0], "dataset": hardest[0], "seed": 0}, markers=True, x_label="temperature",
              y_label="accuracy", caption=f"{NAMES[losses[0]]}, {hardest[0]}, seed 0: averages of weights, and of probabilities."),

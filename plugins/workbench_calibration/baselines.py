@@ -9,6 +9,9 @@ Fitted on the fit samples and judged on others; the methods are ranked on the la
 to choose: with many methods the best of them looks better than it is. `suggested` therefore rests on held-out folds of the fit
 samples: the method with the fewest fitted numbers among those that are as good, which may be none at all: the probabilities are
 kept as they are unless something is better beyond noise (`choice` states the rule).
+
+Intervals keep the fitted maps as they are. With `fit_draws` there are others beside them that cover the noise of the fit, too
+(`refitting`).
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, Calibrator, 
 from workbench_calibration.evaluation_report import Scores, evaluation_report
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
-from workbench_calibration.matrix_scaling import Kind, fit_matrix
+from workbench_calibration.matrix_scaling import Kind, MatrixFit, fit_matrix
 from workbench_calibration.platt import fit_platt
 from workbench_calibration.ranking import RANKED, rank_methods
 from workbench_calibration.recalibration import Fit
+from workbench_calibration.refitting import REFIT_OUTPUTS, refit_table, refitted_metrics, write_refits
 from workbench_calibration.resampling import CLIP
 from workbench_calibration.samples import INPUTS, Samples, cross_validation_folds, read_parts
 from workbench_calibration.spline import fit_spline
@@ -112,7 +116,7 @@ class Baselines(Method):
 
     id = "calibration.baselines"
     title = "Compares the standard recalibrators of a classifier on the same samples, ranked and with intervals"
-    version = "4"
+    version = "5"
     paper = Paper(
         title="On Calibration of Modern Neural Networks",
         authors="Guo, Pleiss, Sun, Weinberger",
@@ -135,6 +139,8 @@ class Baselines(Method):
         Output("fitted_numbers", ("recalibrator",), "int64", "numbers that the method fits"),
         Output("reason", ("recalibrator",), "str", "why it is suggested or not"),
         Output("suggested", (), "str", "method that the rule of `choice` names, or uncalibrated; `probability` is its"),
+        Output("temperature", (), "float64", "fitted temperature", optional=True),
+        *REFIT_OUTPUTS,
         Output("metric_rank", ("recalibrator", "ranked_metric"), "float64", "rank on the report samples; 1 is best"),
         Output("metric_rank_best", ("recalibrator", "ranked_metric"), "float64", "1 + number of methods clearly better"),
         Output("metric_rank_worst", ("recalibrator", "ranked_metric"), "float64", "methods less those clearly worse"),
@@ -149,6 +155,11 @@ class Baselines(Method):
         methods: tuple[str, ...] = Field(
             FAST, min_length=1,
             description="Recalibrators; matrix_scaling and dirichlet, which take minutes for many classes, can be added",
+        )
+        fit_draws: int = Field(
+            0, ge=0, le=10_000,
+            description="Draws of fit and report samples, each fitted anew, for intervals that cover the noise of the fit (100 "
+            "are sensible); 0: none",
         )
 
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
@@ -168,6 +179,15 @@ class Baselines(Method):
         verdicts = judge(held, uncalibrated=UNCALIBRATED, n_bins=params.n_bins, rng=out.rng("choice"))
         suggested = suggestion({name: one.reason for name, one in verdicts.items()})
         evaluated = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True)
+        if "temperature" in fitted:
+            out.write("temperature", fitted["temperature"].temperature)
+        if params.fit_draws:
+            again = {name: _refit(fits[name], fitted[name]) for name in params.methods}
+            drawn = refitted_metrics(
+                parts, again, uncalibrated=UNCALIBRATED, n_bins=params.n_bins, draws=params.fit_draws, rng=out.rng("refits"),
+                track=lambda draws: out.track(draws, "fitting anew"),
+            )
+            write_refits(out, evaluated.metrics, drawn, uncalibrated=UNCALIBRATED)
         ranked = rank_methods(evaluated.metrics, evaluated.resampled)
         for array, field in VERDICTS.items():
             out.write(array, [getattr(one, field) for one in verdicts.values()])
@@ -188,11 +208,13 @@ class Baselines(Method):
             result,
             main=suggested,
             summary=why_suggested(suggested, held, near=behind <= error),
-            metrics=[Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
+            metrics=[*([Metric(name="temperature", value=float(result["temperature"]), description="of temperature scaling")]
+                       if "temperature" in result else []),
+                     *(Metric(name=f"ece_width_l1_{name}", value=scores("value", name, "ece_width_l1"), direction="lower",
                             interval=scores.span("value", name, "ece_width_l1"))
-                     for name in scores.methods if name not in (suggested, UNCALIBRATED)],
+                     for name in scores.methods if name not in (suggested, UNCALIBRATED))],
             first=(choice_table(result, scores), rank_table(result, scores)),
-            tables=(comparison_table(scores),),
+            tables=(comparison_table(scores), *([refit_table(result, scores)] if "refit_lower" in result else [])),
             views=(
                 *(before_after(metric, title) for metric, title in BEFORE_AFTER),
                 Bar(title="Average rank on the report samples", y=("rank",), x="recalibrator", lower="rank_best",
@@ -202,6 +224,15 @@ class Baselines(Method):
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
             shown=[name for name in shown if name in scores.methods],
         )
+
+
+def _refit(fit: Fit, fitted: Any) -> Fit:
+    """How a method is fitted on resampled samples: what it chose by cross-validation is kept."""
+    if not isinstance(fitted, MatrixFit):
+        return fit
+    return lambda samples: fit_matrix(
+        samples, kind=fitted.kind, off_diagonal=fitted.off_diagonal, intercept=fitted.intercept, seed=0
+    )
 
 
 def why_suggested(suggested: str, held: Mapping[str, float], *, near: bool) -> str:

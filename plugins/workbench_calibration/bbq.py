@@ -24,7 +24,7 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.per_class import SortedEvents, class_columns, most_frequent, through
+from workbench_calibration.per_class import KNOTS, SortedEvents, class_columns, most_frequent, through, write_knots
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS, Samples
 
@@ -59,6 +59,16 @@ class BayesianBinningMap:
             for one in binnings:
                 result[:, k] += one.weight * one.value[np.searchsorted(one.edge, probability[:, k], side="left")]
         return result
+
+    def steps(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per class the mean over binnings, a step function: upper ends of its steps (1 at last) and their values."""
+        steps = []
+        for k, binnings in enumerate(self.classes):
+            upper = np.unique(np.concatenate([*(one.edge for one in binnings), [1.0]]))
+            inside = np.zeros((len(upper), len(self.classes)))
+            inside[:, k] = upper  # steps are closed above
+            steps.append((upper, self.values(inside)[:, k]))
+        return steps
 
     @property
     def numbers(self) -> int:
@@ -136,6 +146,7 @@ class BayesianBinning(Method):
     outputs = (
         *OUTPUTS,
         Output("weight", ("class", "number_of_bins"), "float64", "weight of each binning"),
+        *KNOTS,
     )
 
     class Params(EvaluationParams):
@@ -151,6 +162,7 @@ class BayesianBinning(Method):
         assert isinstance(fitted, BayesianBinningMap)
         out.coordinate("number_of_bins", fitted.bins)
         out.write("weight", fitted.weight)
+        write_knots(out, fitted.steps())
 
     def report(self, result: Result) -> Report:
         """Which numbers of bins the data support, and what they change."""

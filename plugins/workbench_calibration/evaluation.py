@@ -70,6 +70,8 @@ OUTPUTS = (
     Output("chance_lower", ("recalibrator", "metric"), "float64", "2.5 % quantile of it"),
     Output("chance_upper", ("recalibrator", "metric"), "float64", "97.5 % quantile of it"),
     Output("p_value", ("recalibrator", "metric"), "float64", "consistency test: chance of so large an error if calibrated"),
+    Output("metric_draw", ("recalibrator", "resampled_metric", "resample"), "float32", "metrics of each bootstrap resample, the "
+           "same resamples for all", optional=True),
     Output("reliability_confidence", ("recalibrator", "bin"), "float64", "mean confidence in bins of equal width"),
     Output("reliability_accuracy", ("recalibrator", "bin"), "float64", "accuracy in the bin; NaN: empty"),
     Output("reliability_accuracy_lower", ("recalibrator", "bin"), "float64", "lower end of its 95 % Wilson interval"),
@@ -84,6 +86,7 @@ OUTPUTS = (
     Output("fit_negative_log_likelihood", ("recalibrator",), "float64", "on the fit samples"),
     Output("changed_predictions", ("recalibrator",), "int64", "report samples whose most probable class changed"),
     Output("clipped", ("recalibrator",), "int64", f"report samples whose label has p < {CLIP:g}"),
+    Output("zeros", ("recalibrator",), "int64", "report samples whose label has p = 0", optional=True),
     Output("raised", (), "int64", f"given probabilities below {PROBABILITY_FLOOR:g}; -1: logits were given"),
     Output("shared", (), "int64", "rows of `data` that occur in `fit` too"),
 )
@@ -198,6 +201,8 @@ def _write_tables(
     out.coordinate("metric", list(metrics[UNCALIBRATED]))
     for column in SCORE_ARRAYS:
         out.write(column, np.array([list(tables[name][column].values()) for name in metrics]))
+    out.coordinate("resampled_metric", list(RESAMPLED))
+    out.write("metric_draw", np.array([[drawn[name][one] for one in RESAMPLED] for name in metrics], dtype=np.float32))
 
 
 def _uncertainty(
@@ -244,3 +249,4 @@ def _write_diagrams(out: Out, scores: Mapping[str, CalibrationScores], n_bins: i
     out.write("class_gap", np.stack([one.gap() for one in classes]))
     out.write("class_count", class_count)
     out.write("clipped", np.array([int((own < CLIP).sum()) for _, _, own in events]))
+    out.write("zeros", np.array([int((own <= 0).sum()) for _, _, own in events]))

@@ -205,7 +205,7 @@ def _metric_table(scores: Scores) -> Table:
                 _text(scores.span("value", name, metric)),
                 None if first else round(scores("change", name, metric), 4),
                 None if first else _text(scores.span("change", name, metric)),
-                _text(scores.span("chance", name, metric)),
+                _chance_text(scores, name, metric),
                 round(scores("p_value", name, metric), 3) if metric in ERRORS else None,
             ))
     return Table(
@@ -216,13 +216,22 @@ def _metric_table(scores: Scores) -> Table:
         "(accuracy, NLL, Brier score), reflected ones of calibration errors and of changes (paired); of changes of calibration "
         "errors the hull of both kinds, because either alone is too short near perfect calibration. The reflection takes off "
         "the upward bias of calibration errors at finite samples, so an interval may lie below its value. By chance alone: "
-        "central 95 % of the metric if labels were drawn from the probabilities themselves, that is, under perfect calibration; "
+        "central 95 % of the metric if labels were drawn from the probabilities themselves, that is, under perfect calibration, "
+        "and whether the value is within it (an error: not above it); "
         "p: the share of those draws with at least as large an error (consistency test).",
     )
 
 
 def _text(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _chance_text(scores: Scores, name: str, metric: str) -> str:
+    """What chance alone gives, and whether the value is no sign of more; an error below its range is none either."""
+    low, high = scores.span("chance", name, metric)
+    value = scores("value", name, metric)
+    within = value <= high and (metric in ERRORS or low <= value)
+    return f"{_text((low, high))}{', within' if within else ''}"
 
 
 def _class_table(result: Result, main: str) -> Table:
@@ -238,20 +247,24 @@ def _class_table(result: Result, main: str) -> Table:
 
 
 def _order_table(result: Result, scores: Scores) -> Table:
-    columns = [result[name].values for name in ("fit_negative_log_likelihood", "changed_predictions", "clipped")]
+    counted = ["clipped", *(["zeros"] if "zeros" in result else [])]  # runs of earlier versions do not have it
+    columns = [result[name].values for name in ("fit_negative_log_likelihood", "changed_predictions")]
+    labels = np.stack([result[name].values for name in counted], axis=1).tolist()
     rows = tuple(
         (
             name,
             round(float(fit), 4),
             round(scores("value", name, "negative_log_likelihood"), 4),
             int(changed),
-            int(clipped),
+            *low,
         )
-        for name, fit, changed, clipped in zip(scores.methods, *columns, strict=True)
+        for name, fit, changed, low in zip(scores.methods, *columns, labels, strict=True)
     )
     return Table(
         title="Fit against report samples",
-        columns=("method", "fit NLL", "report NLL", "predictions changed", f"labels with p < {CLIP:g}"),
+        columns=("method", "fit NLL", "report NLL", "predictions changed", f"labels with p < {CLIP:g}", "with p = 0")[
+            : 4 + len(counted)
+        ],
         rows=rows,
         caption="A fit NLL far below the report NLL is overfitting.",
     )
@@ -278,8 +291,9 @@ def _notes(result: Result, scores: Scores, main: str) -> list[str]:
     if beyond:
         notes.append(f"{', '.join(beyond)}: the value lies above its interval, because chance at this number of samples "
                      "adds more to it than calibration does; trust the interval.")
-    notes.append("Intervals cover the report samples only, not the noise of the fit. Fit and report samples must not have "
-                 "been used to train the classifier; that cannot be seen from logits.")
+    notes.append(("Intervals cover the report samples only, not the noise of the fit" + (
+                  "; but those of the table of methods fitted anew. " if "refit_lower" in result else ". "))
+                 + "Fit and report samples must not have been used to train the classifier; that cannot be seen from logits.")
     return notes
 
 

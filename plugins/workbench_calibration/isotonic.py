@@ -26,7 +26,7 @@ from workbench import Inputs, Line, Method, Out, Output, Paper, Report, Result
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
-from workbench_calibration.per_class import most_frequent, probability_blocks, through
+from workbench_calibration.per_class import KNOTS, most_frequent, probability_blocks, through, write_knots
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS, Samples
 
@@ -127,6 +127,7 @@ class Isotonic(Method):
     outputs = (
         *OUTPUTS,
         Output("curve", ("curve_class", "given_probability"), "float64", "calibrated value, before renormalising"),
+        *KNOTS,
     )
 
     class Params(EvaluationParams):
@@ -143,6 +144,7 @@ class Isotonic(Method):
         assert isinstance(fitted, IsotonicMap)
         out.coordinate("given_probability", GRID)
         out.write("curve", np.stack([curve.predict(GRID) for curve in fitted.curves]))
+        write_knots(out, [(curve.X_thresholds_, curve.y_thresholds_) for curve in fitted.curves])  # straight lines between them
 
     def report(self, result: Result) -> Report:
         """The curves and what they change."""

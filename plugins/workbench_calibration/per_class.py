@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from workbench import Result
+from workbench import Out, Output, Result
 
 from workbench_calibration.samples import Samples
 
 DRAWN = 10
 """Most classes whose curves are drawn."""
+KNOTS = (
+    Output("knot_score", ("knot",), "float64", "given probability at the knots of the fitted curves, ascending", optional=True),
+    Output("knot_value", ("knot",), "float64", "value there, before renormalising", optional=True),
+    Output("knot_curve", ("knot",), "int64", "which curve: the class, or 0 if there is one", optional=True),
+)
+"""What `write_knots` writes: with it a fitted map can be used elsewhere."""
 COLUMN_ENTRIES = 8_000_000
 """Probabilities held at a time where a class needs those of all samples together (64 MB)."""
 
@@ -81,6 +87,13 @@ def bin_middles(edge: np.ndarray) -> np.ndarray:
     ends = [np.full((*edge.shape[:-1], 1), end) for end in (0.0, 1.0)]
     full = np.concatenate([ends[0], edge, ends[1]], axis=-1)
     return np.asarray((full[..., :-1] + full[..., 1:]) / 2)
+
+
+def write_knots(out: Out, knots: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Store fitted curves exactly, one after the other: score and value of each knot of each, and which curve it is of."""
+    out.write("knot_score", np.concatenate([score for score, _ in knots]))
+    out.write("knot_value", np.concatenate([value for _, value in knots]))
+    out.write("knot_curve", np.repeat(np.arange(len(knots)), [len(score) for score, _ in knots]))
 
 
 def most_frequent(result: Result) -> list[int]:

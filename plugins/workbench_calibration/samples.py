@@ -61,7 +61,12 @@ class Rows(Protocol):
         """Whether they may be kept in memory."""
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """Rows (ascending indices) as logits (row, class), float32 if they were stored so, else float64."""
+        """Rows (ascending indices, repeats allowed) as logits (row, class), float32 if they were stored so, else float64."""
+
+
+def consecutive(rows: np.ndarray) -> bool:
+    """Whether ascending indices leave out nothing and repeat nothing."""
+    return bool((np.diff(rows) == 1).all())
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,7 @@ class InMemory:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Rows (ascending indices) of the logits."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        return self.logit[first:last] if last - first == len(rows) else self.logit[torch.as_tensor(rows)]
+        return self.logit[int(rows[0]) : int(rows[-1]) + 1] if consecutive(rows) else self.logit[torch.as_tensor(rows)]
 
 
 class Scores:
@@ -136,7 +140,7 @@ class Scores:
             return self._kept[torch.as_tensor(rows, device=self.device)]
         first, last = int(rows[0]), int(rows[-1]) + 1
         span, _ = self._convert(self._array[first:last])
-        return span if last - first == len(rows) else span[torch.as_tensor(rows - first, device=self.device)]
+        return span if consecutive(rows) else span[torch.as_tensor(rows - first, device=self.device)]
 
     def _convert(self, array: Any) -> tuple[Tensor, int]:
         values, raised = to_tensor(array, device=self.device, dtype=self.dtype), 0
@@ -169,7 +173,7 @@ class Samples:
         return cls(InMemory(logit), label, np.arange(len(label)))
 
     def subset(self, rows: np.ndarray) -> Samples:
-        """Some of these samples, by ascending positions."""
+        """Some of these samples, by ascending positions; a sample may occur several times."""
         return Samples(self.scores, self.label[torch.as_tensor(rows, device=self.label.device)], self.index[rows])
 
     @property

@@ -24,6 +24,7 @@ from workbench.toolkit import binned_calibration_error, kolmogorov_smirnov_error
 
 from workbench_calibration.evaluation import OUTPUTS, EvaluationParams
 from workbench_calibration.evaluation_report import evaluation_report
+from workbench_calibration.per_class import KNOTS, write_knots
 from workbench_calibration.recalibration import recalibrate
 from workbench_calibration.samples import INPUTS, Samples
 
@@ -43,11 +44,15 @@ class SplineMap:
     numbers: int
     """How many numbers were fitted: the values at the knots."""
 
-    def top(self, score: np.ndarray) -> np.ndarray:
-        """Calibrated top scores of top scores."""
+    def knots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct top scores of the fit samples, ascending, and their calibrated ones before they are cut at 0 and 1."""
         distinct, first = np.unique(self.score, return_inverse=True)
         mean = np.bincount(first, weights=self.calibrated) / np.bincount(first)  # equal scores share their mean
-        return np.clip(np.interp(score, distinct, mean), 0.0, 1.0)
+        return distinct, mean
+
+    def top(self, score: np.ndarray) -> np.ndarray:
+        """Calibrated top scores of top scores."""
+        return np.clip(np.interp(score, *self.knots()), 0.0, 1.0)
 
     def __call__(self, logit: Tensor) -> Tensor:
         """Probabilities whose top entry is calibrated, (sample, class)."""
@@ -112,6 +117,7 @@ class SplineCalibration(Method):
         Output("cumulated_gap", ("position",), "float64", "(cumulated hits - cumulated scores) / N of the fit samples"),
         Output("fitted_gap", ("position",), "float64", "the spline through it"),
         Output("curve", ("given_score",), "float64", "calibrated top score"),
+        *KNOTS,  # straight lines between them, cut at 0 and 1
     )
 
     class Params(EvaluationParams):
@@ -135,6 +141,7 @@ class SplineCalibration(Method):
         out.write("fitted_gap", fitted.fitted)
         out.coordinate("given_score", GRID)
         out.write("curve", fitted.top(GRID))
+        write_knots(out, [fitted.knots()])
 
     def report(self, result: Result) -> Report:
         """The spline and what it changes."""

@@ -141,6 +141,8 @@ def consistent(out):
             assert float(cooled.sel(space="weights")) == pytest.approx(wise[own].mean())
             assert float(cooled.sel(space="probabilities")) == pytest.approx(right[f"ose_prob_{loss}"][own].mean())
     if "curve_ood_accuracy" in d:
+        kept = np.isin(domain, d["dataset"].values[d["is_shifted"].values])
+        assert d["shifted_confidence"].values == pytest.approx(p[:, kept].max(-1), abs=1e-5)
         mean = d["curve_accuracy"].isel(dataset=np.flatnonzero(d["is_shifted"].values)).mean(("dataset", "seed"))
         assert d["curve_ood_accuracy"].values == pytest.approx(mean.values)
         assert d["point_ood"].values == pytest.approx(mean.values.ravel())
