@@ -9,7 +9,8 @@ others go to the low one, so that any average width in between can be had from a
 
 Scores come from the model as it came; nothing is scored again after quantisation. Only matrices inside the blocks are
 quantised: embeddings, norms and the head stay, also where the head is tied to the embedding. Quantisers: rounding to nearest
-on an asymmetric grid, and GPTQ with inputs from the blocks before, already quantised (see `gptq_solver`).
+on an asymmetric grid, and GPTQ with inputs from the blocks before, already quantised (see `gptq_solver`). Not offered:
+quantisers of one's own, and vision transformers, which have blocks too but are judged otherwise.
 
 What to know: the equations were taken from the abstract, summaries and independent implementations, not from the paper's text.
 They do not agree whether z is one-sided, as taken here, or |z|: that is an option. The paper calibrates on books

@@ -169,6 +169,15 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
                     description=f"Spearman, importance by {_title(name)} and measured damage of single blocks",
                 )
             )
+    agreed = correlation(_values(result, "lim"), -_values(result, "zd"))
+    if np.isfinite(agreed):
+        metrics.append(
+            Metric(
+                name="rank_correlation_scores",
+                value=agreed,
+                description="Spearman, importance by LIM and by ZD: 1 where both order the blocks alike",
+            )
+        )
     return tuple(metrics)
 
 
@@ -278,6 +287,16 @@ def _views(result: Result) -> tuple[View, ...]:
             markers=True,
             log_y=True,
             caption=f"Full precision: {float(result['perplexity_full_precision']):.4g}. Random curves are taken point by point.",
+        ),
+        Scatter(
+            title=f"Perplexity against size along the order by {_title(score)}",
+            x="average_bits",
+            y="perplexity",
+            label="point",
+            select={"order_name": score},
+            log_y=True,
+            x_label="bits per weight, scales included",
+            caption="Numbers: steps down.",
         ),
         Bar(title="LIM of every block", y=("lim",), x="block", error="lim_standard_error", caption="High = important."),
         Bar(title="ZD of every block", y=("zd",), x="block", caption="Low = important."),

@@ -380,6 +380,8 @@ def test_the_report_says_what_the_arrays_say(run):
     assert found["perplexity_uniform_low"] == float(run["perplexity_uniform"][-1])
     loss = run["loss"].mean("sample").values[:, 1:-1].mean(1)
     assert found["loss_saved_over_random"] == pytest.approx(loss[-3:].mean() - loss[0])
+    places = [np.argsort(np.argsort(values)) for values in (run["lim"].values, -run["zd"].values)]
+    assert found["rank_correlation_scores"] == pytest.approx(np.corrcoef(*places)[0, 1])
     assert np.isnan(correlation(np.ones(3), np.arange(3)))
 
 
