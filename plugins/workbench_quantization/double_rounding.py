@@ -97,8 +97,15 @@ class Params(BaseParams):
     )
     quantise_inputs: bool = Field(True, description="Quantise the layers' inputs to the same width")
     first_last: Literal["full precision", "quantised"] = Field("full precision", description="First and last layer")
-    teacher: Literal["none", "full precision"] = Field("none", description="Distil from the model as it came")
-    distillation: float = Field(0.5, ge=0, le=1, description="Share of it in the loss (not known from the paper)")
+    teacher: Literal["none", "full precision", "highest width"] = Field(
+        "none", description="Distil from the model as it came, or from the highest width's pass on the same batch"
+    )
+    distillation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the teacher in the loss of the widths it teaches (not known from the paper)",
+    )
     compare: tuple[Comparison, ...] = Field((), description="Further trainings of the same length to compare with")
     mixed_epochs: int = Field(90, ge=1, le=1000, description="mixed: of the supernet, after the first training")
     sigma: float = Field(

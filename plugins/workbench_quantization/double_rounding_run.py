@@ -204,6 +204,7 @@ def lesson_of(study: Study, training: Images, epochs: int) -> Lesson:
         teacher=copy.deepcopy(study.pristine).eval() if params.teacher == "full precision" else None,
         distillation=params.distillation,
         clip=params.clip_grad,
+        self_taught=params.teacher == "highest width",
     )
 
 

@@ -90,7 +90,10 @@ class Recorded(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Images to train on and to watch, and the recipe."""
+    """Images to train on and to watch, and the recipe.
+
+    With `self_taught` the logits of a batch's first pass, that of the highest width, teach the passes after it.
+    """
 
     image: Tensor
     label: Tensor
@@ -102,6 +105,7 @@ class Lesson:
     teacher: nn.Module | None
     distillation: float
     clip: float
+    self_taught: bool = False
 
     @property
     def steps(self) -> int:
@@ -249,6 +253,8 @@ def _step_of(
             network.switch(bits)
             logit = model(picture)
             loss = _loss(logit, target, teacher, lesson)
+            if lesson.self_taught and column == 0:
+                teacher = logit.detach()
             loss.backward()  # type: ignore[no-untyped-call]
             gradients = torch.stack(
                 [layer.weight_scale(layer.bits or highest).gradient for layer in network.layers.values()]

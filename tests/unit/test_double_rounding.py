@@ -187,6 +187,17 @@ def test_a_model_in_half_precision_is_trained_in_float32(dtype: torch.dtype) -> 
         np.testing.assert_array_equal(results[0][name], results[1][name], err_msg=name)
 
 
+def test_the_highest_width_teaches_the_others_and_not_itself() -> None:
+    """One batch: at 8 bits the loss is what it is without a teacher, at 2 bits it is the divergence from 8 bits alone."""
+    options: dict[str, Any] = {"widths": (8, 2), "epochs": 1, "batch_size": 64, "hess_samples": 16, "distillation": 1.0}
+    plain, taught = (
+        record(DoubleRounding, {"model": residual(), "data": digits(0, 40)}, teacher=teacher, **options)[0].arrays
+        for teacher in ("none", "highest width")
+    )
+    assert taught["loss_epoch"][0, 0, 0] == plain["loss_epoch"][0, 0, 0]
+    assert taught["loss_epoch"][0, 0, 1] < 0.5 * plain["loss_epoch"][0, 0, 1]
+
+
 @pytest.mark.parametrize("alrs", ["off", "paper"])
 def test_every_rival_trains(alrs: Any) -> None:
     out, result = record(
