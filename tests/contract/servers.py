@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
+import random
 import re
 import socket
 import subprocess
@@ -18,6 +20,19 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on.
+
+    Below those that systems hand out by themselves (Linux from 32768 on, others from 49152 on): one of these could be the end
+    of somebody's connection by the time the server that is told of it listens.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
 
 
 @contextmanager
@@ -47,9 +62,7 @@ AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1
 @contextmanager
 def azure_server(command: str) -> Iterator[str]:
     """Azurite, Microsoft's emulator of Azure's blob storage, with an empty container `bench`; gives its blob endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck"]
     server = subprocess.Popen([command, *options, "--disableTelemetry"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -119,7 +132,7 @@ class _ProxyHandler(_Quiet):
             return
         if fault == "slow":
             time.sleep(0.3)
-        connection = http.client.HTTPConnection(proxy.target, timeout=60)
+        connection = http.client.HTTPConnection(proxy.target, timeout=300)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() not in ("connection", "content-length", *proxy.replaced):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from workbench.execution.progress import CancelToken
 from workbench.host import Host
 
 import workbench_mlflow
+from contract.servers import free_port
 from unit.sample_methods import Declining, Failing, MeanImage
 
 IMAGES = np.random.default_rng(0).random((6, 1, 4, 4), dtype=np.float32)
@@ -170,9 +170,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server of this machine, with an empty SQLite database."""
     program = server_program()
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [
         program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
@@ -192,7 +190,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             os.killpg(child.pid, signal.SIGTERM)
             try:
-                child.wait(20)
+                child.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
@@ -215,13 +213,14 @@ def ask(address: str, method: str, **body: Any) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/{method}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return dict(json.load(answer))
 
 
 def test_runs_are_mirrored_to_a_server_over_http(server, bench, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "over http")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # on a busy machine this server is no faster than others
     monkeypatch.chdir(tmp_path)
     run = bench.run(MeanImage, data=IMAGES, scale=2.0, seed=3, progress=False)
     with pytest.raises(RunFailedError):

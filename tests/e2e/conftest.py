@@ -5,6 +5,7 @@ And JupyterLab: one server for all browser tests of a session, one browser for t
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from e2e.lab_tools import CHROMIUM, FLAGS, Lab, Visit, open_notebook, running_lab
+from e2e.lab_tools import CHROMIUM, FLAGS, PATIENCE, Lab, Visit, open_notebook, running_lab
 
 TESTS = Path(__file__).parents[1]
 
@@ -69,7 +70,7 @@ def workbench_process(tmp_path: Path, environment: dict[str, str]):
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -92,6 +93,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[s
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (folder / "entry_points.txt").write_text(f"[workbench]\n{name} = {module}\n")
+        importlib.invalidate_caches()  # folders have coarse stamps: what was looked for a moment ago would stay unseen
         return site
 
     return make
@@ -116,7 +118,7 @@ def browser() -> Iterator[Any]:
     """Chromium without a window. Not for the whole session: playwright keeps an event loop running while it is there."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
         try:
             yield opened
         finally:

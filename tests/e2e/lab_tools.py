@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ FLAGS = [
     "--disable-sync",
 ]
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-PATIENCE = 120_000
+PATIENCE = 300_000
 """Milliseconds to wait for what takes seconds on an idle machine."""
+DROPPED = 10_000
+"""Milliseconds after which a key or click that has shown no effect is taken to be lost."""
 TOKEN = "tour"
 
 
@@ -93,12 +95,33 @@ class Visit:
             self._answer_question()
             with contextlib.suppress(TimeoutError):
                 editor = self.page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").nth(cell)
-                editor.click(timeout=3_000)
+                editor.click(timeout=DROPPED)
                 self.page.keyboard.press("Control+Enter")
-                self.page.wait_for_function(prompt, arg=[cell, before, r"\[(\*|\d+)\]"], timeout=3_000)
+                self.page.wait_for_function(prompt, arg=[cell, before, r"\[(\*|\d+)\]"], timeout=DROPPED)
                 break
         if wait:
             self.page.wait_for_function(prompt, arg=[cell, before, r"\[\d+\]"])
+
+    def run_all(self) -> None:
+        """Choose Run All Cells from the menu of a notebook that was never run; back as soon as the first cell runs."""
+        from playwright.sync_api import TimeoutError
+
+        first = "document.querySelector('.jp-Notebook .jp-CodeCell .jp-InputPrompt').textContent"
+        for _ in range(20):  # see `run`
+            self._answer_question()
+            with contextlib.suppress(TimeoutError):
+                self.page.get_by_role("menuitem", name="Run", exact=True).click(timeout=DROPPED)
+                self.page.get_by_text("Run All Cells", exact=True).click(timeout=DROPPED)
+                self.page.wait_for_function(rf"/\[(\*|\d+)\]/.test({first})", timeout=DROPPED)
+                break
+
+    def at_last(self, look: Callable[[], Any]) -> Any:
+        """What `look` gives as soon as that is nothing (empty, false), else half a minute later."""
+        for _ in range(150):
+            if not (found := look()):
+                break
+            self.page.wait_for_timeout(200)
+        return found
 
     def kernel_ready(self) -> None:
         """Answer the question which kernel to take, if it is asked, and wait until the kernel is idle."""
@@ -152,13 +175,22 @@ def running_lab(home: Path, **variables: str) -> Iterator[Lab]:
         try:
             yield Lab(folder, _address(process, runtime, home / "log"), TOKEN, home / "settings")
         finally:
-            process.terminate()
-            process.wait(30)
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server; one that takes longer than a minute to leave its kernels is killed."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _address(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
     """Where the server listens, once it does."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         for path in runtime.glob("jpserver-*.json"):
             try:

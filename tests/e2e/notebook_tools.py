@@ -38,7 +38,13 @@ def executed(notebook: Path, folder: Path) -> Any:
     document = nbformat.read(notebook, as_version=4)
     folder.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(
-        document, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        document,
+        timeout=TIMEOUT,
+        startup_timeout=TIMEOUT,
+        iopub_timeout=TIMEOUT,  # else outputs that come four seconds after the answer would be left out
+        coalesce_streams=True,  # else the number of outputs would depend on how fast a cell prints
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
     client.km = client.create_kernel_manager()
     # Whatever kernel specification is installed on this machine: the notebook is run by the interpreter that runs this.

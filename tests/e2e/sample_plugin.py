@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,14 +25,15 @@ class _Plain(Method):
 
 
 class Waiting(_Plain):
-    """Takes a minute, a hundredth of a second at a time."""
+    """Takes ten minutes, a hundredth of a second at a time; says in the current folder that it began."""
 
     id = "sample.waiting"
     title = "Waits"
 
     def run(self, inputs: Any, params: Any, out: Any) -> None:
         """Wait."""
-        for _ in out.track(range(6000), "waiting"):
+        Path("waiting").touch()
+        for _ in out.track(range(60_000), "waiting"):
             time.sleep(0.01)
         out.write("value", np.zeros(1, dtype=np.float32))
 

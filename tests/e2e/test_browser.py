@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -59,20 +58,11 @@ def drawn(seen: Visit, count: int) -> None:
 
 
 def test_the_tour_runs_in_a_browser(lab: Lab, visit, tmp_path: Path):
-    from playwright.sync_api import TimeoutError
-
     tour(lab, "run.ipynb", run=True)
     seen = visit("run.ipynb", "light")
     page = seen.page
-    # A fresh workspace asks which kernel to take, some time after the notebook is shown.
-    question = page.locator(".jp-Dialog button.jp-mod-accept")
-    with contextlib.suppress(TimeoutError):
-        question.wait_for(timeout=8_000)
-        question.click()
-    page.wait_for_selector(".jp-Dialog", state="detached")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    seen.kernel_ready()
+    seen.run_all()
     committed = nbformat.read(NOTEBOOKS / "01_tour.ipynb", as_version=4)
     report = next(cell for cell in committed.cells if cell.source.endswith(".report()"))
     count = sum("application/vnd.plotly.v1+json" in output.get("data", {}) for output in report.outputs)

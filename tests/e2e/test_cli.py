@@ -57,7 +57,7 @@ def test_list_names_every_method_without_importing_torch(workbench_process, tmp_
         "heavy = {'torch', 'scipy', 'sklearn', 'skimage', 'matplotlib', 'plotly', 'dask.distributed'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     methods = {entry["id"]: entry["title"] for entry in json.loads(done.stdout)}
     assert set(methods) == set(workbench.open(tmp_path / "store").methods)
@@ -364,7 +364,7 @@ def test_streams_are_separate_and_progress_bars_stay_out_of_files(workbench_proc
 @pytest.mark.parametrize("pipe", ["list | head -n 1", "list | true", "list --json | true", "--help | true"])
 def test_a_reader_that_has_enough_is_no_error(environment, tmp_path, pipe):
     command = f"set -o pipefail; {sys.executable} -m workbench {pipe}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -376,12 +376,12 @@ def test_ctrl_c_cancels_a_run_and_says_so(samples, environment, tmp_path):
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     bench = workbench.open(folder / "store")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None and not bench.runs("status = running"):
-        time.sleep(0.05)
-    time.sleep(0.3)  # well into its work
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not (folder / "waiting").exists():
+        time.sleep(0.02)
+    assert [run.status for run in bench.runs()] == ["running"]
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert out == ""
     (run,) = bench.runs()

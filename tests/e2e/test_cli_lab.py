@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,8 @@ import pytest
 import workbench
 from workbench.host import Host
 
-from e2e.lab_tools import CHROMIUM
+from contract.servers import free_port
+from e2e.lab_tools import CHROMIUM, PATIENCE, end
 from unit.panel_cases import put_run
 
 pytest.importorskip("jupyterlab")
@@ -48,22 +48,21 @@ def test_it_listens_on_this_machine_only_and_keeps_its_token(tmp_path: Path, env
             assert server["hostname"] == "127.0.0.1"
             assert server["token"]
             assert Path(str(server["root_dir"])) == tmp_path / "notebooks"
-            listed = json.load(urlopen(f"{server['url']}api/contents?token={server['token']}", timeout=20))
+            listed = json.load(urlopen(f"{server['url']}api/contents?token={server['token']}", timeout=300))
             assert [item["name"] for item in listed["content"]] == ["mine.ipynb"]
             with pytest.raises(HTTPError, match="403"):
-                urlopen(f"{server['url']}api/contents", timeout=20)
+                urlopen(f"{server['url']}api/contents", timeout=300)
             assert server["pid"] == process.pid, "the server took the command's place"
             store = Path(f"/proc/{process.pid}/environ")
             if store.exists():
                 assert f"WORKBENCH_STORE={tmp_path / 'team'}".encode() in store.read_bytes().split(b"\0")
         finally:
-            process.terminate()
-            process.wait(30)
+            end(process)
 
 
 def _server(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> dict[str, object]:
     """What the server says of itself, once it answers."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         for path in runtime.glob("jpserver-*.json"):
             try:
@@ -94,9 +93,7 @@ def test_the_table_is_served_read_only_to_whoever_has_the_token(
     put_run(bench, {}, metrics={"accuracy": 0.25})
     run.annotations.note("the one to keep")
     before = sorted(path for path in (tmp_path / "team").rglob("*"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("RUNTIME", "CONFIG", "DATA")}
     command = [
         sys.executable, "-m", "workbench", "--store", "team", "serve", "--no-browser", "--port", str(port),
@@ -108,10 +105,10 @@ def test_the_table_is_served_read_only_to_whoever_has_the_token(
             address = _printed(process, tmp_path / "log")
             assert address.startswith(f"http://127.0.0.1:{port}/")
             assert "deprecated" not in (tmp_path / "log").read_text(errors="replace")
-            with urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+            with urlopen(f"http://127.0.0.1:{port}/", timeout=300) as answer:
                 assert "/login" in answer.url, "without the token one gets no further"
             page = browser.new_page()
-            page.set_default_timeout(90_000)
+            page.set_default_timeout(PATIENCE)
             loaded: list[str] = []
             page.on("requestfinished", lambda request: loaded.append(request.url))
             policy = page.goto(address).headers["content-security-policy"]
@@ -132,14 +129,13 @@ def test_the_table_is_served_read_only_to_whoever_has_the_token(
             assert len(loaded) > 3
             assert not [url for url in loaded if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
         finally:
-            process.terminate()
-            process.wait(30)
+            end(process)
     assert sorted(path for path in (tmp_path / "team").rglob("*")) == before
 
 
 def _printed(process: subprocess.Popen[bytes], log: Path) -> str:
     """The address that the server prints, once it does."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(r"http://\S+token=\w+", log.read_text(errors="replace"))
         if found:

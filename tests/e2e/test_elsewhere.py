@@ -18,7 +18,7 @@ import pytest
 import workbench
 from workbench.host import Host
 
-from e2e.lab_tools import CHROMIUM
+from e2e.lab_tools import CHROMIUM, PATIENCE
 from e2e.test_browser import _contrast
 from e2e.test_panels import fill
 
@@ -100,6 +100,7 @@ def test_everything_reads_in_vs_code(bench: workbench.Workbench, browser: Any, t
     )
     (tmp_path / "page.html").write_text(page_text, encoding="utf-8")
     page = browser.new_page(viewport={"width": 1000, "height": 1200}, color_scheme=theme)
+    page.set_default_timeout(PATIENCE)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())

@@ -32,7 +32,9 @@ def code_cells(document: Any) -> list[Any]:
 def kinds(cell: Any) -> list[list[str]]:
     """What a cell shows, without the values: which media types each output offers."""
     bundles = [output.get("data", {"stream": ""}) for output in cell.outputs if lasting(output)]
-    return [sorted(name for name in bundle if name != WIDGET) for bundle in bundles]
+    shown = [sorted(name for name in bundle if name != WIDGET) for bundle in bundles]
+    # In how many parts printed text comes is a matter of time.
+    return [kind for kind, before in zip(shown, [None, *shown], strict=False) if not kind == before == ["stream"]]
 
 
 def test_there_is_a_tour():

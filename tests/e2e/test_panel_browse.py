@@ -20,7 +20,7 @@ from workbench.host import Host
 from workbench.store import Store
 
 from benchmarks.generated_store import generate
-from e2e.lab_tools import CHROMIUM, THEMES, Lab, Visit, harmless, open_notebook
+from e2e.lab_tools import CHROMIUM, PATIENCE, THEMES, Lab, Visit, harmless, open_notebook
 from unit.panel_cases import HOSTILE, put_run
 from unit.store_cases import record
 
@@ -42,7 +42,7 @@ CELLS = {
     "hostile": "bench.browse('params.note ~ script')",
     "live": "bench.browse()",
     "busy": "import time\nbench.browse()",
-    "sleep": "time.sleep(30)",
+    "sleep": "time.sleep(600)",
     "empty": "workbench.open('no-store-here').browse()",
     "bad": "bench.browse('accuracy >')",
 }
@@ -72,7 +72,7 @@ def seen(lab: Lab, browser: Any, folder: Path) -> Iterator[Visit]:
     visit = open_notebook(browser, lab, "browse.ipynb", "light", width=1500, height=1100)
     visit.kernel_ready()
     visit.run(ORDER.index("open"))
-    visit.page.set_default_timeout(60_000)
+    visit.page.set_default_timeout(PATIENCE)
     yield visit
     visit.page.close()
 
@@ -104,7 +104,7 @@ def settle(cell: Any, text: str) -> None:
     """Wait until the line below the table begins with this."""
     from playwright.sync_api import expect
 
-    expect(cell.locator(".wbb-foot > :first-child")).to_have_text(re.compile(f"^{text}"), timeout=45_000)
+    expect(cell.locator(".wbb-foot > :first-child")).to_have_text(re.compile(f"^{text}"), timeout=PATIENCE)
 
 
 def column(cell: Any, name: str) -> list[str]:
@@ -205,8 +205,11 @@ def test_everything_by_keyboard_and_no_key_reaches_the_notebook(lab: Lab, seen: 
     grid.press("Home")
     grid.press("Enter")
     cell.get_by_role("tab", name="Parameters").wait_for()
-    told = table(seen, "told", rows=False)
-    assert told.locator(".jp-OutputArea-output").inner_text().strip() == "3 family = quantization"
+    for _ in range(20):  # what is selected reaches the kernel by another way than what it is to compute, maybe later
+        told = table(seen, "told", rows=False).locator(".jp-OutputArea-output").inner_text().strip()
+        if told == "3 family = quantization":
+            break
+    assert told == "3 family = quantization"
     grid.press("Escape")  # the three selected rows first, then what is open
     settle(cell, r"\d+ runs")
     cell.get_by_role("tab", name="Parameters").wait_for()
@@ -296,6 +299,7 @@ def test_a_saved_view_is_opened_by_a_colleague(lab: Lab, seen: Visit, browser: A
 
 def test_columns_are_as_wide_as_one_likes(seen: Visit):
     cell = table(seen, "views")
+    cell.locator(".wbb-facet").first.wait_for()  # nothing moves any more
     name = cell.locator(".wbb-name[data-column=method]")
     head = cell.locator("[role=columnheader]", has=seen.page.locator("[data-column=method]"))
     before = head.bounding_box()
