@@ -430,11 +430,13 @@ def test_warnings_of_libraries_are_kept_and_not_shown(bench, images, recwarn, mo
 
     def noisy(self, inputs, params, out):
         warnings.warn("this is deprecated", DeprecationWarning, stacklevel=1)
+        warnings.warn("unclosed socket", ResourceWarning, stacklevel=1)  # as the garbage collector tells of somebody's
         original(self, inputs, params, out)
 
     monkeypatch.setattr(MeanImage, "run", noisy)
     run = bench.run("sample.mean_image", data=images, progress=False)
     assert any("this is deprecated" in text for text in run.record.provenance["warnings"])
+    assert not any("unclosed socket" in text for text in run.record.provenance["warnings"])
     # Others are not its own: of what earlier tests left to the garbage collector.
     assert not [warning for warning in recwarn.list if "this is deprecated" in str(warning.message)]
 

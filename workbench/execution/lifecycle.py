@@ -329,6 +329,8 @@ def _quietly(facts: dict[str, Any], background: bool) -> Iterator[None]:
         else:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("default")
+                # The garbage collector tells of files and sockets of others, whenever it comes round.
+                warnings.simplefilter("ignore", ResourceWarning)
                 yield
     finally:
         texts = dict.fromkeys(
