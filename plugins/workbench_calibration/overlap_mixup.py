@@ -13,7 +13,8 @@ Faithful: the d-Mixup objective, Adam, the calibration share taken from the (noi
 the temperature is fitted to convergence; what the authors' code does (20 small steps from T = 1, far from the optimum) is
 stage `ts_paper_code`. Networks are scored in eval mode, where the authors' code leaves batch norm in train mode. The
 default sizes can be waited for; the paper's are 200 epochs, batches of 500, all images, 500 directions and 5 seeds.
-Logits of classifiers trained elsewhere are compared with `calibration.temperature`.
+With `erm` and `mixup`, logits of the same samples by two classifiers that were trained elsewhere, nothing is trained: both are
+scored raw and after a temperature fitted on a share of the samples.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ from workbench_calibration.overlap_training import (
     paper_code_temperature,
     train_every_mode,
 )
-from workbench_calibration.samples import Samples
+from workbench_calibration.samples import Samples, read_samples
 from workbench_calibration.temperature import fit_temperature
 
 STAGES = ("raw", "ts", "ts_paper_code")
@@ -84,6 +85,7 @@ PREDICTORS = ("nearest label + temperature", "local average", "nearest label, li
 REFERENCE_PER_CLASS = 100
 REFERENCE_DRAWS = 3
 GAP_RADII = np.linspace(0.0, 10.0, 10)
+GIVEN = {"logit": ("sample", "class"), "probability": ("sample", "class")}
 
 
 class Params(BaseParams):
@@ -109,7 +111,7 @@ class Params(BaseParams):
     batch_size: int = Field(200, ge=2, le=65_536, description="Batch size (paper 500)")
     seeds: int = Field(3, ge=1, le=100, description="Trainings of each mode from other weights (paper 5 on Gaussians)")
     calibration_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Share of the training set to fit T on (paper 0.1)"
+        0.1, gt=0, lt=1, description="Share of the training set (or of given logits) to fit T on (paper 0.1)"
     )
     test_fraction: float = Field(0.5, gt=0, lt=1, description="Share of `data` to judge by, with its clean labels")
     train_samples: int | None = Field(
@@ -147,21 +149,26 @@ class OverlapMixup(Method):
             optional=True,
         ),
         "model": ModelRole("classifier whose architecture is trained; its weights do not matter", optional=True),
-    }
+        "erm": DataRole("labels with logits (or probabilities) of a plainly trained classifier, to judge it without training",
+                        variables={"label": ("sample",)}, optional_variables=GIVEN, optional=True),
+        "mixup": DataRole("the same samples by a classifier trained with mixed ones", variables={"label": ("sample",)},
+                          optional_variables=GIVEN, optional=True),
+    }  # fmt: skip
     outputs = (
         Output("logit", ("mode", "seed", "sample", "class"), "float32", "logits of the test samples"),
         Output("probability", ("mode", "seed", "sample", "class"), "float32", "after converged temperature scaling"),
         Output("label", ("sample",), "int64", "true label of the test samples"),
         Output("label_noisy", ("sample",), "int64", "the same with fresh noise of the training's kind", optional=True),
         Output("noise_map", ("class",), "int64", "class that each class is mistaken for", optional=True),
-        Output("sample_index", ("sample",), "int64", "row of the test samples in `data`", optional=True),
-        Output("posterior", ("sample", "class"), "float64", "true class probabilities (with the noise, for `data`)"),
+        Output("sample_index", ("sample",), "int64", "row of the test samples in `data` (or `erm`)", optional=True),
+        Output("posterior", ("sample", "class"), "float64", "true class probabilities (with noise, for `data`)", optional=True),
         Output("temperature", ("mode", "seed"), "float64", "fitted to convergence"),
         Output("temperature_paper_code", ("mode", "seed"), "float64", "as the paper's repository fits it"),
-        Output("train_accuracy", ("mode", "seed"), "float64", "on the (noisy) training labels"),
+        Output("train_accuracy", ("mode", "seed"), "float64", "on the (noisy) training labels", optional=True),
         Output("value", ("target", "mode", "stage", "seed", "metric"), "float64", "scores on the test samples"),
-        Output("best_likelihood", ("target",), "float64", "NLL of the true probabilities", "nats"),
-        Output("logit_gap", ("mode", "radius"), "float64", "own logit less the largest other, around training points, seed 0"),
+        Output("best_likelihood", ("target",), "float64", "NLL of the true probabilities", "nats", optional=True),
+        Output("logit_gap", ("mode", "radius"), "float64", "own logit less the largest other, around training points, seed 0",
+               optional=True),
         Output("reliability_confidence", ("stage", "mode", "bin"), "float64", "mean confidence, all seeds together"),
         Output("reliability_accuracy", ("stage", "mode", "bin"), "float64", "accuracy in the bin; NaN: empty"),
         Output("reliability_count", ("stage", "mode", "bin"), "int64", "samples in the bin"),
@@ -171,6 +178,9 @@ class OverlapMixup(Method):
     def run(self, inputs: Inputs, params: Params, out: Out) -> None:
         """Draw or split the data, train every mode, scale, score."""
         _check(inputs, params)
+        if inputs.get("erm") is not None:
+            judge_given(inputs, params, out)
+            return
         network, split, extra = (_synthetic if inputs.get("data") is None else _images)(inputs, params, out)
         sizes = {"erm": 1} | {f"mixup_{size}": size for size in sorted(set(params.mix_sizes))}
         out.coordinate("mode", list(sizes))
@@ -198,6 +208,32 @@ class OverlapMixup(Method):
     def report(self, result: Result) -> Report:
         """Scores by training and stage, reliability, logit gap, and what theory says."""
         return report(result)
+
+
+def judge_given(inputs: Inputs, params: Params, out: Out) -> None:
+    """Score logits that were trained elsewhere; of their samples the labels are known and the true probabilities are not."""
+    parts = {name: read_samples(name, inputs[name], out.device) for name in ("erm", "mixup")}
+    label, classes = parts["erm"][1], parts["erm"][0].classes
+    if parts["mixup"][0].classes != classes or not torch.equal(parts["mixup"][1], label):
+        raise InputError("mixup", expected="the samples and classes of erm, in the same order", got="other labels or classes")
+    shares = {"calibration": params.calibration_fraction, "test": 1 - params.calibration_fraction}
+    rows = split_indices(label.cpu().numpy(), shares, seed=out.seed, argument="erm")
+    none = label[:0]
+    split = Split((none, none), *((none, label[rows[name]]) for name in ("calibration", "test")))
+    trained = {
+        f"{name}_0": {"logit": given.read(rows["test"]).cpu().numpy(),
+                      "calibration_logit": given.read(rows["calibration"]).cpu().numpy()}
+        for name, (given, _, _) in parts.items()
+    }  # fmt: skip
+    out.coordinate("mode", list(parts))
+    out.coordinate("stage", list(STAGES))
+    out.coordinate("metric", list(METRICS))
+    test_label = split.test[1].cpu().numpy()
+    out.write("label", test_label)
+    out.write("sample_index", rows["test"])
+    write_references(params, out)
+    one = params.model_copy(update={"seeds": 1})
+    write_scores(trained, list(parts), split, [("given", test_label, np.eye(classes)[test_label])], one, out)
 
 
 def write_references(params: Params, out: Out) -> None:
@@ -238,8 +274,9 @@ def write_scores(
             fit_logit = torch.as_tensor(trained[f"{mode}_{seed}"]["calibration_logit"]).double()
             temperature[1, m, seed] = fit_temperature(Samples.of(fit_logit, calibration)).temperature
             temperature[2, m, seed] = paper_code_temperature(fit_logit, calibration)
-            hits = torch.as_tensor(trained[f"{mode}_{seed}"]["train_logit"]).argmax(1) == train
-            train_accuracy[m, seed] = float(hits.double().mean())
+            if len(train):
+                hits = torch.as_tensor(trained[f"{mode}_{seed}"]["train_logit"]).argmax(1) == train
+                train_accuracy[m, seed] = float(hits.double().mean())
     probability = special.softmax(logit[None].astype(np.float64) / temperature[..., None, None], axis=-1)
     value = [
         np.moveaxis(
@@ -253,9 +290,10 @@ def write_scores(
     out.write("probability", probability[1])
     out.write("temperature", temperature[1])
     out.write("temperature_paper_code", temperature[2])
-    out.write("train_accuracy", train_accuracy)
     out.write("value", np.array(value))
-    out.write("best_likelihood", np.array([negative_log_likelihood(truth, label) for _, label, truth in targets]))
+    if len(train):  # given logits have no training, and of their labels the true probabilities are not known
+        out.write("train_accuracy", train_accuracy)
+        out.write("best_likelihood", np.array([negative_log_likelihood(truth, label) for _, label, truth in targets]))
     label = np.tile(targets[-1][1], len(seeds))
     bins = [[reliability_diagram(p.reshape(-1, p.shape[-1]), label, n_bins=params.n_bins) for p in stage]
             for stage in probability]  # fmt: skip
@@ -296,13 +334,18 @@ def _restored(network: nn.Module, state: dict[str, Any]) -> nn.Module:
 
 
 def _check(inputs: Inputs, params: Params) -> None:
+    given = [name for name in ("erm", "mixup") if inputs.get(name) is not None]
+    if len(given) == 1:
+        raise InputError("mixup" if given == ["erm"] else "erm", expected="logits of both trainings", got=f"only {given[0]}")
+    if given and (inputs.get("data") is not None or inputs.get("model") is not None):
+        raise InputError("erm", expected="no data and no model beside given logits", got="both")
     if (inputs.get("data") is None) != (inputs.get("model") is None):
         missing = "model" if inputs.get("model") is None else "data"
         raise InputError(missing, expected="both data and model, or neither (a synthetic problem)", got="one of them")
     if min(params.mix_sizes) < 2 or max(params.mix_sizes) > 20:
         raise InputError("mix_sizes", expected="numbers of points from 2 to 20", got=str(params.mix_sizes))
     counts = {"class_counts": params.class_counts}
-    if inputs.get("data") is None and params.problem != "gaussians":
+    if not given and inputs.get("data") is None and params.problem != "gaussians":
         counts["classes"] = (params.classes,)
     for name, values in counts.items():
         if any(k < 2 or k % 2 for k in values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import special
 from workbench import Line, Metric, ReliabilityDiagram, Report, Result, Table
 from workbench.toolkit import mean_interval
 
@@ -28,7 +29,7 @@ def report(result: Result) -> Report:
         summary=_summary(result, value, modes),
         metrics=_metrics(result, value, modes),
         tables=(*_score_tables(result, modes), _reference_table(result)),
-        views=(*_diagrams(result), *_lines()),
+        views=(*_diagrams(result), *_lines()["logit_gap" not in result :]),
         notes=_notes(result, value, modes),
     )
 
@@ -40,12 +41,34 @@ def difference(value: Any, mode: str, metric: str) -> tuple[float, tuple[float, 
     return interval.value, None if np.isnan(interval.lower) else (interval.lower, interval.upper)
 
 
+def given_difference(result: Result) -> tuple[float, tuple[float, float] | None]:
+    """The same of the likelihood of given logits; interval over paired samples, the temperature held fixed."""
+    label, rows = result["label"].values, np.arange(result["label"].size)
+    losses = [
+        -special.log_softmax(result["logit"].isel(mode=mode, seed=0).values.astype(np.float64) / t, axis=1)[rows, label]
+        for mode, t in ((1, 1.0), (0, float(result["temperature"].values[0, 0])))
+    ]
+    interval = mean_interval(losses[0] - losses[1])
+    return interval.value, (interval.lower, interval.upper)
+
+
+def _likelihood_difference(result: Result, value: Any, mode: str) -> tuple[float, tuple[float, float] | None]:
+    return given_difference(result) if _given(result) else difference(value, mode, "negative_log_likelihood")
+
+
+def _given(result: Result) -> bool:
+    """Whether logits were given and nothing was trained."""
+    return "train_accuracy" not in result
+
+
 def _mean(value: Any, mode: str, stage: str, metric: str) -> float:
     return float(value.sel({"mode": mode, "stage": stage, "metric": metric}).mean())
 
 
 def _problem(result: Result) -> str:
     params = result.params
+    if _given(result):
+        return f"{result['label'].size} samples whose logits were given"
     if "noise_map" in result:
         return (
             f"images of which a share of {params.label_noise:g} of the training labels is mistaken for one other class"
@@ -58,8 +81,8 @@ def _problem(result: Result) -> str:
 def _summary(result: Result, value: Any, modes: list[str]) -> str:
     nll = {stage: _mean(value, "erm", stage, "negative_log_likelihood") for stage in ("raw", "ts")}
     mixed = ", ".join(f"{m} {_mean(value, m, 'raw', 'negative_log_likelihood'):.3f}" for m in modes[1:])
-    best = float(result["best_likelihood"].values[-1])
-    change, interval = difference(value, modes[1], "negative_log_likelihood")
+    change, interval = _likelihood_difference(result, value, modes[1])
+    best = f"; the true probabilities reach {float(result['best_likelihood'].values[-1]):.3f}" if not _given(result) else ""
     # A single training has no interval; then a difference this small is no finding.
     clear = abs(change) >= 0.02 if interval is None else interval[0] > 0 or interval[1] < 0
     place = "In a single training of each kind" if interval is None else "Here"
@@ -71,7 +94,7 @@ def _summary(result: Result, value: Any, modes: list[str]) -> str:
         verdict = f"{place} a temperature is enough: it beats {modes[1]}"
     return (
         f"{verdict} (NLL difference {change:+.3f}). On {_problem(result)}, plain training has an NLL of {nll['raw']:.3f}, "
-        f"{nll['ts']:.3f} after temperature scaling; mixed without scaling: {mixed}; the true probabilities reach {best:.3f}."
+        f"{nll['ts']:.3f} after temperature scaling; mixed without scaling: {mixed}{best}."
     )
 
 
@@ -88,11 +111,13 @@ def _metrics(result: Result, value: Any, modes: list[str]) -> list[Metric]:
                            description=f"{DESCRIPTIONS[metric]}; {mode}, {STAGE_TEXT[stage]}; interval over seeds")
                 )  # fmt: skip
     for mode in modes[1:]:
-        change, span = difference(value, mode, "negative_log_likelihood")
+        change, span = _likelihood_difference(result, value, mode)
         metrics.append(
             Metric(name=f"negative_log_likelihood_{mode}_less_erm_ts", value=change, direction="lower", unit="nats",
                    interval=span, description=f"raw {mode} less plain training with temperature, seed by seed")
         )  # fmt: skip
+    if _given(result):
+        return metrics
     metrics.append(
         Metric(name="best_negative_log_likelihood", value=float(result["best_likelihood"].values[-1]), unit="nats",
                description="of the true probabilities: no prediction can be expected to do better")
@@ -121,7 +146,7 @@ def _score_tables(result: Result, modes: list[str]) -> list[Table]:
                 "other papers). "
                 + (
                     "The divergence is from certain labels."
-                    if target == "clean"
+                    if target in ("clean", "given")
                     else "The divergence is from the truth."
                 ),
             )
@@ -192,7 +217,10 @@ def _notes(result: Result, value: Any, modes: list[str]) -> list[str]:
     notes = []
     seeds = value.sizes["seed"]
     notes.append(
-        "One seed: nothing says how far the figures move with the initial weights."
+        "Logits were given: the interval of the difference covers the samples judged, not the trainings. Neither model may have "
+        "seen these samples."
+        if _given(result)
+        else "One seed: nothing says how far the figures move with the initial weights."
         if seeds == 1
         else f"Intervals cover {seeds} trainings on one draw of the data, not the draw itself."
     )
@@ -200,7 +228,7 @@ def _notes(result: Result, value: Any, modes: list[str]) -> list[str]:
     text = f"The temperature of plain training is {fitted[0]:.2f}; the steps of the paper's code end at {fitted[1]:.2f}"
     short = abs(np.log(fitted[1])) < abs(np.log(fitted[0])) / 2
     notes.append(f"{text}: comparisons with it are nearly comparisons with no scaling." if short else f"{text}.")
-    learnt = float(result["train_accuracy"].sel({"mode": "erm"}).mean())
+    learnt = 1.0 if _given(result) else float(result["train_accuracy"].sel({"mode": "erm"}).mean())
     if learnt < INTERPOLATES:
         notes.append(
             f"Plain training gets {100 * learnt:.1f} % of its training labels right: it does not interpolate them, which is "

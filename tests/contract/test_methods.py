@@ -78,7 +78,8 @@ CASES: Mapping[str, Case] = {
             "gap_points": 2,
             "gap_directions": 3,
             "class_counts": (2,),
-        }
+        },
+        inputs=lambda: {"erm": None, "mixup": None},
     ),
     "calibration.tcm": Case(
         {

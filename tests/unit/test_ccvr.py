@@ -374,6 +374,10 @@ def test_claim_ccvr_repairs_most_of_what_skew_costs_on_digits():
     assert float(skewed.sel(stage="ccvr") - skewed.sel(stage="before")) >= 0.04
     assert float(skewed.sel(stage="ccvr")) >= float(skewed.sel(stage="oracle")) - 0.02
     assert -0.005 <= float(mild.sel(stage="ccvr") - mild.sel(stage="before")) <= 0.025
+    # the paper's first finding: of all layers the clients' heads are the least alike
+    likeness = out.data["cka"].values[:, ~np.eye(10, dtype=bool)].mean(axis=1)
+    print("mean linear CKA by layer", likeness.round(3))
+    assert likeness.argmin() == len(likeness) - 1
     check_report(CCVR, result)
 
 

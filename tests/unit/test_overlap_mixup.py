@@ -291,6 +291,57 @@ def test_a_stopped_run_goes_on_to_the_same_result(monkeypatch):
         assert np.array_equal(values, resumed.arrays[name], equal_nan=True), name
 
 
+def given_logits(samples=400, mixed=1.0):
+    """Of a classifier that is too sure by a factor of 3, and of one that is `mixed` times as sure as it should be."""
+    rng = numbers(7)
+    logit = 1.5 * rng.standard_normal((samples, 4))
+    label = (logit + rng.gumbel(size=logit.shape)).argmax(1)
+    return {
+        name: xr.Dataset({"logit": (("sample", "class"), (by * logit).astype(np.float32)), "label": ("sample", label)})
+        for name, by in (("erm", 3.0), ("mixup", mixed))
+    }
+
+
+def test_given_logits_are_judged_without_any_training():
+    """The temperature is fitted on a share of the samples, everything else is of the others; scores are recomputed here."""
+    inputs = given_logits()
+    out, result = record(OverlapMixup, inputs, calibration_fraction=0.3, class_counts=(2, 4), n_bins=5)
+    report = check_report(OverlapMixup, result)
+    rows, label = out.arrays["sample_index"], inputs["erm"]["label"].values
+    assert len(rows) == 280
+    kept = np.setdiff1d(np.arange(400), rows)
+    logit = {name: torch.as_tensor(data["logit"].values).double() for name, data in inputs.items()}
+    fitted = fit_temperature(Samples.of(logit["erm"][kept], torch.as_tensor(label[kept]))).temperature
+    assert float(out.data["temperature"].sel(mode="erm", seed=0)) == pytest.approx(fitted)
+    assert fitted == pytest.approx(3, rel=0.25)
+    for stage, scaled in (("raw", logit["erm"]), ("ts", logit["erm"] / fitted)):
+        expected = scores(torch.softmax(scaled[rows], 1).numpy(), label[rows], np.eye(4)[label[rows]], 5)
+        assert out.data["value"].sel(target="given", mode="erm", stage=stage, seed=0).values == pytest.approx(expected, abs=1e-6)
+    for array in ("logit_gap", "train_accuracy", "best_likelihood", "posterior"):
+        assert array not in out.arrays
+    # both are nearly the true probabilities then; the paired interval over samples says how nearly
+    metric = next(m for m in report.metrics if m.name == "negative_log_likelihood_mixup_less_erm_ts")
+    nll = out.data["value"].sel(target="given", metric="negative_log_likelihood", seed=0)
+    assert metric.value == pytest.approx(float(nll.sel(mode="mixup", stage="raw") - nll.sel(mode="erm", stage="ts")), abs=1e-5)
+    assert metric.interval[0] < metric.value < metric.interval[1]
+    assert "280 samples whose logits were given" in report.summary
+    assert any("covers the samples judged" in note for note in report.notes)
+    for mixed, said in ((6.0, "a temperature is enough"), (1.0, "cannot be told apart")):
+        _, result = record(OverlapMixup, given_logits(mixed=mixed), calibration_fraction=0.3, class_counts=(2,), n_bins=5)
+        assert said in check_report(OverlapMixup, result).summary
+
+
+def test_given_logits_that_do_not_belong_together_are_refused():
+    inputs = given_logits(40)
+    with pytest.raises(InputError, match="logits of both trainings"):
+        record(OverlapMixup, {"erm": inputs["erm"]})
+    other = inputs["mixup"].assign(label=(inputs["mixup"]["label"] + 1) % 4)
+    with pytest.raises(InputError, match="mixup: expected the samples and classes of erm"):
+        record(OverlapMixup, inputs | {"mixup": other})
+    with pytest.raises(InputError, match="no data and no model"):
+        record(OverlapMixup, inputs | picture_inputs())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -329,6 +380,20 @@ def test_claim_raw_mixup_is_nearer_to_the_truth_than_raw_erm_and_as_near_as_a_te
     assert five <= float(kl.sel(mode="erm", stage="ts")) + 0.02
     assert float(out.data["temperature"].sel(mode="erm", seed=0)) > 2
     check_report(OverlapMixup, result)
+
+
+@pytest.mark.slow
+def test_claim_without_overlap_mixing_makes_a_classifier_underconfident_and_the_report_says_so():
+    """Then nothing is gained by it: plain training is nearly right, and a temperature below 1 mends most of what mixing did."""
+    out, result = record(OverlapMixup, {}, overlap=0.0, seeds=1)
+    temperature = out.data["temperature"].sel(seed=0)
+    kl = out.data["value"].sel(target="drawn", metric="kl_to_posterior", seed=0)
+    for mode in ("mixup_2", "mixup_5"):
+        assert float(temperature.sel(mode=mode)) < 0.95
+        assert float(kl.sel(mode=mode, stage="raw")) > float(kl.sel(mode="erm", stage="ts"))
+        assert float(kl.sel(mode=mode, stage="ts")) < 0.5 * float(kl.sel(mode=mode, stage="raw"))
+    report = check_report(OverlapMixup, result)
+    assert any(note.startswith("mixup_2, mixup_5: underconfident") for note in report.notes)
 
 
 @pytest.mark.slow
