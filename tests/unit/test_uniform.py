@@ -389,3 +389,19 @@ def test_resnet20_keeps_its_accuracy_at_8_bits_and_loses_it_at_2() -> None:
     assert (accuracies[:, 3] > full - 0.01).all()
     assert (accuracies[:, 0] < full - 0.3).all()
     assert accuracies[0, 1] < accuracies[1, 1] < accuracies[2, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "reached"), [(20, 0.916), (56, 0.927)])
+def test_full_precision_is_that_of_the_checkpoints(
+    depth: int, reached: float, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, on all 1,017 test images: anything much lower is another image encoding, in which every claim drowns."""
+    import workbench
+
+    monkeypatch.setenv("WORKBENCH_DATA", str(shared_data))
+    run = workbench.open(tmp_path).run(
+        "training.evaluation", model=f"cifar10-resnet{depth}", data="cifar10(split=test)", progress=False
+    )
+    assert run["label"].size == 1017
+    assert run.metrics["accuracy"] == pytest.approx(reached, abs=0.001)
