@@ -86,9 +86,12 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def client(two_workers):
-    """The client of two workers, both there: the test before may have killed one, and another takes seconds to come."""
+    """The client of two workers. If the test killed one, another is waited for, which takes seconds.
+
+    Else the next test might find one worker, or the new one the environment variables that the next test sets.
+    """
+    yield two_workers
     two_workers.wait_for_workers(2, timeout=300)
-    return two_workers
 
 
 @pytest.fixture

@@ -374,8 +374,10 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import workbench
+from workbench.execution import background
 from workbench.host import Host
 from unit.test_handle import Stepwise
+background.LAST_MOMENT = 300.0  # of seconds to write down how it ended: a busy machine may need more than a user waits
 bench = workbench.open({store!r}, host=Host(found=[]))
 bench.register(Stepwise)
 handle, other = bench.submit("sample.stepwise"), bench.submit("sample.stepwise", seed=1)
