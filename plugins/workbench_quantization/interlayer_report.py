@@ -34,14 +34,39 @@ def _names(result: Result) -> list[str]:
     return [str(name) for name in result["accuracy"]["solution"].values]
 
 
-def additivity(result: Result) -> dict[str, tuple[float, float]]:
+def additivity(result: Result, measured: str = "subset_damage") -> dict[str, tuple[float, float]]:
     """Per damage model: Spearman correlation with the measured damage of random subsets, and the root mean square error."""
-    true, predicted = values(result, "subset_damage"), values(result, "subset_prediction")
+    true, predicted = values(result, measured), values(result, "subset_prediction")
     names = [str(name) for name in result["subset_prediction"]["damage_model"].values]
     return {
         name: (float(spearmanr(row, true).statistic), float(np.sqrt(np.mean((row - true) ** 2))))
         for name, row in zip(names, predicted, strict=True)
     }
+
+
+def _predicted(result: Result) -> str:
+    """How well damages of random subsets are predicted, on images that nothing was measured on where there are some."""
+    same = additivity(result)
+    if "subset_damage_elsewhere" not in result:
+        pairs, single = same["with pairs"][0], same["single layers"][0]
+        return (
+            f"Counting pairs, the damage of random subsets on the calibration images is predicted with a rank correlation of "
+            f"{pairs:.2f}, without {single:.2f}."
+        )
+    other = additivity(result, "subset_damage_elsewhere")
+    return (
+        "Counting pairs, the damage of random subsets on other images is predicted with a rank correlation of "
+        f"{other['with pairs'][0]:.2f} (without {other['single layers'][0]:.2f}) and an error of {other['with pairs'][1]:.2g} "
+        f"(without {other['single layers'][1]:.2g})."
+    )
+
+
+def _judged(result: Result) -> list[tuple[dict[str, tuple[float, float]], str, str]]:
+    """Where predictions of damage were judged: figures, ending of their metrics' names, and what images these were."""
+    places = [(additivity(result), "", "on the calibration images, whose noise the prediction shares")]
+    if "subset_damage_elsewhere" in result:
+        places.append((additivity(result, "subset_damage_elsewhere"), "_elsewhere", "on other images"))
+    return places
 
 
 def unreachable(result: Result) -> list[float]:
@@ -58,7 +83,6 @@ def _summary(result: Result) -> str:
     target, names = result.params.targets[0], _names(result)
     cost, accuracy = values(result, "cost")[:, 0], values(result, "accuracy")[:, 0]
     hessian, random = names.index("hessian"), _random(result)
-    found = additivity(result)
     missed = (
         f"The target of {target:.2%} is missed with every layer at {result.params.widths[0]} bits already, so nothing was "
         "lowered. "
@@ -69,15 +93,14 @@ def _summary(result: Result) -> str:
         f"{missed}At a target of {target:.2%} of the full-precision accuracy the augmented order costs {cost[0]:.1%} of all "
         f"layers at {result.params.widths[0]} bits ({result.params.cost}), curvature alone {cost[hessian]:.1%}, random orders "
         f"{np.median(cost[random]):.1%} in the median; accuracy on the report images {accuracy[0]:.1%} against "
-        f"{float(result['accuracy_full_precision']):.1%}. Counting pairs, the damage of random subsets is predicted with a "
-        f"rank correlation of {found['with pairs'][0]:.2f}, without {found['single layers'][0]:.2f}."
+        f"{float(result['accuracy_full_precision']):.1%}. {_predicted(result)}"
     )
 
 
 def _metrics(result: Result) -> tuple[Metric, ...]:
     count = result["label"].sizes["sample"]
     accuracy, full = float(values(result, "accuracy")[0, 0]), float(result["accuracy_full_precision"])
-    cost, names, found = values(result, "cost")[:, 0], _names(result), additivity(result)
+    cost, names = values(result, "cost")[:, 0], _names(result)
     interaction = values(result, "interaction")[..., -1]
     single = values(result, "loss_single")[:, -1]
     pairs = np.abs(interaction[np.triu_indices(len(interaction), 1)])
@@ -108,8 +131,18 @@ def _metrics(result: Result) -> tuple[Metric, ...]:
             direction="lower",
             description="accuracies measured by the augmented order's search",
         ),
-        Metric(name="rank_correlation_with_pairs", value=found["with pairs"][0], direction="higher"),
-        Metric(name="rank_correlation_single_layers", value=found["single layers"][0], direction="higher"),
+        *(
+            Metric(
+                name=f"{kind}_{short}{where}",
+                value=of[model][place],
+                unit="nat" if place else "",
+                direction="lower" if place else "higher",
+                description=f"of the damage of random subsets, {told}",
+            )
+            for of, where, told in _judged(result)
+            for model, short in (("with pairs", "with_pairs"), ("single layers", "single_layers"))
+            for place, kind in enumerate(("rank_correlation", "prediction_error"))
+        ),
         Metric(
             name="interaction_share",
             value=float(pairs.mean() / max(np.abs(single).mean(), 1e-12)),

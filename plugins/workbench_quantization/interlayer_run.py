@@ -84,23 +84,26 @@ def rank(study: Study, found: Sensitivity) -> dict[str, np.ndarray]:
 def write_subsets(study: Study, found: Sensitivity, base: float) -> None:
     """Are damages additive? Random subsets at the lowest width: measured, and as both models predict them.
 
-    And all layers that are lowered, at every width.
+    Measured on the calibration images, whose noise the models share, and on others. And all layers that are lowered, at every
+    width.
     """
     rng, lowered = study.out.rng("subsets"), np.flatnonzero(study.free)
     largest = max(2, round(0.8 * len(lowered)))
     member = np.zeros((study.params.subsets, study.count), dtype=bool)
     for row in member:
         row[lowered[rng.permutation(len(lowered))[: rng.integers(2, largest + 1)]]] = True
-    true = np.array([
-        study.loss_at(study.only(np.flatnonzero(row), study.lower[-1])) - base
-        for row in study.out.track(list(member), "random subsets of layers")
-    ])  # fmt: skip
+    elsewhere = study.losses_at(study.all_at(study.params.widths[0]), study.others).mean()
+    true = np.zeros((2, len(member)))
+    for place, row in enumerate(study.out.track(list(member), "random subsets of layers")):
+        bits = study.only(np.flatnonzero(row), study.lower[-1])
+        true[:, place] = study.loss_at(bits) - base, study.losses_at(bits, study.others).mean() - elsewhere
     single, interaction = found.single[:, -1], found.interaction[..., -1]
     whole = [study.loss_at(study.only(lowered, width)) - base for width in study.lower]
     study.out.write("damage_all", np.array(whole))
     study.out.coordinate("damage_model", ["single layers", "with pairs"])
     study.out.write("subset_layer", member)
-    study.out.write("subset_damage", true)
+    study.out.write("subset_damage", true[0])
+    study.out.write("subset_damage_elsewhere", true[1])
     study.out.write(
         "subset_prediction",
         np.stack([predicted_damage(member, single), predicted_damage(member, single, interaction)]),

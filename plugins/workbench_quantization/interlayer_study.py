@@ -34,6 +34,8 @@ class Study:
     subject: Subject
     loss: BatchLoss
     batches: Sequence[Batch]
+    others: Sequence[Batch]
+    """As many search images as there are calibration images, at most: predictions of losses are judged on them."""
     search: Images
     held_out: Images
     cost: np.ndarray
@@ -83,14 +85,17 @@ class Study:
             chosen[layer] = self.rounded[place, width]
         return chosen
 
-    def losses_at(self, bits: np.ndarray) -> np.ndarray:
-        """Loss of every calibration image with these widths, (image,) float64; ranges of inputs stay as they were observed."""
+    def losses_at(self, bits: np.ndarray, batches: Sequence[Batch] | None = None) -> np.ndarray:
+        """Loss of every calibration image (or of these batches) with these widths: (image,) float64.
+
+        Ranges of inputs stay as they were observed.
+        """
         self.subject.inputs.set_bits(self.subject.costs.input_bits(self.applied(bits)).tolist())
         try:
             with weights_replaced(self.weights(bits)), torch.no_grad():
                 parts = [
                     F.cross_entropy(self.subject.model(image).double(), label, reduction="none")
-                    for image, label in self.batches
+                    for image, label in (self.batches if batches is None else batches)
                 ]
         finally:
             self.subject.inputs.set_bits([FULL_PRECISION] * self.count)
@@ -138,6 +143,8 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
     search = _search_images(parts, params.search_samples)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     batches = calibration_batches(parts.calibration, params.batch, out.device, dtype)
+    alike = len(parts.calibration.label)
+    others = Images(search.image[:alike], search.label[:alike], search.index[:alike])
     blocks, reasons = find_blocks(model, batches[0][0][:1])
     if len(blocks) < 2:
         out.skip("the model has fewer than two convolutions or linear layers; nothing can interact")
@@ -178,6 +185,7 @@ def prepare(inputs: Inputs, params: Params, out: Out) -> Study:
         subject=Subject(model, blocks, quantisers, costs, 2, half),
         loss=calibration_loss(model),
         batches=batches,
+        others=calibration_batches(others, params.batch, out.device, dtype),
         search=search,
         held_out=parts.held_out,
         cost=cost,

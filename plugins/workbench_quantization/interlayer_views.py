@@ -50,6 +50,7 @@ def views(result: Result) -> tuple[View, ...]:
             x_label="predicted rise of the loss",
             y_label="measured",
         ),
+        *_elsewhere(result),
         *_compared(result),
         Bar(
             title=f"Curvature, score and single-layer damage at {lowest} bits",
@@ -72,6 +73,24 @@ def views(result: Result) -> tuple[View, ...]:
         *_paretos(result),
     ]
     return tuple(drawn)
+
+
+def _elsewhere(result: Result) -> tuple[View, ...]:
+    """The prediction with pairs on images that nothing was measured on; none in runs of before it was."""
+    if "subset_damage_elsewhere" not in result:
+        return ()
+    return (
+        Scatter(
+            title="With pairs, on other images",
+            x="subset_prediction",
+            y="subset_damage_elsewhere",
+            select={"damage_model": "with pairs"},
+            identity=True,
+            x_label="predicted rise of the loss",
+            y_label="measured",
+            caption="On search images. The figures before are of the images that damages of layers and pairs were measured on.",
+        ),
+    )
 
 
 def estimators(result: Result) -> list[tuple[float, float] | None]:

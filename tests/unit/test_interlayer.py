@@ -271,7 +271,15 @@ def test_pairs_predict_the_damage_of_random_subsets_better_on_cifar10(shared_dat
     correlation = {width: spearmanr(*pair).statistic for width, pair in by_width.items()}
     slope = np.polyfit(by_width[8][1], by_width[8][0], 1)[0]
     report = check_report(Interlayer, run)
-    print(found, correlation, slope, report.summary, report.tables[0].rows, sep="\n")
+    print(
+        found,
+        additivity(run, "subset_damage_elsewhere"),
+        correlation,
+        slope,
+        report.summary,
+        report.tables[0].rows,
+        sep="\n",
+    )
     assert found["with pairs"][0] > found["single layers"][0]
     assert found["with pairs"][1] < found["single layers"][1]
     # Measured: Spearman .69 and slope .96 at 8 bit, .41 at 4 bit, where the loss is no longer quadratic. The large ones of

@@ -11,13 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from torch import nn
-from workbench import InputError, Model, SkippedError
+from workbench import InputError, Inputs, Model, SkippedError
 from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit
 
 from unit.recording_out import RecordingOut, check_report, record
+from workbench_quantization.hawq_images import split_roles
 from workbench_quantization.interlayer import Interlayer, Params
 from workbench_quantization.interlayer_measure import input_sensitivity
 from workbench_quantization.interlayer_report import report
@@ -55,8 +57,6 @@ def model(data: xr.Dataset) -> Model:
 
 
 def study_of(network: nn.Module, data: xr.Dataset, **params: Any) -> Study:
-    from workbench import Inputs
-
     roles = Inputs({"model": network, "data": data, "test": data})
     return prepare(roles, Params(**QUICK | params), RecordingOut(Interlayer))
 
@@ -190,11 +190,40 @@ def test_interactions_and_their_errors_are_those_of_losses_image_by_image(data: 
         error = each.std(ddof=1) / np.sqrt(len(each))
         assert float(run["interaction_error"][i, j, 0]) == pytest.approx(error, rel=1e-3, abs=1e-7)
         assert interaction_error(losses(i, j), losses(i), losses(j), base) == pytest.approx(error)
+    lost = losses(*np.flatnonzero(run["subset_layer"].values[0]))
+    assert float(run["subset_damage"][0]) == pytest.approx((lost - base).mean(), abs=1e-6)
+    image, label = (torch.cat(parts) for parts in zip(*study.others, strict=True))  # other images from here on
+    lost = losses(*np.flatnonzero(run["subset_layer"].values[0]))
+    assert float(run["subset_damage_elsewhere"][0]) == pytest.approx((lost - losses()).mean(), abs=1e-6)
+    image, label = (torch.cat(parts) for parts in zip(*study.batches, strict=True))
     assert float(run["damage_all"][0]) == pytest.approx((losses(*range(len(layers))) - base).mean(), abs=1e-6)
     table = next(t for t in report(run).tables if t.title.startswith("All layers at one width"))
     (row,) = table.rows
     single, pairs = run["loss_single"].values[:, 0].sum(), run["interaction"].values[..., 0].sum() / 2
     assert row[:4] == (3, *(float(f"{v:.3g}") for v in (float(run["damage_all"][0]), single, single + pairs)))
+
+
+def test_predictions_are_judged_on_images_that_nothing_was_measured_on(
+    done: Any, data: xr.Dataset, model: Model
+) -> None:
+    study = study_of(model, data)
+    shown, other = (torch.cat([image for image, _ in batches]) for batches in (study.batches, study.others))
+    assert len(shown) == len(other) == 64
+    positions = split_roles(
+        Inputs({"data": data, "test": data}), RecordingOut(Interlayer), report_fraction=0.3, calibration_samples=64
+    ).calibration.index
+    assert not set(positions.tolist()) & set(study.search.index.tolist())
+    found = report(done)
+    metrics = {metric.name: metric.value for metric in found.metrics}
+    for where in ("", "_elsewhere"):
+        true = done[f"subset_damage{where}"].values
+        for row, name in zip(done["subset_prediction"].values, ("single_layers", "with_pairs"), strict=True):
+            assert metrics[f"rank_correlation_{name}{where}"] == pytest.approx(spearmanr(row, true).statistic)
+            assert metrics[f"prediction_error_{name}{where}"] == pytest.approx(np.sqrt(((row - true) ** 2).mean()))
+    assert (
+        f"on other images is predicted with a rank correlation of {metrics['rank_correlation_with_pairs_elsewhere']:.2f}"
+        in found.summary
+    )
 
 
 def test_walking_one_by_one_stops_at_the_first_that_fails(done: Any) -> None:
