@@ -24,8 +24,8 @@ Baselines on the same search: curvature alone, measured single-layer losses, rou
 walked one layer at a time instead of halved; and the subset of least D at the augmented solution's cost by integer programming,
 which shows what an order costs.
 
-Whether pairs help is a matter of enough images: J_ij is a difference of four losses. On ResNet-20 at 4 bits (CIFAR-10, a range per
-layer) they raise the rank correlation with the damage of random subsets on the images that they were measured on (64 images,
+Whether pairs help is a matter of enough images: J_ij is a difference of four losses. On ResNet-20 for CIFAR-10 at 4 bits (a range
+per layer) they raise the rank correlation with the damage of random subsets on the images that they were measured on (64 images,
 three draws: by 0.087). On other images nothing is shown with 64, where next to none of the interactions is beyond two standard
 errors; with 200 the error is halved (one draw). Read the figures "on other images" of the report, and `interactions_told`.
 """
