@@ -89,6 +89,7 @@ def test_too_few_samples_to_cross_validate_are_named_as_what_the_user_gave(metho
         (BayesianBinning, {}),
         (EnsembleTemperatureScaling, {}),
         (SplineCalibration, {}),
+        (SplineCalibration, {"rank": 2}),
         (BetaCalibration, {}),
         (PlattScaling, {}),
     ],

@@ -8,6 +8,7 @@ from netcal.binning import IsotonicRegression as NetcalIsotonic
 from scipy import integrate
 from scipy.interpolate import CubicSpline
 from sklearn.isotonic import IsotonicRegression
+from workbench import InputError
 from workbench.toolkit import calibration_metrics, kolmogorov_smirnov_error, negative_log_likelihood
 
 from unit.calibration_samples import likelihood, skewed, stored, stored_outputs
@@ -215,10 +216,72 @@ def test_the_spline_gives_distributions_with_the_calibrated_top_score():
     assert p.sum(1) == pytest.approx(1)
     assert (p >= 0).all()
     rows, best = np.arange(53), confidence.argmax(1)
-    assert p[rows, best] == pytest.approx(fitted.top(confidence[rows, best]))
+    assert p[rows, best] == pytest.approx(fitted.calibrate(confidence[rows, best]))
     assert (p <= 1).all()
     assert p[-2:, 2] / p[-2:, 1] == pytest.approx(np.exp(-1))  # the others keep their proportions
-    assert fitted.top(np.array([0.0]))[0] == fitted.top(np.array([fitted.score[0]]))[0]  # constant beyond the ends
+    assert fitted.calibrate(np.array([0.0]))[0] == fitted.calibrate(np.array([fitted.score[0]]))[0]  # constant beyond the ends
+
+
+def textbook_spline(score, hit, knots):
+    """Calibrated scores of sorted scores by the natural basis of truncated powers (Hastie, Tibshirani, Friedman, eq. 5.4)."""
+    u, at = np.linspace(0, 1, len(score)), np.linspace(0, 1, knots)
+    cube = lambda k: (np.maximum(u - at[k], 0) ** 3 - np.maximum(u - at[-1], 0) ** 3) / (at[-1] - at[k])  # noqa: E731
+    square = lambda k: 3 * (np.maximum(u - at[k], 0) ** 2 - np.maximum(u - at[-1], 0) ** 2) / (at[-1] - at[k])  # noqa: E731
+    basis = [np.ones_like(u), u, *(cube(k) - cube(knots - 2) for k in range(knots - 2))]
+    slope = [np.zeros_like(u), np.ones_like(u), *(square(k) - square(knots - 2) for k in range(knots - 2))]
+    weight = np.linalg.lstsq(np.stack(basis, 1), np.cumsum(np.array(hit) - score) / len(score), rcond=None)[0]
+    return score + weight @ np.stack(slope)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_the_spline_of_a_rank_is_that_of_the_scores_picked_by_hand(rank):
+    """Sorted in plain Python, ties by class; fitted in another basis."""
+    logit, label = skewed(300, 4)
+    logit = torch.round(logit)  # ties
+    pairs = []
+    for row, y in zip(torch.softmax(logit, 1).tolist(), label.tolist(), strict=True):
+        k = sorted(range(4), key=lambda k: (-row[k], k))[rank - 1]
+        pairs.append((row[k], float(k == y)))
+    score, hit = (np.array(column) for column in zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True))
+    fitted = fit_spline(Samples.of(logit, label), knots=6, rank=rank)
+    assert np.array_equal(fitted.score, score)
+    assert fitted.calibrated == pytest.approx(textbook_spline(score, hit, 6), abs=1e-9)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_class_of_the_rank_gets_the_calibrated_score_and_the_others_keep_their_proportions(rank):
+    logit, label = skewed(400, 3)
+    given = torch.softmax(logit, 1).numpy()
+    fitted = fit_spline(Samples.of(2 * logit, label), knots=6, rank=rank)
+    p = fitted(logit).numpy()
+    assert p.sum(1) == pytest.approx(1)
+    changed = 0
+    for new, old in zip(p, given, strict=True):
+        k, *others = np.roll(np.argsort(-old, kind="stable"), 1 - rank)
+        assert new[k] == pytest.approx(fitted.calibrate(old[[k]])[0])
+        assert new[others] == pytest.approx(old[others] * (1 - new[k]) / old[others].sum())
+        raised = new[k] > old.max() * (1 - new[k]) / (1 - old[k])  # what the top score is scaled to
+        assert (new.argmax() != old.argmax()) == raised
+        changed += raised
+    assert changed > 0
+
+
+def test_a_rank_beyond_the_classes_is_refused():
+    logit, label = skewed(20, 3)
+    with pytest.raises(InputError, match="rank: expected at most the number of classes, 3, got 4"):
+        fit_spline(Samples.of(logit, label), knots=6, rank=4)
+
+
+@stored_outputs
+@pytest.mark.parametrize("file", ["vgg16-cifar-10", "densenet-bc-100-cifar-100", "lenet-5-cifar-10"])
+def test_the_spline_of_the_second_score_of_stored_classifiers_halves_its_ks_error(file):
+    fit_logit, fit_label, logit, label = stored(file)
+    fitted = fit_spline(Samples.of(fit_logit, fit_label), knots=6, rank=2)
+    given = torch.softmax(logit, 1).numpy()
+    second = np.argsort(-given, axis=1, kind="stable")[:, 1]
+    score, hit = given[np.arange(len(given)), second], second == label.numpy()
+    before, after = (kolmogorov_smirnov_error(one, hit) for one in (score, fitted.calibrate(score)))
+    assert after < before / 2
 
 
 @stored_outputs
@@ -226,7 +289,7 @@ def test_the_spline_gives_distributions_with_the_calibrated_top_score():
 def test_the_spline_of_stored_classifiers_has_the_reference_ks_error(file, error):
     fit_logit, fit_label, logit, label = stored(file)
     confidence, best = torch.softmax(logit, 1).max(1)
-    top = fit_spline(Samples.of(fit_logit, fit_label), knots=6).top(confidence.numpy())
+    top = fit_spline(Samples.of(fit_logit, fit_label), knots=6).calibrate(confidence.numpy())
     assert kolmogorov_smirnov_error(top, (best == label).numpy()) == pytest.approx(error, abs=6e-5)
 
 

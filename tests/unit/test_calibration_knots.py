@@ -52,7 +52,10 @@ def test_means_over_binnings(score):
     assert arrays["probability"] == pytest.approx(shares(np.stack(steps, axis=1)), abs=1e-6)
 
 
-def test_the_curve_of_the_top_score():
-    arrays, p = ran(SplineCalibration)
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_curve_of_the_score_of_a_rank(rank):
+    arrays, p = ran(SplineCalibration, rank=rank)
     ((score, value),) = curves(arrays)
-    assert arrays["top_score"] == pytest.approx(np.clip(np.interp(p.max(axis=1), score, value), 0, 1), abs=1e-12)
+    given = np.sort(p, axis=1)[:, -rank]
+    assert arrays["top_score"] == pytest.approx(np.clip(np.interp(given, score, value), 0, 1), abs=1e-12)
+    assert arrays["curve"][-1] == np.clip(np.interp(1 / rank, score, value), 0, 1)  # the largest that a score can be
