@@ -126,6 +126,8 @@ class HeatMap(_View):
     log: bool = False
     diverging: bool = False
     annotate: bool = False
+    frame: str | None = None
+    """A boolean array over the same dims: cells to draw a frame around."""
     z_label: str = ""
 
 

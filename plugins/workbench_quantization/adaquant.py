@@ -176,6 +176,7 @@ class AdaQuant(Method):
         _array("norm_deviation_shift_channel", ("layer", "channel"), "float32", "relative change of its standard deviation",
                optional=True),
         _array("bits", ("layer",), "int8", "widths of the stored model", unit="bit"),
+        _array("chosen", ("layer", "bit"), "bool", "the width of the layer in the stored model", optional=True),
         _array("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),
         _array("integer_weight", ("weight",), "uint8", "integers of the stored model, layer after layer"),
         _array("weight_start", ("layer",), "int64", "where a layer's integers start"),

@@ -295,7 +295,14 @@ def _widths_compared(result: Result, stage: str) -> tuple[View, ...]:
             if getattr(result.params, "budget", "size") == "bops"
             else ()
         ),
-        HeatMap(title="Rise of the calibration loss, one layer at a time", z="loss_increase", x="bit", y="layer"),
+        HeatMap(
+            title="Rise of the calibration loss, one layer at a time",
+            z="loss_increase",
+            x="bit",
+            y="layer",
+            frame="chosen" if "chosen" in result else None,  # runs of before it was stored
+            caption="Frames: widths of the stored model. First and last layer have 0 where their width is fixed.",
+        ),
     )
 
 

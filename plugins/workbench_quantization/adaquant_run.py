@@ -239,10 +239,11 @@ def allocate(
 def write_solutions(
     solutions: Sequence[Solution], targets: Sequence[float], increase: np.ndarray, costs: Costs, out: Out
 ) -> None:
-    """Widths, sizes and the program's objective of every solution."""
+    """Widths, sizes and the program's objective of every solution, and the cells of the first in the table of widths."""
     objective, free = program_objective(increase, costs), costs.free
     rows = np.arange(len(free))
     out.coordinate("solution", [solution.name for solution in solutions])
+    out.write("chosen", solutions[0].bits[:, None] == costs.widths[None])
     out.write("solution_kind", [solution.kind for solution in solutions])
     out.write("solution_bits", np.stack([solution.bits for solution in solutions]).astype(np.int8))
     out.write("size_share", np.array([costs.average_bits(solution.bits) / 32 for solution in solutions]))

@@ -168,6 +168,19 @@ def test_stages_and_solutions(
     assert (error[:, 1] < error[:, 0]).all()
 
 
+def test_the_map_of_rises_frames_the_stored_widths(whole_run: tuple[RecordingOut, Any]) -> None:
+    out, result = whole_run
+    (view,) = (v for v in check_report(AdaQuant, result).views if getattr(v, "z", "") == "loss_increase")
+    framed, bits = out.arrays[view.frame], out.arrays["bits"]
+    assert framed.shape == out.arrays["loss_increase"].shape
+    assert (framed.sum(1) == 1).all()
+    np.testing.assert_array_equal(out.coordinates["bit"][1][framed.argmax(1)], bits)
+    old_out, old = copy.copy(out), copy.copy(result)
+    old_out.arrays = {name: values for name, values in out.arrays.items() if name != "chosen"}
+    old._out = old_out
+    assert all(getattr(v, "frame", None) is None for v in check_report(AdaQuant, old).views)
+
+
 def test_report_credits_norm_tuning_apart(whole_run: tuple[RecordingOut, Any]) -> None:
     out, result = whole_run
     report = check_report(AdaQuant, result)

@@ -161,6 +161,25 @@ def test_cells_without_a_value_are_empty_in_both():
     assert static.draw(plot).axes[0].images[0].get_array().mask.tolist() == [[False, True], [False, False]]
 
 
+def test_framed_cells_are_framed_in_both():
+    marks = np.array([[True, False, False], [False, False, True]])
+    stored = StoredResult(xr.Dataset({"a": (("y", "x"), np.zeros((2, 3))), "b": (("y", "x"), marks)}))
+    plot = resolve(HeatMap(title="t", z="a", x="x", y="y", frame="b"), stored)
+    for shape in interactive.figure(plot).layout.shapes:
+        frames = [part.strip() for part in shape.path.split("Z") if part.strip()]
+        assert [frame[1:].split(" L")[0] for frame in frames] == ["-0.46,-0.46", "1.54,0.54"]
+        assert all(len(frame[1:].split(" L")) == 4 for frame in frames)
+    axes = static.draw(plot).axes[0]
+    assert len(axes.collections) == len(interactive.figure(plot).layout.shapes) == 2
+    for drawn in axes.collections:
+        boxes = [path.get_extents().bounds for path in drawn.get_paths()]
+        np.testing.assert_allclose(boxes, [(-0.46, -0.46, 0.92, 0.92), (1.54, 0.54, 0.92, 0.92)])
+    assert axes.get_xlim() == (-0.5, 2.5)
+    without = resolve(HeatMap(title="t", z="a", x="x", y="y"), stored)
+    assert not interactive.figure(without).layout.shapes
+    assert not static.draw(without).axes[0].collections
+
+
 def test_a_histogram_steps_through_the_counts():
     plot = resolve(Histogram(title="t", values=("value",), bins=5), result_of_every_view())
     (steps,) = interactive.figure(plot).data

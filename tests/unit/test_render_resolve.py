@@ -195,6 +195,32 @@ def test_cells_of_unevenly_spaced_labels_become_categories():
     np.testing.assert_array_equal(plot.x_values, [0, 1, 2])
 
 
+def test_frames_lie_around_the_cells_that_an_array_names():
+    marks = (("bit", "layer"), [[False, True], [True, False], [False, False]])  # in any order of dims
+    cells = (("layer", "bit"), np.zeros((2, 3)))
+    stored = result(a=cells, b=marks, c=(("layer", "bit"), np.ones((2, 3))), coords={"bit": [2, 4, 6]})
+    plot = resolve(HeatMap(title="t", z="a", x="bit", y="layer", frame="b"), stored)
+    assert plot.framed.tolist() == [[False, True, False], [True, False, False]]
+    centers = [tuple(np.mean(frame, axis=0)) for frame in plot.frames()]
+    assert centers == [(4.0, 0.0), (2.0, 1.0)]
+    (left, _), (right, _) = plot.frames()[0][0], plot.frames()[0][2]
+    assert 3 < left < 3.2 < 4.8 < right < 5  # inside a cell from 3 to 5
+    assert resolve(HeatMap(title="t", z="a", x="bit", y="layer"), stored).frames() == []
+    with pytest.raises(InputError, match="booleans, 2 by 3"):
+        resolve(HeatMap(title="t", z="a", x="bit", y="layer", frame="c"), stored)
+    with pytest.raises(OutputError, match="'d'"):
+        resolve(HeatMap(title="t", z="a", x="bit", y="layer", frame="d"), stored)
+
+
+def test_frames_are_thinned_with_their_cells():
+    marks = np.zeros((1_000, 3), dtype=bool)
+    marks[[3, 4], 1] = True
+    stored = result(a=(("y", "x"), np.zeros((1_000, 3))), b=(("y", "x"), marks))
+    plot = resolve(HeatMap(title="t", z="a", x="x", y="y", frame="b"), stored)
+    assert plot.framed.shape == plot.values.shape
+    assert np.argwhere(plot.framed).tolist() == [[1, 1]]  # every third row is drawn: 0, 3, 6, ...
+
+
 def test_a_large_map_is_thinned_before_it_is_read():
     variable, counter = lazily(("y", "x"), np.zeros((3_000, 2_000), dtype="float32"))
     plot = resolve(HeatMap(title="t", z="a", x="x", y="y"), result(a=variable))

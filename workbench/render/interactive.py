@@ -212,7 +212,15 @@ def _heat_map(plot: HeatMapPlot) -> go.Figure:
         height=int(np.clip(180 + 22 * rows, 360, 760)) if not plot.square else 460,
         xaxis=x_axis,
         yaxis=y_axis,
+        shapes=_frames(plot),
     )
+
+
+def _frames(plot: HeatMapPlot) -> list[dict[str, Any]]:
+    """All frames as one path per colour: thousands of single shapes would be slow."""
+    corners = [" L".join(f"{x:.9g},{y:.9g}" for x, y in frame) for frame in plot.frames()]
+    path = " ".join(f"M{around} Z" for around in corners)
+    return [{"type": "path", "path": path, "line": {"color": c, "width": w}} for c, w in palette.FRAME if path]
 
 
 def _scale(name: str) -> list[list[Any]]:

@@ -7,7 +7,20 @@ perceptually uniform: cividis (made for colour-blind readers) for amounts, and b
 
 from __future__ import annotations
 
-__all__ = ["CARD", "COLORS", "COLORS_ON_DARK", "DASHES", "DIVERGING", "GRID", "INK", "MUTED", "SEQUENTIAL", "color", "dash"]
+__all__ = [
+    "CARD",
+    "COLORS",
+    "COLORS_ON_DARK",
+    "DASHES",
+    "DIVERGING",
+    "FRAME",
+    "GRID",
+    "INK",
+    "MUTED",
+    "SEQUENTIAL",
+    "color",
+    "dash",
+]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 """Colours of groups, in order of use."""
@@ -21,6 +34,10 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
 """Colour scales: names that matplotlib and plotly share."""
+
+FRAME = (("#101010", 2.6), ("#fefefe", 1.2))
+"""Frames around cells, the wide line first: colour and width in points. Near-black and near-white, not the page's own ink and
+card, because cells keep their colours in the dark; one of the two is seen on every colour."""
 
 INK = "#1f2430"
 MUTED = "#667085"

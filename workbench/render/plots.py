@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_INSIDE = 0.46
+"""Half the side of a frame around a cell of a heat map, in cells."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class BarPlot(_Plot):
 
 @dataclass(frozen=True, eq=False)
 class HeatMapPlot(_Plot):
-    """Cells `values` (y, x). `limits` are the ends of the colour scale, in the units of the values even if `log`."""
+    """Cells `values` (y, x). `limits` are the ends of the colour scale, in the units of the values even if `log`.
+
+    `framed` (y, x) marks cells to draw a frame around; None: no frames.
+    """
 
     x: Axis
     y: Axis
@@ -115,6 +120,23 @@ class HeatMapPlot(_Plot):
     annotate: bool = False
     label: str = ""
     square: bool = False
+    framed: NDArray[np.bool_] | None = None
+
+    def frames(self) -> list[list[tuple[float, float]]]:
+        """The four corners (x, y) of every frame, a little inside its cell, so that neighbours keep a frame each."""
+        if self.framed is None:
+            return []
+        x_step, y_step = (
+            float(places[1] - places[0]) if len(places) > 1 else 1.0 for places in (self.x_values, self.y_values)
+        )
+        around = ((-_INSIDE, -_INSIDE), (_INSIDE, -_INSIDE), (_INSIDE, _INSIDE), (-_INSIDE, _INSIDE))
+        return [
+            [
+                (float(self.x_values[column]) + across * x_step, float(self.y_values[row]) + along * y_step)
+                for across, along in around
+            ]
+            for row, column in np.argwhere(self.framed).tolist()
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.render.custom import resolve_custom, resolve_unknown
 from workbench.render.histogram import resolve_histogram
@@ -181,6 +182,7 @@ def _half_lengths(values: Floats) -> Floats:
 
 def _heat_map(view: HeatMap, reader: Reader) -> HeatMapPlot:
     array = reader.only(reader.array(view.z), view.z, view.y, view.x)
+    framed = _framed(view, array, reader)
     for dim in (view.y, view.x):
         array, note = thin(array, dim, CELLS)
         reader.notes.append(note)
@@ -213,7 +215,21 @@ def _heat_map(view: HeatMap, reader: Reader) -> HeatMapPlot:
         view.annotate and values.size <= 400,
         view.z_label or value_label("", (view.z,), array),
         (view.x, view.y) == ("x", "y"),
+        framed,
     )
+
+
+def _framed(view: HeatMap, cells: xr.DataArray, reader: Reader) -> NDArray[np.bool_] | None:
+    """Which of the cells that are drawn get a frame (y, x)."""
+    if view.frame is None:
+        return None
+    marks = reader.only(reader.array(view.frame), view.frame, view.y, view.x)
+    if marks.dtype != bool or marks.shape != cells.shape:
+        shapes = [" by ".join(map(str, array.shape)) for array in (cells, marks)]
+        raise reader.error("frame", expected=f"booleans, {shapes[0]}", got=f"{marks.dtype}, {shapes[1]}")
+    for dim in (view.y, view.x):
+        marks, _ = thin(marks, dim, CELLS)
+    return load(marks).astype(bool)
 
 
 def _cells_axis(array: xr.DataArray, dim: str) -> tuple[Axis, Floats]:

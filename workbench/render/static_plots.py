@@ -161,6 +161,8 @@ def _heat_map(plot: HeatMapPlot, figure: Figure) -> None:
         bar.ax.yaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: power_text(value)) if narrow else NullFormatter()
         )
+    if plot.framed is not None:
+        _frame(plot, axes)
     if plot.annotate:
         _annotate(plot, axes, shown)
     if not np.isfinite(plot.values).any():
@@ -171,6 +173,15 @@ def _ends(centers: Any) -> tuple[float, float]:
     """Outer edges of cells around evenly spaced centers, either way round."""
     half = (centers[-1] - centers[0]) / (len(centers) - 1) / 2 if len(centers) > 1 else 0.5
     return float(centers[0] - half), float(centers[-1] + half)
+
+
+def _frame(plot: HeatMapPlot, axes: Axes) -> None:
+    from matplotlib.collections import PolyCollection
+
+    for color, width in palette.FRAME:
+        axes.add_collection(
+            PolyCollection(plot.frames(), facecolors="none", edgecolors=color, linewidths=width), autolim=False
+        )
 
 
 def _annotate(plot: HeatMapPlot, axes: Axes, shown: Any) -> None:
