@@ -19,7 +19,10 @@ only while ranges are trained); biases are not quantised, as accumulators are wi
 scales of the weights, which leaves the integers as they are; `sequential` optimises each candidate width behind layers
 of that same width; batches are drawn with replacement; bias tuning minimises the KL per sample (the code: per sample and
 class, which makes its rates smaller by the number of classes). The program needs labels, because it measures the loss. Not
-offered: several policies from noisy losses, and fine-tuning all weights end to end as a comparison.
+offered: several policies from noisy losses.
+
+`end_to_end_steps` adds the comparison with fine-tuning all weights at once on the same images and their labels, on report and
+on calibration images, where it shows how far each is fitted to these.
 """
 
 from __future__ import annotations
@@ -92,6 +95,14 @@ class Params(BaseParams):
         description="SGD rate of bias tuning, on the KL per sample. The code's 0.1 is on the KL per sample and class: 0.1 "
         "divided by the number of classes takes its steps",
     )
+    end_to_end_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Adam steps on all weights and biases together over the labels, at the stored widths, as a comparison that "
+        "stores no model; 0 leaves it out",
+    )
+    end_to_end_rate: float = Field(1e-4, gt=0, le=1, description="Adam, end to end")
     report_fraction: float = Field(0.5, gt=0, lt=1, description="Share of `data` to report on when there is no `test`")
 
     @model_validator(mode="after")
@@ -175,6 +186,9 @@ class AdaQuant(Method):
                "deviations; NaN without norm and beyond a layer's channels", optional=True),
         _array("norm_deviation_shift_channel", ("layer", "channel"), "float32", "relative change of its standard deviation",
                optional=True),
+        _array("fit_accuracy", ("fit", "split"), "float64", "of AdaQuant and of all weights fine-tuned end to end, at the stored "
+               "widths, on report and calibration images", optional=True),
+        _array("fit_correct", ("fit", "sample"), "bool", "the same image by image of the report", optional=True),
         _array("bits", ("layer",), "int8", "widths of the stored model", unit="bit"),
         _array("chosen", ("layer", "bit"), "bool", "the width of the layer in the stored model", optional=True),
         _array("input_bits", ("layer",), "int8", "widths of the layers' inputs in it", unit="bit"),

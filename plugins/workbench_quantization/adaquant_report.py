@@ -7,6 +7,7 @@ from workbench import Bar, HeatMap, Histogram, Line, Metric, Report, Result, Sca
 from workbench.report import View
 from workbench.toolkit import mean_interval
 
+from workbench_quantization.adaquant_end_to_end_report import fit_metrics, fit_notes, fit_tables, fit_views
 from workbench_quantization.report_parts import accuracy_metric, kept_note, resolution, values
 
 SHIFTED = 0.1
@@ -17,10 +18,10 @@ def report(result: Result) -> Report:
     """Metrics, tables, views and caveats from the stored arrays."""
     return Report(
         summary=_summary(result),
-        metrics=_metrics(result),
-        tables=_tables(result),
-        views=_views(result),
-        notes=_notes(result),
+        metrics=(*_metrics(result), *fit_metrics(result)),
+        tables=(*_tables(result), *fit_tables(result)),
+        views=(*_views(result), *fit_views(result)),
+        notes=(*_notes(result), *fit_notes(result)),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from workbench import InputError, Inputs, Out
 from workbench.toolkit import evaluating, predict_all, to_tensor
 
+from workbench_quantization.adaquant_end_to_end import judge_fits, write_fits
 from workbench_quantization.adaquant_layers import Student, integers
 from workbench_quantization.adaquant_optimisation import Calibration, Candidates, optimise_layers
 from workbench_quantization.affine_weights import AffineWeight, narrow_widths, write_affine
@@ -87,6 +88,9 @@ def run(inputs: Inputs, params: Params, out: Out) -> None:
     increases = measure_increases(student, candidates, calibration, costs, out)
     solutions, targets = allocate(increases[params.objective], costs, budgets, params.budget, given)
     write_solutions(solutions, targets, increases[params.objective], costs, out)
+    if params.end_to_end_steps:
+        naive, tuned = (candidates.pick(table, solutions[0].bits, costs.widths) for table in ("naive", "tuned"))
+        write_fits(judge_fits(student, naive, tuned, calibration, parts.held_out, params, out), out)
     judge(student, candidates, solutions, own, calibration, parts.held_out, costs, params, out)
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call
 from workbench import Inputs
 from workbench.toolkit import Interval, mean_interval, predict_all
 
 from unit.recording_out import RecordingOut, record
 from unit.test_hawq_cifar10 import IMAGES, WEIGHTS, subjects
 from workbench_quantization.adaquant import AdaQuant, Params
+from workbench_quantization.adaquant_end_to_end import fine_tune
 from workbench_quantization.adaquant_layers import Student, initial
 from workbench_quantization.adaquant_optimisation import Calibration
 from workbench_quantization.adaquant_run import STAGES, prepare
@@ -83,30 +81,12 @@ def finetuned(
         initial(unit, student.collect(place, calibration.fit)[0], width, width)
         for place, (unit, width) in enumerate(zip(units, widths, strict=True))
     ]
-    student.install_all(states)
-    trained = [state.weight.clone().requires_grad_(True) for state in states]
-    biases = [unit.bias for unit in units if unit.bias is not None]
-    for parameter in model.parameters():
-        parameter.requires_grad_(any(parameter is bias for bias in biases))
-    optimiser = torch.optim.Adam([*trained, *biases], lr=rate)
-    draws = torch.Generator().manual_seed(seed)
-
-    for _ in range(steps):
-        drawn = torch.randint(len(calibration.image), (batch,), generator=draws)
-        rounded = {
-            f"{unit.name}.weight": replace(state, weight=weight).rounded
-            for unit, state, weight in zip(units, states, trained, strict=True)
-        }
-        loss = F.cross_entropy(functional_call(model, rounded, (calibration.image[drawn],)), calibration.label[drawn])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    print(f"seed {seed}: fine-tuned to a loss of {float(loss.detach()):.3f} on its own images")
-    ends = [
-        replace(state, weight=weight.detach(), bias=None if unit.bias is None else unit.bias.detach().clone())
-        for unit, state, weight in zip(units, states, trained, strict=True)
-    ]
-    student.install_all(ends)
+    losses: list[float] = []
+    fine_tune(
+        student, states, calibration.image, calibration.label, steps=steps, batch=batch, rate=rate,
+        generator=torch.Generator().manual_seed(seed), on_step=lambda _step, loss: losses.append(loss),
+    )  # fmt: skip
+    print(f"seed {seed}: fine-tuned to a loss of {losses[-1]:.3f} on its own images")
 
     def correct() -> Tensor:
         return predict_all(model, test["image"])[0].argmax(1) == torch.from_numpy(test["label"].values)
