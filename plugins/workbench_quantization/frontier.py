@@ -208,7 +208,7 @@ def _views(data: xr.Dataset, seeds: int, full: float) -> tuple[View, ...]:
     below, select = "", {}
     if not near.all():
         select = {"solution": data["solution"].values[near].tolist()}
-        below = f" In the table only: {int((~near).sum())} below {full - NEAR:.0%}."
+        below = f" In the table only: {int((~near).sum())} more below {full - NEAR:.0%}."
     return tuple(
         Scatter(
             title=f"Accuracy against {title}",
