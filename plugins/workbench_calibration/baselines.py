@@ -29,9 +29,10 @@ from workbench_calibration.affine import fit_diagonal
 from workbench_calibration.bbq import fit_bbq
 from workbench_calibration.beta import fit_beta
 from workbench_calibration.choice import HeldOut, judge, suggestion
+from workbench_calibration.curves import CURVES, curves_view, write_curves
 from workbench_calibration.ensemble_temperature import fit_ensemble
 from workbench_calibration.evaluation import OUTPUTS, UNCALIBRATED, Calibrator, EvaluationParams, evaluate
-from workbench_calibration.evaluation_report import Scores, evaluation_report
+from workbench_calibration.evaluation_report import Scores, evaluation_report, top_five
 from workbench_calibration.histogram_binning import fit_histogram
 from workbench_calibration.isotonic import fit_isotonic
 from workbench_calibration.matrix_scaling import Kind, MatrixFit, fit_matrix
@@ -140,6 +141,7 @@ class Baselines(Method):
         Output("reason", ("recalibrator",), "str", "why it is suggested or not"),
         Output("suggested", (), "str", "method that the rule of `choice` names, or uncalibrated; `probability` is its"),
         Output("temperature", (), "float64", "fitted temperature", optional=True),
+        *CURVES,
         *REFIT_OUTPUTS,
         Output("metric_rank", ("recalibrator", "ranked_metric"), "float64", "rank on the report samples; 1 is best"),
         Output("metric_rank_best", ("recalibrator", "ranked_metric"), "float64", "1 + number of methods clearly better"),
@@ -181,6 +183,7 @@ class Baselines(Method):
         evaluated = evaluate(out, parts, fitted, main=suggested, params=params, keep_all=True)
         if "temperature" in fitted:
             out.write("temperature", fitted["temperature"].temperature)
+        write_curves(out, fitted, parts.fit.classes)
         if params.fit_draws:
             again = {name: _refit(fits[name], fitted[name]) for name in params.methods}
             drawn = refitted_metrics(
@@ -214,12 +217,13 @@ class Baselines(Method):
                             interval=scores.span("value", name, "ece_width_l1"))
                      for name in scores.methods if name not in (suggested, UNCALIBRATED))],
             first=(choice_table(result, scores), rank_table(result, scores)),
-            tables=(comparison_table(scores), *([refit_table(result, scores)] if "refit_lower" in result else [])),
+            tables=(comparison_table(result, scores), *([refit_table(result, scores)] if "refit_lower" in result else [])),
             views=(
                 *(before_after(metric, title) for metric, title in BEFORE_AFTER),
                 Bar(title="Average rank on the report samples", y=("rank",), x="recalibrator", lower="rank_best",
                     upper="rank_worst", y_label="average rank (1 = best)",
                     caption=f"Over {len(RANKED)} metrics; whiskers: means of the best and worst ranks that chance leaves."),
+                *([curves_view(result, scores.methods)] if "fitted_curve" in result else []),
             ),
             notes=("The ranking on the report samples describes; choosing by it would be selecting on them.",),
             shown=[name for name in shown if name in scores.methods],
@@ -320,19 +324,21 @@ def rank_table(result: Result, scores: Scores) -> Table:
     )
 
 
-def comparison_table(scores: Scores) -> Table:
-    """The headline metrics of all methods on the report samples, with intervals."""
+def comparison_table(result: Result, scores: Scores) -> Table:
+    """The headline metrics of all methods on the report samples, with intervals; top-5 accuracy of more than five classes."""
+    wide = "top5_accuracy" in result
     metrics = ("negative_log_likelihood", "brier_score", "ece_width_l1", "ks_error", "classwise_ece_width_mean", "accuracy")
 
-    def cell(name: str, metric: str) -> str:
-        low, high = scores.span("value", name, metric)
-        return f"{scores('value', name, metric):.4f} ({low:.4f} to {high:.4f})"
+    def row(name: str) -> tuple[str, ...]:
+        spans = [(scores("value", name, metric), *scores.span("value", name, metric)) for metric in metrics]
+        spans += [top_five(result, name)] if wide else []
+        return (name, *(f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in spans))
 
     return Table(
         title="Recalibrators",
-        columns=("method", "NLL", "Brier score", "ECE", "KS", "classwise ECE", "accuracy"),
-        rows=tuple((name, *(cell(name, metric) for metric in metrics)) for name in scores.methods),
-        caption="Report samples, with 95 % bootstrap intervals.",
+        columns=("method", "NLL", "Brier score", "ECE", "KS", "classwise ECE", "accuracy", *(["top-5 accuracy"] if wide else [])),
+        rows=tuple(row(name) for name in scores.methods),
+        caption=f"Report samples, with 95 % bootstrap intervals{' (Wilson intervals of the top-5 accuracy)' if wide else ''}.",
     )
 
 

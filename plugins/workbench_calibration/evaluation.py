@@ -38,6 +38,8 @@ Calibrator = Callable[[Tensor], Tensor]
 """Logits float64 (sample, class) to probabilities float64 (sample, class)."""
 
 UNCALIBRATED = "uncalibrated"
+TOP = 5
+"""Of more classes than this, it is also counted how often the label is among so many most probable ones."""
 
 
 class EvaluationParams(Params):
@@ -85,6 +87,8 @@ OUTPUTS = (
     Output("class_count", ("class",), "int64", "report samples whose label is the class"),
     Output("fit_negative_log_likelihood", ("recalibrator",), "float64", "on the fit samples"),
     Output("changed_predictions", ("recalibrator",), "int64", "report samples whose most probable class changed"),
+    Output("top5_accuracy", ("recalibrator",), "float64", "share of report samples whose label is among the five most probable "
+           "classes; where there are more", optional=True),
     Output("clipped", ("recalibrator",), "int64", f"report samples whose label has p < {CLIP:g}"),
     Output("zeros", ("recalibrator",), "int64", "report samples whose label has p = 0", optional=True),
     Output("raised", (), "int64", f"given probabilities below {PROBABILITY_FLOOR:g}; -1: logits were given"),
@@ -145,7 +149,7 @@ def evaluate(
         name: ResampledScores(*shape, params.n_bins, counts, params.chance_draws, out.rng(f"chance {name}"))
         for name in names
     }
-    changed = dict.fromkeys(names, 0)
+    changed, among = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     prediction = np.empty(shape[0], dtype=np.int64)
     label = parts.report.label.cpu().numpy()
     for rows, logit in parts.report.blocks():
@@ -157,6 +161,8 @@ def evaluate(
             p = probability.cpu().numpy()
             scores[name].update(p, label[rows])
             resampled[name].add(p, label[rows])
+            if shape[1] > TOP:
+                among[name] += int(label_among(p, label[rows], TOP).sum())
             if keep_all:
                 stored["method_probability"][number : number + 1, rows] = probability[None].float()
             if name == main:
@@ -167,6 +173,8 @@ def evaluate(
     drawn = dict(zip(resampled, resampled_metrics(list(resampled.values())), strict=True))
     _write_tables(out, metrics, drawn, {name: one.chance() for name, one in resampled.items()})
     _write_diagrams(out, scores, params.n_bins, np.bincount(label, minlength=shape[1]))
+    if shape[1] > TOP:
+        out.write("top5_accuracy", np.array(list(among.values())) / shape[0])
     out.write("changed_predictions", np.array(list(changed.values())))
     out.write("fit_negative_log_likelihood", np.array([_fit_likelihood(parts.fit, one) for one in everyone.values()]))
     out.write("label", label)
@@ -176,6 +184,13 @@ def evaluate(
     out.write("raised", parts.raised)
     out.write("shared", parts.shared)
     return Evaluated(metrics, changed, drawn)
+
+
+def label_among(p: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
+    """Whether the label (sample,) is among the `most` most probable classes of (sample, class); of equal ones the lower first."""
+    own = p[np.arange(len(p)), label][:, None]
+    before = (p > own).sum(axis=1) + ((p == own) & (np.arange(p.shape[1]) < label[:, None])).sum(axis=1)
+    return np.asarray(before < most)
 
 
 def _fit_likelihood(fit: Samples, calibrate: Calibrator) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 from workbench import HeatMap, Histogram, Metric, ReliabilityDiagram, Report, Result, Table
+from workbench.toolkit import wilson_interval
 
 from workbench_calibration.evaluation import SCORE_ARRAYS, UNCALIBRATED
 from workbench_calibration.resampling import CLIP, ERRORS
@@ -76,7 +77,7 @@ def evaluation_report(
     scores = Scores(result)
     return Report(
         summary=f"{summary} {_headline(result, scores, main)}",
-        metrics=(*_metrics(scores, main), *metrics),
+        metrics=(*_metrics(scores, main), *_top_metrics(result, main), *metrics),
         tables=(*first, _metric_table(scores), *tables, _class_table(result, main), _order_table(result, scores)),
         views=(
             reliability_view(result, scores, shown or scores.methods),
@@ -178,6 +179,22 @@ def _metrics(scores: Scores, main: str) -> list[Metric]:
             )
             metrics.append(change)
     return metrics
+
+
+def top_five(result: Result, method: str) -> tuple[float, float, float]:
+    """How often the label is among a method's five most probable classes, with the ends of the 95 % Wilson interval."""
+    samples, share = result["label"].size, float(result["top5_accuracy"].sel(recalibrator=method))
+    low, high = wilson_interval(round(share * samples), samples)
+    return share, float(low), float(high)
+
+
+def _top_metrics(result: Result, main: str) -> list[Metric]:
+    """Top-5 accuracy, where there are more classes."""
+    if "top5_accuracy" not in result:
+        return []
+    share, *span = top_five(result, main)
+    return [Metric(name="top5_accuracy", value=share, direction="higher", interval=(span[0], span[1]),
+                   description="share of samples whose label is among the five most probable classes; Wilson interval")]
 
 
 def _metric(scores: Scores, name: str, shown: str, method: str) -> Metric:
