@@ -313,3 +313,22 @@ def test_the_line_of_equality_leaves_the_axes_to_the_points():
     low, high = figure.axes[0].get_ylim()
     assert low < 23
     assert 33 < high < 40
+
+
+def test_more_groups_of_points_than_colours_differ_in_shape():
+    from matplotlib.figure import Figure
+    from workbench.render import static_plots
+
+    names = [f"group {number}" for number in range(len(palette.COLORS) + 1)]
+    place = ("point", np.arange(len(names)))
+    data = StoredResult(xr.Dataset({"x": place, "y": place, "name": ("point", np.array(names))}))
+    plot = resolve(Scatter(title="t", x="x", y="y", color="name"), data)
+    drawn = [(trace.marker.color, trace.marker.symbol) for trace in interactive.figure(plot).data]
+    assert drawn[0][0] == drawn[-1][0]
+    assert len(set(drawn)) == len(names)
+    figure = Figure()
+    static_plots._scatter(plot, figure)
+    points = figure.axes[0].collections
+    shapes = [(tuple(group.get_facecolor()[0]), group.get_paths()[0].vertices.tobytes()) for group in points]
+    assert shapes[0][0] == shapes[-1][0]
+    assert len(set(shapes)) == len(names)

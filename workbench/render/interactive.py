@@ -283,6 +283,7 @@ def _scatter(plot: ScatterPlot) -> go.Figure:
             "opacity": 0.55 if total > 1000 else 0.85,
             "line": {"width": np.where(marked, 1.5, 0).tolist(), "color": palette.INK},
             "color": palette.color(index),
+            "symbol": palette.symbol(index),
         }
         if group.color is not None and plot.color_limits is not None:
             marker |= {

@@ -18,8 +18,10 @@ __all__ = [
     "INK",
     "MUTED",
     "SEQUENTIAL",
+    "SYMBOLS",
     "color",
     "dash",
+    "symbol",
 ]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
@@ -30,6 +32,9 @@ COLORS_ON_DARK = ("#4aa8e0", "#ff8340", "#2fc497", "#e39bc6", "#f2b63d", "#8accf
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Line styles (in plotly's words): the next one each time the colours are used up."""
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up")
+"""Shapes of points (in plotly's words), likewise."""
 
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
@@ -54,3 +59,8 @@ def color(index: int) -> str:
 def dash(index: int) -> str:
     """Line style of curve number `index`."""
     return DASHES[index // len(COLORS) % len(DASHES)]
+
+
+def symbol(index: int) -> str:
+    """Shape of the points of group number `index`."""
+    return SYMBOLS[index // len(COLORS) % len(SYMBOLS)]

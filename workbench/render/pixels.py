@@ -32,7 +32,9 @@ def pixels(picture: Floats, color_map: str) -> NDArray[np.uint8]:
         scale = colormaps[color_map if color_map in colormaps else "gray"].resampled(256)
         colors = (scale(np.arange(256)) * 255).round().astype(np.uint8)[levels]
     else:
-        colors = np.concatenate([np.round(filled * 255), np.full((*picture.shape[:2], 1), 255.0)], axis=-1).astype(np.uint8)
+        colors = np.concatenate([np.round(filled * 255), np.full((*picture.shape[:2], 1), 255.0)], axis=-1).astype(
+            np.uint8
+        )
     colors[gap] = 0
     return colors
 

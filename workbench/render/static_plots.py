@@ -35,6 +35,7 @@ __all__ = ["draw_figure"]
 _RASTERIZED = 2_000
 """More points than these become pixels inside an SVG."""
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+_SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^"}
 
 
 def draw_figure(plot: Plot, titled: bool) -> Figure:
@@ -250,6 +251,7 @@ def _scatter(plot: ScatterPlot, figure: Figure) -> None:
                 group.x[members],
                 group.y[members],
                 s=size,
+                marker=_SYMBOLS[palette.symbol(index)],
                 edgecolors=edge,
                 linewidths=1.0 if members is marked else 0.5,
                 alpha=0.55 if total > 1000 else 0.85,
