@@ -19,7 +19,8 @@ only while ranges are trained); biases are not quantised, as accumulators are wi
 scales of the weights, which leaves the integers as they are; `sequential` optimises each candidate width behind layers
 of that same width; batches are drawn with replacement; bias tuning minimises the KL per sample (the code: per sample and
 class, which makes its rates smaller by the number of classes). The program needs labels, because it measures the loss. Not
-offered: several policies from noisy losses.
+offered: several policies from noisy losses; accuracy against the number of calibration images, which a sweep over
+`calibration_samples` gives.
 
 `end_to_end_steps` adds the comparison with fine-tuning all weights at once on the same images and their labels, on report and
 on calibration images, where it shows how far each is fitted to these.
