@@ -201,10 +201,10 @@ def test_what_other_threads_do_is_no_finding_and_what_new_ones_do_is(tmp_path):
     with watching() as seen:
         begin.set()
         assert done.wait(300)
+        before.join()  # so that its `ident` is free for the next one
         own = threading.Thread(target=write, args=("own.txt",))
         own.start()
         own.join()
-    before.join()
     assert seen.files == [f"write {tmp_path / 'own.txt'}"]
 
 

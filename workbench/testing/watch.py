@@ -37,7 +37,7 @@ class Seen:
     readable: tuple[str, ...] = ()
     """Folders whose files may be read."""
     others: frozenset[int] = frozenset()
-    """Threads whose doings are none of the code's business."""
+    """Threads (native ids) whose doings are none of the code's business."""
     files: list[str] = field(default_factory=list)
     """`read PATH`, `write PATH`, ... of files that are none of the code's business."""
     network: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Seen:
 
     def event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take note of an audit event."""
-        if threading.get_ident() in self.others:
+        if threading.get_native_id() in self.others:
             return
         if event in _NETWORK:
             address = arguments[1] if event in ("socket.connect", "socket.bind") else arguments[0]
@@ -109,7 +109,9 @@ def watching(*, own: tuple[Path | str, ...] = (), package: Path | None = None) -
     installation = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
     installation |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
     readable = tuple(sorted(installation)) + ((str(package),) if package is not None else ())
-    others = frozenset(sys._current_frames()) - {threading.get_ident()}
+    # The system's numbers of threads: Python's own (`ident`) go to the next thread as soon as one has ended.
+    running = (thread.native_id for thread in threading.enumerate())
+    others = frozenset(native for native in running if native is not None and native != threading.get_native_id())
     seen = Seen(tuple(os.path.abspath(path) for path in own), readable, others)
     text = io.StringIO()
     before = _global_state()
