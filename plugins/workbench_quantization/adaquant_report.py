@@ -269,32 +269,22 @@ def _widths_compared(result: Result, stage: str) -> tuple[View, ...]:
     """Sizes, and what narrowing a single layer costs; nothing to see where there is one width only."""
     if result["loss_increase"].sizes["bit"] == 1:
         return ()
+    costs = [("size", "size_share", "share of the 32-bit size")]
+    if getattr(result.params, "budget", "size") == "bops":
+        costs.append(("bit operations", "bops", "bit operations of one sample"))
     return (
-        Scatter(
-            title="Accuracy against size",
-            x="size_share",
-            y="accuracy",
-            color="solution_kind",
-            label="solution",
-            select={"stage": stage},
-            x_label="share of the 32-bit size",
-            caption=f"After the last stage ({stage}).",
-        ),
         *(
-            (
-                Scatter(
-                    title="Accuracy against bit operations",
-                    x="bops",
-                    y="accuracy",
-                    color="solution_kind",
-                    label="solution",
-                    select={"stage": stage},
-                    x_label="bit operations of one sample",
-                    caption=f"After the last stage ({stage}).",
-                ),
+            Scatter(
+                title=f"Accuracy against {name}",
+                x=cost,
+                y="accuracy",
+                color="solution_kind",
+                label="solution",
+                select={"stage": stage},
+                x_label=label,
+                caption=f"After the last stage ({stage}).",
             )
-            if getattr(result.params, "budget", "size") == "bops"
-            else ()
+            for name, cost, label in costs
         ),
         HeatMap(
             title="Rise of the calibration loss, one layer at a time",

@@ -32,24 +32,8 @@ def views(result: Result) -> tuple[View, ...]:
             z_label="rise of the loss",
             caption="Red: the two together cost more than the sum of both alone; blue: less.",
         ),
-        Scatter(
-            title="Damage of random subsets: single layers added up",
-            x="subset_prediction",
-            y="subset_damage",
-            select={"damage_model": "single layers"},
-            identity=True,
-            x_label="predicted rise of the loss",
-            y_label="measured",
-        ),
-        Scatter(
-            title="The same with pairs",
-            x="subset_prediction",
-            y="subset_damage",
-            select={"damage_model": "with pairs"},
-            identity=True,
-            x_label="predicted rise of the loss",
-            y_label="measured",
-        ),
+        _predicted("Damage of random subsets: single layers added up", "single layers"),
+        _predicted("The same with pairs", "with pairs"),
         *_elsewhere(result),
         *_compared(result),
         Bar(
@@ -75,20 +59,30 @@ def views(result: Result) -> tuple[View, ...]:
     return tuple(drawn)
 
 
+def _predicted(title: str, model: str, measured: str = "subset_damage", caption: str = "") -> Scatter:
+    """Damages of random subsets as a model of damages predicts them, against measured ones."""
+    return Scatter(
+        title=title,
+        x="subset_prediction",
+        y=measured,
+        select={"damage_model": model},
+        identity=True,
+        x_label="predicted rise of the loss",
+        y_label="measured",
+        caption=caption,
+    )
+
+
 def _elsewhere(result: Result) -> tuple[View, ...]:
     """The prediction with pairs on images that nothing was measured on; none in runs of before it was."""
     if "subset_damage_elsewhere" not in result:
         return ()
     return (
-        Scatter(
-            title="With pairs, on other images",
-            x="subset_prediction",
-            y="subset_damage_elsewhere",
-            select={"damage_model": "with pairs"},
-            identity=True,
-            x_label="predicted rise of the loss",
-            y_label="measured",
-            caption="On search images. The figures before are of the images that damages of layers and pairs were measured on.",
+        _predicted(
+            "With pairs, on other images",
+            "with pairs",
+            "subset_damage_elsewhere",
+            "On search images. The figures before are of the images that damages of layers and pairs were measured on.",
         ),
     )
 

@@ -39,7 +39,9 @@ def new_store(tmp_path: Path, name: str = "store") -> Store:
     return Store(tmp_path / name, index_folder=tmp_path / f"{name}-index")
 
 
-def add(store: Store, arrays: dict[str, np.ndarray] | None = None, *, uses: tuple[str, ...] = (), **changes: Any) -> str:
+def add(
+    store: Store, arrays: dict[str, np.ndarray] | None = None, *, uses: tuple[str, ...] = (), **changes: Any
+) -> str:
     """A complete run with some arrays, made from the runs `uses`."""
     if uses:
         changes["inputs"] = {"data": {"label": "", "runs": list(uses)}}
@@ -77,3 +79,13 @@ def forge(store: Store, run: str, change: Callable[[dict[str, Any]], Any], *, si
         body = json.dumps(attributes["workbench"], separators=(",", ":"))
         attributes["checksum"] = f"{crc32c(body.encode()):08x}"
     path.write_text(json.dumps(document, separators=(",", ":")))
+
+
+def stored(tmp_path: Path, **arrays: np.ndarray) -> tuple[Store, str]:
+    store = Store(tmp_path / "store", index_folder=tmp_path / "index")
+    writer = store.begin(record())
+    for name, values in arrays.items():
+        writer.put(name, values, tuple(f"{name}_{axis}" for axis in range(values.ndim)))
+    done = writer.complete()
+    store.index.put(done)
+    return store, done.id

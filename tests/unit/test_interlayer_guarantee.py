@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from sklearn.datasets import load_digits
 from workbench import Model
 from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit, predict_all
 
 from unit.recording_out import record
+from unit.stored_model_cases import first_digits
 from workbench_quantization.interlayer import Interlayer
 from workbench_quantization.interlayer_measure import Sensitivity
 from workbench_quantization.interlayer_report import report
@@ -27,13 +27,7 @@ QUICK: dict[str, Any] = {"probes": 2, "random_orders": 1, "subsets": 4, "calibra
 
 @pytest.fixture(scope="module")
 def data() -> xr.Dataset:
-    found = load_digits()
-    return xr.Dataset(
-        {
-            "image": (("sample", "channel", "y", "x"), (found.images[:400, None] / 16).astype(np.float32)),
-            "label": (("sample",), found.target[:400].astype(np.int64)),
-        }
-    )
+    return first_digits(400)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 from scipy.stats import spearmanr
-from sklearn.datasets import load_digits
 from torch import nn
 from workbench import InputError, Inputs, Model, SkippedError
 from workbench.subjects.networks import SmallCNN
 from workbench.toolkit import Recipe, fit
 
 from unit.recording_out import RecordingOut, check_report, record
+from unit.stored_model_cases import first_digits
 from workbench_quantization.hawq_images import split_roles
 from workbench_quantization.interlayer import Interlayer, Params
 from workbench_quantization.interlayer_measure import input_sensitivity
@@ -38,13 +38,7 @@ QUICK: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data() -> xr.Dataset:
-    found = load_digits()
-    return xr.Dataset(
-        {
-            "image": (("sample", "channel", "y", "x"), (found.images[:400, None] / 16).astype(np.float32)),
-            "label": (("sample",), found.target[:400].astype(np.int64)),
-        }
-    )
+    return first_digits(400)
 
 
 @pytest.fixture(scope="module")
