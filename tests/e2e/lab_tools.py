@@ -132,10 +132,19 @@ class Visit:
         self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
 
     def _answer_question(self) -> None:
-        question = self.page.locator(".jp-Dialog button.jp-mod-accept")
-        if question.count():
-            question.first.click()
-            self.page.wait_for_selector(".jp-Dialog", state="detached")
+        """Accept what a dialog asks, if there is one: once more where the click was lost or the next question has come."""
+        from playwright.sync_api import TimeoutError
+
+        dialog = self.page.locator(".jp-Dialog")
+        asked = ""
+        for _ in range(20):
+            if not dialog.count():
+                return
+            with contextlib.suppress(TimeoutError):  # the newest is on top, and the page takes clicks for it alone
+                asked = dialog.last.inner_text(timeout=DROPPED)
+                dialog.last.locator("button.jp-mod-accept").click(timeout=DROPPED)
+                self.page.wait_for_selector(".jp-Dialog", state="detached", timeout=DROPPED)
+        assert not dialog.count(), f"a dialog stays: {asked}"
 
 
 @contextlib.contextmanager

@@ -197,6 +197,18 @@ def shown(seen: Visit, name: str, *, wait: bool = True) -> Any:
     return output
 
 
+def there(seen: Visit, name: str) -> Any:
+    """The output of a panel as other tests left it; shown now where they ran in another process."""
+    output = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+    if not output.locator(".wb-panel").count():
+        shown(seen, name)
+        output.locator(".wb-panel").first.wait_for()
+        if name == "run":
+            output.get_by_role("tab", name="Curves and log").click()
+            output.locator(".wbc-canvas >> visible=true").first.wait_for()
+    return output
+
+
 def keep(seen: Visit, where: Any, pictures: Path, name: str) -> None:
     path = pictures / f"{name}.png"
     output = where.locator(".jp-OutputArea").first
@@ -409,16 +421,16 @@ def test_what_is_missing_or_damaged_is_said_in_the_panel(seen: Visit, lab: Lab, 
 
 def test_all_that_can_be_operated_has_a_name_and_is_reached_in_the_order_of_the_page(seen: Visit, lab: Lab):
     for name in ("explore", "run", "compare", "launch", "plugins", "large"):
-        panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+        panel = there(seen, name)
         nameless = panel.evaluate(NAMELESS)
         assert nameless == [], name
     twice = """() => [...document.querySelectorAll('.wb-panel [id]')].map(node => node.id)
         .filter((id, at, all) => all.indexOf(id) !== at)"""
     assert seen.page.evaluate(twice) == [], "labels would belong to the fields of another panel"
     for name in ("explore", "large"):
-        panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+        panel = there(seen, name)
         assert panel.get_by_label("Pictures", exact=True).is_checked(), "two explorers do not share their buttons"
-    panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index("launch"))
+    panel = there(seen, "launch")
     panel.locator("input[name=steps]").focus()
     reached = []
     for _ in range(4):
@@ -440,12 +452,12 @@ def unreadable(panel: Any) -> set[tuple[str, ...]]:
 def test_everything_reads_on_dark_pages_too(lab: Lab, seen: Visit, pictures: Path):
     theme(seen, "Dark")
     for name in ("explore", "run", "compare", "launch", "plugins"):
-        panel = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index(name))
+        panel = there(seen, name)
         panel.scroll_into_view_if_needed()
         assert panel.evaluate(INKS)
         assert seen.at_last(partial(unreadable, panel)) == set(), name  # style sheets may come after the theme's name
         keep(seen, panel, pictures, f"{name}-dark")
-    figure = seen.page.locator(".jp-Notebook .jp-CodeCell").nth(ORDER.index("run")).locator(".js-plotly-plot").first
+    figure = there(seen, "run").locator(".js-plotly-plot").first
     dark = ["rgba(0, 0, 0, 0)", "rgb(223, 227, 234)", "rgb(74, 168, 224)"]
     light = ["rgb(254, 254, 254)", "rgb(31, 36, 48)", "rgb(0, 114, 178)"]
 
